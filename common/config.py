@@ -57,7 +57,7 @@ class Config:
     bn_momentum: float = option(0.875, "share of the old moving statistic that an update keeps; binary-exact on purpose")
     bn_epsilon: float = option(1e-3, "added to the variance")
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path, 0 to below 1")
-    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; bfloat16 keeps float32 weights")
+    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
     jit: bool = option(False, "compile the steps with XLA")
 
     # training
@@ -73,11 +73,11 @@ class Config:
     seed: int = option(0, "of the weights, the cells, the split, the order and the augmentation")
 
     # data
-    dataset: Literal["synthetic", "folder"] = option("synthetic", "synthetic: drawn cells; folder: --data-dir with images/ and masks/")
+    dataset: Literal["synthetic", "folder"] = option("synthetic", "drawn cells, or the folder --data-dir")
     data_dir: Path | None = option(None, "folder with images/ and masks/, paired by file stem")
     images: int = option(250, "synthetic: how many to draw")
     validation: float = option(0.2, "share of the images held back to validate on, above 0 and below 1")
-    image_size: Size | None = option(None, "resize to WIDTHxHEIGHT pixels, or N for NxN (synthetic: draw at that size, default 128)")
+    image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
     crop_size: Size | None = option(None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images")
     augment: Literal["none", "flips"] = option("flips", "flips: random flips and right-angle rotations in training")
 
@@ -116,17 +116,29 @@ class Config:
         )
         require(self.dataset != "folder" or self.data_dir is not None, "--dataset folder needs --data-dir DIR")
 
+    @property
+    def variable_dtype(self):
+        """Of weights, moving statistics and optimizer state: bfloat16 arithmetic keeps float32 master weights."""
+        return "float64" if self.precision == "float64" else "float32"
+
     def save(self, path):
         Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n")
 
 
-def _parser(fields, prog, description):
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.error = lambda message: (_ for _ in ()).throw(UserError(f"{message} (see {prog} --help)"))
-    for field in fields:
+def make_parser(prog, description):
+    """An argument parser with an option for every field of `Config`. It raises `UserError` and never exits by itself."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def error(message):
+        raise UserError(f"{message} (see {prog} --help)")
+
+    parser.error = error
+    for field in dataclasses.fields(Config):
         flag, text, kind = "--" + field.name.replace("_", "-"), field.metadata["help"], field.type
-        if typing.get_origin(kind) in (types.UnionType, typing.Union):
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if typing.get_origin(kind) is types.UnionType:  # Path | None
+            kind = typing.get_args(kind)[0]
         if field.default is not None:
             text += " (default: %(default)s)"
         if kind is bool:
@@ -139,13 +151,22 @@ def _parser(fields, prog, description):
     return parser
 
 
+def read_config(args):
+    """The `Config` in parsed arguments, which may hold other options too.
+
+    Raises: UserError for values that do not fit together.
+    """
+    return Config(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Config)})
+
+
 def parse_config(argv, prog, description, run_dir):
-    """Reads a `Config` from the command line.
+    """The `Config` on a command line (`sys.argv` for None).
 
     Raises: UserError for an unknown option or a value that does not fit.
     """
-    args = _parser(dataclasses.fields(Config), prog, description).parse_args(argv)
-    return dataclasses.replace(Config(**vars(args)), run_dir=args.run_dir or Path(run_dir))
+    parser = make_parser(prog, description)
+    parser.set_defaults(run_dir=Path(run_dir))
+    return read_config(parser.parse_args(argv))
 
 
 def run_script(main):

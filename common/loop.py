@@ -1,0 +1,166 @@
+"""What a training run does besides training: progress, validation, history, the best weights, the pictures."""
+
+import csv
+import dataclasses
+import itertools
+import math
+import os
+import time
+
+from common.checkpoint import load_weights, save_weights
+from common.config import UserError
+from common.metrics import predicted_classes, scores
+from common.pictures import draw_curves, draw_predictions
+from common.weights import assign_weights, is_trainable
+from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
+from data.synthetic import otsu_dice
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+COLUMNS = ("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "images_per_second", "seconds")
+PICTURES = 4  # validation images in predictions.png
+
+
+def device_name():
+    """What TensorFlow computes on: the GPU's name, or the number of CPU cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return f"GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'unnamed')})"
+    return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+
+
+def evaluate(eval_step, batches, classes):
+    """Mean loss, dice, IoU and pixel accuracy over all images of `batches`: {"loss": ..., "dice": ..., ...}."""
+    values = {"loss": [], "dice": [], "iou": [], "accuracy": []}
+    for images, masks in batches:
+        loss, p = eval_step(images, masks)
+        values["loss"] += [float(loss)] * len(images)  # a mean over images already
+        for name, value in scores(masks[..., 0], predicted_classes(p.numpy()), classes).items():
+            values[name] += value.tolist()
+    return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+class Run:
+    """One training run: it counts, validates, writes into `config.run_dir`; the train script does the training.
+
+        run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+        for _ in range(config.epochs):
+            for images, masks in run.epoch():
+                run.end_step(train_step(images, masks))
+            run.end_epoch()
+        run.finish()
+
+    weights: canonical name -> variable.
+    """
+
+    def __init__(self, config, training, validation, weights, eval_step):
+        self.config, self.training, self.validation = config, training, validation
+        self.weights, self.eval_step = weights, eval_step
+        self.steps_per_epoch = steps_per_epoch(config, training)
+        self.batches = training_batches(config, training)  # of all epochs, one after the other
+        self.validation_batches = validation_batches(config, validation)
+        self.iterator = None
+        self.rows, self.best = [], None  # of history.csv; the row with the highest dice
+        try:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            config.save(config.run_dir / "config.json")
+        except OSError as error:
+            raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from None
+        count = sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name))
+        print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
+        self._start_epoch()
+
+    def _start_epoch(self):
+        self.losses = []  # of this epoch
+        self.started = self.checked = time.perf_counter()
+        self.progress = tqdm(
+            total=self.steps_per_epoch * self.config.batch_size,
+            desc=f"epoch {len(self.rows) + 1}/{self.config.epochs}",
+            unit=" images",
+            leave=False,
+            disable=None,  # no bar in a file or a pipe
+        )
+
+    def epoch(self):
+        """The batches of the next epoch: images [N, H, W, C] in 0..1, masks [N, H, W, 1] class indices."""
+        self.iterator = self.iterator or iter(self.batches)
+        return itertools.islice(self.iterator, self.steps_per_epoch)
+
+    def end_step(self, loss):
+        """loss: of one step, a number or a scalar tensor. It is read now and then, so that a GPU need not wait."""
+        self.losses.append(loss)
+        self.progress.update(self.config.batch_size)
+        if len(self.losses) == 1:
+            float(loss)
+            self.started = time.perf_counter()  # the first step traces and compiles, it says nothing about speed
+        elif time.perf_counter() - self.checked > 0.25:
+            self._check_losses()
+
+    def _check_losses(self):
+        """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
+        self.checked = time.perf_counter()
+        self.losses = [float(loss) for loss in self.losses]
+        self.progress.set_postfix(loss=f"{np.mean(self.losses):.4f}", refresh=False)
+        for k, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                self.progress.close()
+                step = len(self.rows) * self.steps_per_epoch + k
+                files = ", ".join(batch_names(self.config, self.training, step))
+                raise UserError(
+                    f"the loss is {loss} at step {step + 1}, on the images {files}; what was saved in "
+                    f"{self.config.run_dir} stays. Look at these images, or try a smaller --learning-rate"
+                )
+
+    def end_epoch(self):
+        """Validates, appends to history.csv, and keeps the weights if they are the best so far."""
+        self._check_losses()
+        seconds = time.perf_counter() - self.started
+        self.progress.close()
+        row = {
+            "epoch": len(self.rows) + 1,
+            "step": (len(self.rows) + 1) * self.steps_per_epoch,
+            "loss": float(np.mean(self.losses)),
+            **{f"val_{name}": v for name, v in evaluate(self.eval_step, self.validation_batches, self.config.classes).items()},
+            "images_per_second": (self.steps_per_epoch - 1) * self.config.batch_size / seconds,
+            "seconds": seconds,
+        }
+        self.rows.append(row)
+        with open(self.config.run_dir / "history.csv", "w" if len(self.rows) == 1 else "a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if len(self.rows) == 1:
+                writer.writeheader()
+            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+        if self.best is None or row["val_dice"] > self.best["val_dice"]:
+            self.best = row
+            save_weights(self.config.run_dir / "best.safetensors", self.weights, config=dataclasses.asdict(self.config), **row)
+        print(
+            f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
+            f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
+            f"accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
+            flush=True,
+        )
+        if len(self.rows) < self.config.epochs:
+            self._start_epoch()
+
+    def finish(self):
+        """Goes back to the best weights and draws curves.png and predictions.png."""
+        config = self.config
+        assign_weights(self.weights, load_weights(config.run_dir / "best.safetensors")[0])
+        pictures = []
+        for images, masks in self.validation_batches:
+            predictions = predicted_classes(self.eval_step(images, masks)[1].numpy())
+            truths = masks.numpy()[..., 0].astype(int)
+            dice = scores(truths, predictions, config.classes)["dice"]
+            names = self.validation.names[len(pictures) :]
+            pictures += zip(names, images.numpy(), truths, predictions, dice)
+            if len(pictures) >= PICTURES:
+                break
+        title = f"validation images, epoch {self.best['epoch']}"
+        draw_predictions(config.run_dir / "predictions.png", pictures[:PICTURES], config.classes, title)
+        draw_curves(config.run_dir / "curves.png", {config.run_dir.name: self.rows})
+        beside = ""
+        if config.dataset == "synthetic" and config.classes <= 2:
+            beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
+        print(f"best validation dice {self.best['val_dice']:.4f} at epoch {self.best['epoch']}{beside}; see {config.run_dir}/")

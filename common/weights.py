@@ -1,0 +1,66 @@
+"""The canonical weights: their names, their shapes, and values drawn once for all three implementations.
+
+The same seed gives different numbers in TensorFlow's, tf.layers' and Keras's initializers, so none of them is used.
+"""
+
+import numpy as np
+
+
+def weight_shapes(config):
+    """Canonical name -> shape of every weight and moving statistic, in the order of the forward pass."""
+    shapes = {}
+
+    def double_conv(name, inputs, outputs):
+        for k, channels in ((1, inputs), (2, outputs)):
+            shapes[f"{name}/conv{k}/kernel"] = (3, 3, channels, outputs)
+            if config.batch_norm == "none":  # a batch normalization would subtract the bias again
+                shapes[f"{name}/conv{k}/bias"] = (outputs,)
+            else:
+                for statistic in ("gamma", "beta", "moving_mean", "moving_variance"):
+                    shapes[f"{name}/bn{k}/{statistic}"] = (outputs,)
+
+    width = [config.filters * 2**i for i in range(config.depth + 1)]
+    for i in range(config.depth + 1):
+        double_conv(f"down{i}", width[i - 1] if i else config.channels, width[i])
+    for i in reversed(range(config.depth)):
+        shapes[f"up{i}/deconv/kernel"] = (2, 2, width[i], width[i + 1])
+        shapes[f"up{i}/deconv/bias"] = (width[i],)
+        double_conv(f"up{i}", 2 * width[i], width[i])
+    shapes["head/kernel"] = (1, 1, width[0], config.classes)
+    shapes["head/bias"] = (config.classes,)
+    return shapes
+
+
+def is_trainable(name):
+    """Whether gradients change the weight: all but the moving statistics."""
+    return not name.endswith(("/moving_mean", "/moving_variance"))
+
+
+def initial_weights(config):
+    """Canonical name -> float32 array: kernels from a normal distribution, drawn in the order of `weight_shapes`.
+
+    stddev = sqrt(2 / fan_in), He et al. 2015 (arXiv 1502.01852), equation 10. Every output pixel of the 2x2
+    up-convolution with stride 2 sees one input pixel, so its fan-in is its number of input channels.
+    """
+    rng = np.random.default_rng(config.seed)
+
+    def draw(name, shape):
+        if name.endswith("/kernel"):
+            fan_in = shape[3] if "/deconv/" in name else shape[0] * shape[1] * shape[2]
+            return rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
+        return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, np.float32)
+
+    return {name: draw(name, shape) for name, shape in weight_shapes(config).items()}
+
+
+def assign_weights(variables, values):
+    """Assigns `values` to `variables`, both by canonical name.
+
+    Raises: ValueError that names what is missing, left over, or of another shape.
+    """
+    if variables.keys() != values.keys():
+        raise ValueError(f"weights differ in their names: {sorted(variables.keys() ^ values.keys())}")
+    for name, variable in variables.items():
+        if tuple(variable.shape) != values[name].shape:
+            raise ValueError(f"{name} has shape {tuple(variable.shape)}, the value for it has {values[name].shape}")
+        variable.assign(values[name])

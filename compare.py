@@ -1,0 +1,42 @@
+"""Are the three implementations the same network, and how fast is each?
+
+    python compare.py           both questions, the short way, within 3 minutes on 2 cores
+    python compare.py parity    weights, logits, loss, gradients, training steps: every pair compared
+    python compare.py bench     images per second in training and in inference, on the GPU if there is one
+
+Every option of the train scripts works here too, such as --depth 3 or --dataset folder --data-dir DIR.
+"""
+
+import sys
+from pathlib import Path
+
+from common.config import make_parser, read_config, run_script
+from comparison import bench, parity
+
+OUTPUT = Path("runs/compare")
+
+
+def main(argv=None):
+    """Returns the exit code: 0 when every check passed, 1 when one failed."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = argv.pop(0) if argv and argv[0] in ("parity", "bench") else None
+    parser = make_parser(f"compare.py {command}" if command else "compare.py", __doc__)
+    parser.set_defaults(images=40, run_dir=OUTPUT)
+    if command != "bench":
+        parser.set_defaults(**parity.EXACT_CONSTANTS)
+    if command != "bench":
+        parser.add_argument("--steps", type=int, metavar="N", default=10 if command else 5, help="parity: training steps")
+    if command != "parity":
+        parser.add_argument("--rounds", type=int, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    passed = True
+    if command != "bench":
+        passed = parity.run(config, args.steps, config.run_dir / "parity.json")
+    if command != "parity":
+        bench.run(config, args.rounds, {"train": 3, "infer": 5}, config.run_dir / "bench.json")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    run_script(main)

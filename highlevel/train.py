@@ -1,0 +1,87 @@
+"""Train the U-Net written in tf.layers, with the optimizers of tf.compat.v1.train."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python highlevel/train.py` works too
+
+from common.config import parse_config, run_script
+from common.loop import Run
+from common.losses import dice_loss, probabilities
+from data.loader import load_examples
+from highlevel.model import UNet, named_weights
+
+import numpy as np
+import tensorflow as tf
+
+# --- what raw operations and Keras do in another way ---
+
+
+class SGD(tf.compat.v1.train.MomentumOptimizer):
+    """v1 keeps a = momentum * a + g and takes lr * a, which is another path as soon as the learning rate changes.
+
+    Sutskever et al. 2013, equations 1 and 2, as lowlevel and Keras have it: m = momentum * m - lr * g;  w += m
+    """
+
+    def _resource_apply_dense(self, grad, var):
+        lr, momentum = tf.cast(self._learning_rate_tensor, grad.dtype), tf.cast(self._momentum_tensor, grad.dtype)
+        m = self.get_slot(var, "momentum")
+        return tf.raw_ops.ResourceApplyKerasMomentum(var=var.handle, accum=m.handle, lr=lr, grad=grad, momentum=momentum)
+
+
+# --- training ---
+
+
+def make_optimizer(model, config):
+    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
+    # float64, because v1 multiplies its powers of beta up step by step, in the type that the constants come in
+    beta_1, beta_2, epsilon, momentum = np.float64([config.beta_1, config.beta_2, config.epsilon, config.momentum])
+    if config.optimizer == "adam":
+        optimizer = tf.compat.v1.train.AdamOptimizer(learning_rate, beta_1, beta_2, epsilon)
+    else:
+        optimizer = SGD(learning_rate, momentum)
+    optimizer.learning_rate = learning_rate
+    return optimizer
+
+
+def make_train_step(model, config, optimizer=None):
+    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
+    optimizer = optimizer or make_optimizer(model, config)
+
+    @tf.function(jit_compile=config.jit)
+    def train_step(images, masks):
+        logits = model(images, training=True)
+        loss = dice_loss(masks, logits)
+        optimizer.minimize(loss, var_list=model.trainable_variables)  # tf.gradients, then one kernel per weight
+        return loss
+
+    return train_step
+
+
+def make_eval_step(model, config):
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), nothing updated."""
+
+    @tf.function(jit_compile=config.jit, reduce_retracing=True)
+    def eval_step(images, masks):
+        logits = model(images, training=False)
+        return dice_loss(masks, logits), probabilities(logits)
+
+    return eval_step
+
+
+def main(argv=None):
+    config = parse_config(argv, "highlevel.train", __doc__, run_dir="runs/highlevel")
+    training, validation = load_examples(config)
+    model = UNet(config)
+    train_step = make_train_step(model, config)
+    run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+    for _ in range(config.epochs):
+        for images, masks in run.epoch():
+            run.end_step(train_step(images, masks))
+        run.end_epoch()
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,105 @@
+"""Train the U-Net written in Keras 3: compile, fit and callbacks."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python keras_impl/train.py` works too
+
+from common.config import parse_config, run_script
+from common.loop import Run
+from common.losses import dice_loss, probabilities
+from data.loader import load_examples
+from keras_impl.model import UNet, named_weights
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# --- what raw operations and tf.layers do not need ---
+
+
+class DiceLoss(keras.losses.Loss):
+    """`dice_loss` as `compile` takes it. A plain function would get its float64 logits cast to float32."""
+
+    def call(self, masks, logits):
+        return dice_loss(masks, logits)
+
+
+class RunCallback(keras.callbacks.Callback):
+    """Tells the run about every step and every epoch of `fit`."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_train_batch_end(self, batch, logs):
+        # Keras logs the mean over the epoch so far; the run wants the loss of this step
+        self.run.end_step(logs["loss"] * (batch + 1) - sum(self.run.losses))
+
+    def on_epoch_end(self, epoch, logs):
+        self.run.end_epoch()
+
+
+# --- training ---
+
+
+def make_optimizer(model, config):
+    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    # numpy, because Keras casts its constants through float32 where they are Python floats
+    number = np.float64 if config.precision == "float64" else float
+    if config.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(
+            config.learning_rate, number(config.beta_1), number(config.beta_2), epsilon=config.epsilon
+        )
+    else:
+        optimizer = keras.optimizers.SGD(config.learning_rate, momentum=number(config.momentum))
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def make_train_step(model, config, optimizer=None):
+    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
+    optimizer = optimizer or make_optimizer(model, config)
+
+    @tf.function(jit_compile=config.jit)
+    def train_step(images, masks):
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = dice_loss(masks, logits)
+        weights = model.trainable_weights
+        optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
+        return loss
+
+    return train_step
+
+
+def make_eval_step(model, config):
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), nothing updated."""
+
+    @tf.function(jit_compile=config.jit, reduce_retracing=True)
+    def eval_step(images, masks):
+        logits = model(images, training=False)
+        return dice_loss(masks, logits), probabilities(logits)
+
+    return eval_step
+
+
+def main(argv=None):
+    config = parse_config(argv, "keras_impl.train", __doc__, run_dir="runs/keras_impl")
+    training, validation = load_examples(config)
+    model = UNet(config)
+    model.compile(make_optimizer(model, config), DiceLoss(dtype=config.variable_dtype), jit_compile=config.jit)
+    run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+    model.fit(
+        run.batches,
+        steps_per_epoch=run.steps_per_epoch,
+        epochs=config.epochs,
+        shuffle=False,  # `data.loader` shuffles, the same for all three
+        verbose=0,  # the run draws the progress bar
+        callbacks=[RunCallback(run)],
+    )
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

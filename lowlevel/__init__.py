@@ -1,0 +1,1 @@
+"""The U-Net in raw tf.nn operations, with explicit variables, GradientTape and the optimizer's update written out."""

@@ -1,0 +1,123 @@
+"""Train the U-Net written in raw tf.nn operations: GradientTape, and the optimizer's update as operations."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python lowlevel/train.py` works too
+
+from common.config import parse_config, run_script
+from common.loop import Run
+from common.losses import dice_loss, probabilities
+from data.loader import load_examples
+from lowlevel.model import UNet, named_weights
+
+import tensorflow as tf
+
+# --- what tf.layers and Keras bring along ---
+
+
+class Adam(tf.Module):
+    """Kingma and Ba 2015, arXiv 1412.6980: algorithm 1 in the order of the end of its section 2 ("epsilon hat").
+
+    alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    m += (g - m) * (1 - beta_1);  v += (g**2 - v) * (1 - beta_2);  w -= m * alpha / (sqrt(v) + epsilon)
+
+    weights: canonical name -> variable. `m` and `v` carry the same names.
+    """
+
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config, self.weights = config, weights
+        self.learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
+        self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")  # t
+        self.m = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/m") for name, w in weights.items()}
+        self.v = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/v") for name, w in weights.items()}
+
+    def apply(self, gradients):
+        """gradients: canonical name -> gradient, of every weight."""
+        config, dtype = self.config, self.config.variable_dtype
+        # tf.constant, because tf.cast would take a Python float through float32 on its way into a float64 graph
+        beta_1, beta_2 = tf.constant(config.beta_1, dtype), tf.constant(config.beta_2, dtype)
+        t = tf.cast(self.iterations.assign_add(1), dtype)
+        alpha = tf.cast(self.learning_rate, dtype) * tf.sqrt(1 - tf.pow(beta_2, t)) / (1 - tf.pow(beta_1, t))
+        for name, w in self.weights.items():
+            g, m, v = gradients[name], self.m[name], self.v[name]
+            m.assign_add((g - m) * (1 - config.beta_1))
+            v.assign_add((tf.square(g) - v) * (1 - config.beta_2))
+            w.assign_sub(m * alpha / (tf.sqrt(v) + config.epsilon))
+
+
+class SGD(tf.Module):
+    """Gradient descent with momentum, Sutskever et al. 2013, equations 1 and 2.
+
+    m = momentum * m - lr * g;  w += m
+    """
+
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config, self.weights = config, weights
+        self.learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
+        self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
+        self.m = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/m") for name, w in weights.items()}
+
+    def apply(self, gradients):
+        """gradients: canonical name -> gradient, of every weight."""
+        dtype = self.config.variable_dtype
+        momentum, lr = tf.constant(self.config.momentum, dtype), tf.cast(self.learning_rate, dtype)
+        self.iterations.assign_add(1)
+        for name, w in self.weights.items():
+            m = self.m[name]
+            m.assign(m * momentum - gradients[name] * lr)
+            w.assign_add(m)
+
+
+# --- training ---
+
+
+def make_optimizer(model, config):
+    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    weights = {name: w for name, w in named_weights(model).items() if w.trainable}
+    return Adam(config, weights) if config.optimizer == "adam" else SGD(config, weights)
+
+
+def make_train_step(model, config, optimizer=None):
+    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
+    optimizer = optimizer or make_optimizer(model, config)
+
+    @tf.function(jit_compile=config.jit)
+    def train_step(images, masks):
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = dice_loss(masks, logits)
+        optimizer.apply(tape.gradient(loss, optimizer.weights))
+        return loss
+
+    return train_step
+
+
+def make_eval_step(model, config):
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), nothing updated."""
+
+    @tf.function(jit_compile=config.jit, reduce_retracing=True)
+    def eval_step(images, masks):
+        logits = model(images, training=False)
+        return dice_loss(masks, logits), probabilities(logits)
+
+    return eval_step
+
+
+def main(argv=None):
+    config = parse_config(argv, "lowlevel.train", __doc__, run_dir="runs/lowlevel")
+    training, validation = load_examples(config)
+    model = UNet(config)
+    train_step = make_train_step(model, config)
+    run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+    for _ in range(config.epochs):
+        for images, masks in run.epoch():
+            run.end_step(train_step(images, masks))
+        run.end_epoch()
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)
