@@ -12,7 +12,6 @@ from data.loader import load_examples, training_batches
 import numpy as np
 import tensorflow as tf
 
-
 # Sums of few powers of two, which float32, float64 and every detour between them hold alike. The usual 0.9 and 0.999 are
 # rounded by each API at another place: v1's Adam computes 1 - beta_2 in float32, 5e-5 beside Keras's 0.001.
 EXACT_CONSTANTS = dict(learning_rate=2**-10, beta_1=0.875, beta_2=1 - 2**-10, epsilon=2**-23, momentum=0.875, bn_epsilon=2**-10)
@@ -34,6 +33,19 @@ class Check:
     @property
     def passed(self):
         return self.difference <= self.tolerance
+
+
+def be_deterministic():
+    """Makes equal graphs give equal bits, run after run, on one device. Call it before the first operation.
+
+    Op determinism alone does not do that: with two operations at a time, the order in which the gradients that meet in
+    the explicit batch normalization are added depends on which arrives first; and TensorFlow's graph optimizer rewrites
+    the same gradient in another way when a moving average is written in another way beside it. Measured: with either of
+    the two left on, float32 weights differ in their last places after the first or second training step.
+    """
+    tf.config.experimental.enable_op_determinism()
+    tf.config.threading.set_inter_op_parallelism_threads(1)  # each operation still uses all cores
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
 
 
 def observe(implementation, config, batches):
@@ -155,7 +167,7 @@ def run(config, steps, path):
 
     Returns: whether every check passed.
     """
-    tf.config.experimental.enable_op_determinism()  # else a kernel may sum in another order each time
+    be_deterministic()
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     training, _ = load_examples(config)
     batches = list(training_batches(dataclasses.replace(config, epochs=steps), training).take(steps))

@@ -62,7 +62,7 @@ def _decode(path):
             pages = getattr(image, "n_frames", 1)
             image.load()
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        raise UserError(f"cannot read {path}, it is damaged or no image ({error})") from error
+        raise UserError(f"cannot read {path} as an image: {error}") from error
     if pages > 1 and image.format in ("TIFF", "GIF"):  # a phone's JPEG may carry a preview as a second page
         raise UserError(f"{path} holds {pages} images: save each as a file of its own")
     return image
@@ -125,22 +125,24 @@ def class_indices(masks, paths, classes):
     present = np.array([np.bincount(mask.ravel(), minlength=256) > 0 for mask in masks])  # [masks, values]
     values, limit = np.flatnonzero(present.any(axis=0)), max(classes, 2)
     if values[-1] < limit:
-        return masks, "masks 0/1" if limit == 2 else f"masks 0 to {values[-1]}"
+        return masks, f"mask values 0 to {values[-1]}"
     if limit == 2 and np.isin(values, (0, 255)).all():
-        return [mask // 255 for mask in masks], "masks 0/255 read as 0/1"
+        return [mask // 255 for mask in masks], "mask values 0/255 read as 0/1"
     jpeg = np.array([path.suffix.lower() in (".jpg", ".jpeg") for path in paths])
     if limit == 2 and values[-1] > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
         # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
-        return [mask // 128 for mask in masks], "JPEG masks read as 0 below 128, 1 above"
+        return [mask // 128 for mask in masks], "JPEG masks read as 0 below 128 and 1 above"
 
     first = int(present[:, limit:].any(axis=1).argmax())
     held = [str(value) for value in np.flatnonzero(present[first])]
     shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
-    allowed = "0/1 or 0/255" if limit == 2 else f"0 to {classes - 1}"
+    allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
     if jpeg[first]:
         advice = "JPEG does not keep a mask's values, save it as PNG"
     elif values[values < 255][-1:] >= limit:
         advice = f"if they are class indices, set --classes {values[values < 255][-1] + 1}, otherwise mend the mask"
+    elif limit == 2:
+        advice = "here 1 and 255 both occur"
     else:
-        advice = "255 often marks what nobody labelled, give it a class in the mask"
+        advice = "255 is foreground only with --classes 1 or 2; where it marks what nobody labelled, give it a class"
     raise UserError(f"{paths[first]} holds {len(held)} values ({shown}), but --classes {classes} takes {allowed}: {advice}")

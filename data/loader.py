@@ -13,7 +13,7 @@ from data.layouts import class_indices, find_folder, read_image, read_mask
 from data.synthetic import make_cells
 
 import numpy as np
-import tensorflow as tf  # after common, which sets the environment that TensorFlow reads
+import tensorflow as tf
 from skimage.transform import resize
 from tqdm import tqdm
 
@@ -85,10 +85,9 @@ def _read_folder(config):
 
 def _check_sizes(config, training, validation):
     """Raises: UserError for too few images, and for the first image that is too small or unlike the others."""
-    if len(training.names) < config.batch_size:
-        raise UserError(
-            f"{len(training.names)} images to train on, but --batch-size is {config.batch_size}: use a smaller batch or more images"
-        )
+    n = len(training.names)
+    if n < config.batch_size:
+        raise UserError(f"{n} images to train on, but --batch-size is {config.batch_size}: use a smaller batch or more images")
     smallest, crop = min_size(config), config.crop_size or Size(0, 0)
     for name, mask in zip(training.names + validation.names, training.masks + validation.masks):
         size = Size(*mask.shape)

@@ -51,9 +51,12 @@ def make_train_step(model, config, optimizer=None):
 
     @tf.function(jit_compile=config.jit)
     def train_step(images, masks):
-        logits = model(images, training=True)
-        loss = dice_loss(masks, logits)
-        optimizer.minimize(loss, var_list=model.trainable_variables)  # tf.gradients, then one kernel per weight
+        # not `optimizer.minimize(loss)`: its tf.gradients adds gradients that meet in another order than a tape does
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = dice_loss(masks, logits)
+        weights = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
         return loss
 
     return train_step

@@ -1,0 +1,385 @@
+"""The data: what is drawn, what is read and refused, and that batches are aligned, repeatable and of one shape."""
+
+import dataclasses
+import hashlib
+
+from common.config import Config, Size, UserError
+from common.shapes import margin
+from data.augment import flips, random_crop
+from data.layouts import find_folder, read_image, read_mask
+from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
+from data.synthetic import make_cells, otsu_dice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+GRAY = np.repeat(NOISE[..., :1], 3, axis=-1)
+BLOBS = (NOISE[..., 0] > 128).astype(np.uint8)  # 0/1
+SMALL = dict(depth=2, batch_size=2)
+
+
+def save(path, image, **kwargs):
+    """image: an array or a Pillow image. Returns: path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **kwargs)
+    return path
+
+
+def save_pairs(folder, masks, image=NOISE, suffix=".png"):
+    """images/0.png, 1.png, ... and their masks, as `folder` layout."""
+    for i, mask in enumerate(masks):
+        save(folder / f"images/{i}.png", image)
+        save(folder / f"masks/{i}{suffix}", mask)
+    return folder
+
+
+def coded_examples(n, *size):
+    """Image i is its own name: 200 in the foreground, and i everywhere."""
+    masks = [np.random.default_rng(i).integers(0, 2, size, dtype=np.uint8) for i in range(n)]
+    return Examples([str(i) for i in range(n)], [(200 * mask + i)[..., None] for i, mask in enumerate(masks)], masks)
+
+
+def decode(images, masks):
+    """Batches of `coded_examples` -> their indices; fails where a mask has left its image."""
+    values = np.rint(images.numpy()[..., 0] * 255).astype(int)
+    cut = (values.shape[1] - masks.shape[1]) // 2
+    inner = values[:, cut : values.shape[1] - cut, cut : values.shape[2] - cut]
+    np.testing.assert_array_equal(inner >= 200, masks.numpy()[..., 0] == 1)
+    indices = values[:, 0, 0] % 200
+    assert (values % 200 == indices[:, None, None]).all()
+    return indices.tolist()
+
+
+def digest(batches):
+    return [hashlib.sha256(images.numpy().tobytes() + masks.numpy().tobytes()).hexdigest() for images, masks in batches]
+
+
+# augmentation
+
+
+@pytest.mark.parametrize("shape, count", [((4, 4), 8), ((4, 6), 4)])
+def test_flips_reach_every_symmetry_equally_often(shape, count):
+    image = np.arange(shape[0] * shape[1]).reshape(*shape, 1)
+    rng, seen = np.random.default_rng(0), {}
+    for _ in range(800):
+        flipped, mask = flips(image, image[..., 0], rng)
+        assert flipped.shape == image.shape
+        np.testing.assert_array_equal(flipped[..., 0], mask)
+        seen[mask.tobytes()] = seen.get(mask.tobytes(), 0) + 1
+    expected = {np.rot90(m, k).tobytes() for m in (image[..., 0], image[:, ::-1, 0]) for k in range(0, 4, 8 // count)}
+    assert seen.keys() == expected and len(expected) == count
+    assert min(seen.values()) > 0.7 * 800 / count
+
+
+def test_random_crop_reaches_every_window_and_keeps_the_mask_with_the_image():
+    mask = np.arange(30).reshape(5, 6)
+    rng, corners = np.random.default_rng(0), set()
+    for _ in range(300):
+        image, window = random_crop(mask[..., None], mask, Size(3, 5), rng)
+        assert window.shape == (3, 5)
+        np.testing.assert_array_equal(image[..., 0], window)
+        corners.add(int(window[0, 0]))
+    assert corners == {0, 1, 6, 7, 12, 13}
+
+
+# batches
+
+
+@pytest.mark.parametrize("options", [{}, {"crop_size": Size(32, 24)}, {"padding": "valid", "depth": 1, "augment": "none"}])
+def test_training_batches_are_aligned_named_and_of_one_shape(options):
+    config, examples = Config(**{**SMALL, "batch_size": 3, "epochs": 3, **options}), coded_examples(8, 40, 40)
+    batches = training_batches(config, examples)
+    height, width = config.crop_size or (40, 40)
+    m = margin(config.depth, config.padding)
+    assert [spec.shape for spec in batches.element_spec] == [(3, height, width, 1), (3, height - m, width - m, 1)]
+    assert [spec.dtype.name for spec in batches.element_spec] == ["float32", "float32"]
+    assert steps_per_epoch(config, examples) == 2 and len(batches) == 6
+
+    drawn = [decode(*batch) for batch in batches]
+    assert drawn == [[int(name) for name in batch_names(config, examples, step)] for step in range(6)]
+    epochs = [drawn[i] + drawn[i + 1] for i in (0, 2, 4)]
+    assert all(len(set(epoch)) == 6 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_batches_follow_from_seed_and_step():
+    examples = coded_examples(9, 40, 40)
+    config = Config(**SMALL, epochs=3, seed=7, crop_size=Size(24, 24))
+    whole = digest(training_batches(config, examples))
+    assert len(whole) == len(set(whole)) == 12
+    assert digest(training_batches(config, examples)) == whole
+    assert digest(training_batches(config, examples, first_step=5)) == whole[5:]  # in the middle of an epoch
+    assert digest(training_batches(config, examples, first_step=12)) == []
+    assert not set(digest(training_batches(dataclasses.replace(config, seed=8), examples))) & set(whole)
+
+
+def test_every_image_of_every_epoch_is_augmented_anew():
+    one = coded_examples(1, 64, 64)
+    config = Config(depth=2, batch_size=1, epochs=40)
+    assert len(set(digest(training_batches(config, one)))) == 8
+    assert len(set(digest(training_batches(dataclasses.replace(config, augment="none"), one)))) == 1
+    twins = training_batches(dataclasses.replace(config, batch_size=2), Examples(["a", "b"], one.images * 2, one.masks * 2))
+    assert any((images[0] != images[1]).numpy().any() for images, _ in twins)
+
+
+def test_validation_sees_whole_images_in_order():
+    config, examples = Config(depth=2, batch_size=4, crop_size=Size(16, 16)), coded_examples(6, 40, 48)
+    batches = validation_batches(config, examples)
+    assert [spec.shape.as_list() for spec in batches.element_spec] == [[None, 40, 48, 1]] * 2
+    assert [decode(*batch) for batch in batches] == [[0, 1, 2, 3], [4, 5]]
+    assert validation_batches(Config(depth=2, batch_size=3), examples).element_spec[0].shape == (3, 40, 48, 1)
+
+    mixed = coded_examples(2, 40, 48), coded_examples(3, 36, 44)
+    mixed = Examples(*(a + b[2:] for a, b in zip(*(vars(part).values() for part in mixed))))
+    batches = validation_batches(Config(depth=1, batch_size=4, padding="valid"), mixed)
+    assert [(decode(*batch), batch[1].shape[1:3]) for batch in batches] == [([0], [24, 32]), ([1], [24, 32]), ([2], [20, 28])]
+
+
+# files
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "name, stored, shown",
+    [
+        ("gray.png", NOISE[..., 0], GRAY),
+        ("colour.TIF", NOISE, NOISE),
+        ("alpha.png", np.dstack([NOISE, NOISE[..., :1]]), NOISE),
+        ("gray.gif", NOISE[..., 0], GRAY),
+        ("16bit.png", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
+        ("16bit.tiff", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
+        ("12bit.tif", np.rint(NOISE[..., 0] * (4095 / 255)).astype(np.uint16), GRAY),
+        ("float.tif", NOISE[..., 0].astype(np.float32) / 255, GRAY),
+        ("1bit.png", BLOBS.astype(bool), np.repeat(255 * BLOBS[..., None], 3, axis=-1)),
+    ],
+)
+def test_images_of_all_kinds_become_8_bit(tmp_path, name, stored, shown, channels):
+    image = read_image(save(tmp_path / name, stored), channels)
+    assert image.dtype == np.uint8 and image.shape == (40, 48, channels)
+    expected = shown if channels == 3 else shown @ [[0.299], [0.587], [0.114]]
+    np.testing.assert_allclose(image, expected, atol=0 if channels == 3 else 1)
+
+
+def palette_image(colours):
+    image = Image.fromarray(BLOBS).convert("P")
+    image.putdata(BLOBS.ravel())
+    image.putpalette(colours)
+    return image
+
+
+@pytest.mark.parametrize(
+    "name, stored, expected",
+    [
+        ("0_1.png", BLOBS, BLOBS),
+        ("0_255.png", 255 * BLOBS, 255 * BLOBS),
+        ("rgb.png", np.repeat(255 * BLOBS[..., None], 3, axis=-1), 255 * BLOBS),
+        ("1bit.png", BLOBS.astype(bool), BLOBS),
+        ("16bit.png", BLOBS.astype(np.uint16), BLOBS),
+        ("16bit.tif", BLOBS.astype(np.uint16) * 65535, 255 * BLOBS),
+        ("float.tif", BLOBS.astype(np.float32), BLOBS),
+        ("black_white.gif", palette_image([0, 0, 0, 255, 255, 255]), 255 * BLOBS),  # as Carvana's
+        ("white_black.png", palette_image([255, 255, 255, 0, 0, 0]), 255 * (1 - BLOBS)),
+        ("colours.png", palette_image([0, 0, 0, 128, 0, 0]), BLOBS),  # as Pascal VOC's
+    ],
+)
+def test_masks_of_all_kinds_keep_their_values(tmp_path, name, stored, expected):
+    mask = read_mask(save(tmp_path / name, stored))
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("white, suffix, note", [(1, ".png", "0 to 1"), (255, ".png", "0/255"), (255, ".jpg", "JPEG")])
+def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, classes):
+    disk = (np.hypot(*np.mgrid[-20:20, -24:24]) < 12).astype(np.uint8)
+    save_pairs(tmp_path, [disk * white, 0 * disk, disk * white], suffix=suffix)  # an empty mask reads the same either way
+    training, validation = load_examples(Config(dataset="folder", data_dir=tmp_path, classes=classes, **SMALL))
+    masks = dict(zip(training.names + validation.names, training.masks + validation.masks))
+    for name, expected in {"0.png": disk, "1.png": 0 * disk, "2.png": disk}.items():
+        np.testing.assert_array_equal(masks[name], expected)
+    printed = capsys.readouterr().out
+    for text in (str(tmp_path), "2 images to train on, 1 to validate", "48x40 gray", note, "--channels 3 keeps the colour"):
+        assert text in printed
+    assert printed.count("\n") == 1
+
+
+def test_pairs_have_the_same_stem(tmp_path):
+    for stem in ("cat1", "cat", "dog"):
+        save(tmp_path / f"images/{stem}.JPG", NOISE)
+        save(tmp_path / f"masks/{stem}.gif", BLOBS)
+    for name in ("images/.DS_Store", "images/Thumbs.db", "masks/notes.txt", "masks/._cat.png"):
+        (tmp_path / name).write_text("no image")
+    assert [(name, mask.name) for name, _, mask in find_folder(tmp_path)] == [
+        ("cat.JPG", "cat.gif"),
+        ("cat1.JPG", "cat1.gif"),
+        ("dog.JPG", "dog.gif"),
+    ]
+
+
+def test_resizing_invents_no_classes(tmp_path):
+    mask = np.kron(RNG.choice([0, 2, 7], (5, 6)), np.ones((8, 8))).astype(np.uint8)
+    data_dir = save_pairs(tmp_path, [mask] * 4)
+    config = Config(dataset="folder", data_dir=data_dir, classes=8, channels=3, image_size=Size(28, 36), **SMALL)
+    training, validation = load_examples(config)
+    assert len(training.names) == 3 and len(validation.names) == 1
+    for image, resized in zip(training.images, training.masks):
+        assert image.shape == (28, 36, 3) and resized.shape == (28, 36)
+        assert image.dtype == resized.dtype == np.uint8
+        assert set(np.unique(resized)) == {0, 2, 7}
+        rows, columns = (np.arange(28) + 0.5) * 40 / 28, (np.arange(36) + 0.5) * 48 / 36
+        np.testing.assert_array_equal(resized, mask[np.ix_(rows.astype(int), columns.astype(int))])
+        np.testing.assert_allclose(image.mean((0, 1)), NOISE.mean((0, 1)), atol=5)
+
+
+# bad input: what is done to a good folder of four, the options, and what the message must name
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path, suffix, image, **kwargs):
+    path.unlink()
+    return save(path.with_suffix(suffix), image, **kwargs)
+
+
+BAD = {
+    "missing data_dir": (lambda d: None, {"data_dir": "nowhere"}, ["nowhere", "--data-dir"]),
+    "missing masks": (lambda d: (d / "masks").rename(d / "labels"), {}, ["masks is missing", "--data-dir"]),
+    "missing images": (lambda d: (d / "images").rename(d / "photos"), {}, ["images is missing", "--data-dir"]),
+    "no images": (lambda d: [p.rename(p.with_suffix(".bak")) for p in d.glob("*/*")], {}, ["holds no images", ".png"]),
+    "unpaired": (
+        lambda d: [save(d / f"images/a{i:02}.png", NOISE) for i in range(11)] + [save(d / "masks/zebra.png", BLOBS)],
+        {},
+        ["images/a00.png has no mask", "images/a09.png has no mask", ", and 2 more"],
+    ),
+    "mask only": (lambda d: save(d / "masks/zebra.gif", BLOBS), {}, ["masks/zebra.gif has no image"]),
+    "same stem": (lambda d: save(d / "images/0.jpg", NOISE), {}, ["0.jpg", "0.png", "same name"]),
+    "empty file": (lambda d: (d / "images/1.png").write_bytes(b""), {}, ["cannot read", "images/1.png"]),
+    "text": (lambda d: (d / "masks/1.png").write_text("not an image\nat all"), {}, ["cannot read", "masks/1.png"]),
+    "cut png": (lambda d: cut(d / "images/1.png"), {}, ["cannot read", "images/1.png", "truncated"]),
+    "cut mask": (lambda d: cut(d / "masks/1.png"), {}, ["cannot read", "masks/1.png", "truncated"]),
+    "cut jpg": (lambda d: cut(replace(d / "images/1.png", ".jpg", NOISE)), {}, ["images/1.jpg", "truncated"]),
+    "cut tif": (lambda d: cut(replace(d / "images/1.png", ".tif", NOISE)), {}, ["images/1.tif", "truncated"]),
+    "pages": (
+        lambda d: replace(d / "images/1.png", ".tif", NOISE, save_all=True, append_images=[Image.new("L", (9, 9))]),
+        {},
+        ["1.tif", "holds 2 images"],
+    ),
+    "float image": (
+        lambda d: replace(d / "images/1.png", ".tif", np.float32(NOISE[..., 0])),
+        {},
+        ["1.tif", "outside of 0 to 1"],
+    ),
+    "colour mask": (lambda d: save(d / "masks/2.png", NOISE), {}, ["masks/2.png is a colour image"]),
+    "fractions": (lambda d: replace(d / "masks/2.png", ".tif", BLOBS / np.float32(2)), {}, ["2.tif", "0.5"]),
+    "unequal pair": (lambda d: save(d / "masks/2.png", BLOBS[:, :40]), {}, ["images/2.png", "48x40", "masks/2.png", "40x40"]),
+    "0 and 2": (lambda d: save(d / "masks/2.png", BLOBS * 2), {}, ["2.png holds 2 values (0, 2)", "--classes 3"]),
+    "0, 1 and 255": (lambda d: save(d / "masks/2.png", BLOBS * 255), {}, ["2.png", "(0, 255)", "1 and 255 both occur"]),
+    "class too many": (
+        lambda d: save(d / "masks/3.png", NOISE[..., 0] // 16),
+        {"classes": 12},
+        ["3.png holds 16 values (0, 1, 2, 3, 4, 5, ..., 15)", "--classes 12 takes 0 to 11", "set --classes 16"],
+    ),
+    "void": (lambda d: save(d / "masks/3.png", BLOBS * 255), {"classes": 4}, ["3.png", "--classes 4 takes 0 to 3", "255"]),
+    "batch": (lambda d: None, {"batch_size": 4}, ["3 images to train on", "--batch-size is 4"]),
+    "one image": (lambda d: [p.unlink() for p in d.glob("*/[123].png")], {"batch_size": 1}, ["only one image", "0.png"]),
+    "sizes differ": (
+        lambda d: [save(d / f"{kind}/{i}.png", BLOBS[: 30 + i]) for kind in ("images", "masks") for i in range(4)],
+        {},
+        [".png is 48x3", "--crop-size", "--image-size"],
+    ),
+    "below crop": (
+        lambda d: [save(d / f"{kind}/3.png", BLOBS[:, :30]) for kind in ("images", "masks")],
+        {"crop_size": Size(32, 32)},
+        ["3.png is 30x40", "--crop-size 32x32"],
+    ),
+    "below network": (lambda d: None, {"depth": 6}, [".png is 48x40", "64", "--depth"]),
+    "below valid network": (lambda d: None, {"padding": "valid"}, [".png is 48x40", "'valid'", "41", "--depth"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_in_one_line(tmp_path, case):
+    spoil, options, texts = BAD[case]
+    spoil(save_pairs(tmp_path, [BLOBS] * 4))
+    with pytest.raises(UserError) as caught:
+        load_examples(Config(**{"dataset": "folder", "data_dir": tmp_path, **SMALL, **options}))
+    message = str(caught.value)
+    assert "\n" not in message
+    for text in texts:
+        assert text in message
+
+
+def test_different_sizes_train_on_crops_or_resized(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"images/{i}.png", NOISE[: 30 + i])
+        save(tmp_path / f"masks/{i}.png", BLOBS[: 30 + i])
+    for options in ({"crop_size": Size(24, 24)}, {"image_size": Size(24, 24)}):
+        config = Config(dataset="folder", data_dir=tmp_path, **SMALL, **options)
+        training, _ = load_examples(config)
+        assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
+
+
+# drawn cells
+
+
+def test_cells_follow_from_seed_and_number_alone():
+    images, masks = make_cells(3, Size(48, 64), seed=5)
+    assert images.shape == (3, 48, 64, 1) and masks.shape == (3, 48, 64) and images.dtype == masks.dtype == np.uint8
+    more_images, more_masks = make_cells(5, Size(48, 64), seed=5, classes=3)
+    np.testing.assert_array_equal(images, more_images[:3])
+    np.testing.assert_array_equal(masks, more_masks[:3] > 0)
+    assert set(np.unique(more_masks)) == {0, 1, 2}
+    colour_images, colour_masks = make_cells(3, Size(48, 64), seed=5, channels=3)
+    assert colour_images.shape == (3, 48, 64, 3)
+    np.testing.assert_array_equal(masks, colour_masks)
+    assert (make_cells(3, Size(48, 64), seed=6)[1] != masks).any()
+    with pytest.raises(UserError, match="at most 3 classes.*--classes 4"):
+        make_cells(1, Size(48, 64), seed=5, classes=4)
+
+
+def test_masks_of_cells_are_exact():
+    """Inside and outside differ most in brightness where the mask lies, not a pixel beside it; the same for the nuclei."""
+    images, masks = make_cells(20, Size(128, 128), seed=1, classes=3)
+    for low in (0, 1):
+        contrast = {}
+        for shift in [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]:
+            shifted = np.roll(masks, shift, axis=(1, 2))
+            contrast[shift] = images[shifted > low].mean() - images[shifted == low].mean()
+        assert max(contrast, key=contrast.get) == (0, 0)
+        assert contrast[0, 0] > 10
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_threshold_does_not_solve_the_cells(channels):
+    images, masks = make_cells(40, Size(128, 128), seed=0, channels=channels)
+    assert 0.4 < otsu_dice(images, masks) < 0.85
+    assert 0.1 < masks.mean() < 0.6
+    assert (images == 255).mean() < 0.02
+    disk = np.zeros((1, 16, 16), np.uint8)
+    disk[:, 4:9, 4:9] = 1
+    assert otsu_dice(disk[..., None] * 200, disk) == 1
+
+
+@pytest.mark.parametrize("size", [Size(16, 16), Size(17, 40), Size(200, 64)])
+def test_cells_of_any_size(size):
+    images, masks = make_cells(8, size, seed=0, classes=3)
+    assert images.shape == (8, *size, 1)
+    assert all(0.05 < (mask > 0).mean() < 0.8 for mask in masks)
+    assert {0, 1, 2} == set(np.unique(masks))
+
+
+def test_the_split_is_by_chance_and_by_seed(capsys):
+    config = Config(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
+    training, validation = load_examples(config)
+    assert len(training.names) == 15 and len(validation.names) == 5
+    assert not set(training.names) & set(validation.names)
+    assert "synthetic cells: 15 images to train on, 5 to validate, 16x16 gray" in capsys.readouterr().out
+    assert load_examples(config)[1].names == validation.names
+    assert load_examples(dataclasses.replace(config, seed=4))[1].names != validation.names
+    few = Config(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
+    assert [len(part.names) for part in load_examples(few)] == [2, 1]
