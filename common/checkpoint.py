@@ -19,7 +19,7 @@ def save_weights(path, variables, **metadata):
     tensors = {name: variable.numpy() for name, variable in variables.items()}
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
     with open(temporary, "wb") as file:
-        file.write(save(tensors, {key: json.dumps(value, default=str) for key, value in metadata.items()}))
+        file.write(save(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 import types
@@ -121,8 +120,10 @@ class Config:
         """Of weights, moving statistics and optimizer state: bfloat16 arithmetic keeps float32 master weights."""
         return "float64" if self.precision == "float64" else "float32"
 
-    def save(self, path):
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n")
+    def as_dict(self):
+        """The fields as JSON has them: sizes and paths in the words of the command line."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: str(value) if isinstance(value, (Size, Path)) else value for name, value in values.items()}
 
 
 def make_parser(prog, description):
@@ -170,9 +171,12 @@ def parse_config(argv, prog, description, run_dir):
 
 
 def run_script(main):
-    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2."""
+    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; what was saved before stays", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,8 @@
 """What a training run does besides training: progress, validation, history, the best weights, the pictures."""
 
 import csv
-import dataclasses
 import itertools
+import json
 import math
 import os
 import time
@@ -65,7 +65,7 @@ class Run:
         self.rows, self.best = [], None  # of history.csv; the row with the highest dice
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            config.save(config.run_dir / "config.json")
+            (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from None
         count = sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name))
@@ -134,7 +134,7 @@ class Run:
             writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_weights(self.config.run_dir / "best.safetensors", self.weights, config=dataclasses.asdict(self.config), **row)
+            save_weights(self.config.run_dir / "best.safetensors", self.weights, config=self.config.as_dict(), **row)
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "

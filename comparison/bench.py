@@ -134,7 +134,7 @@ def run(config, rounds, steps, path):
     """Measures, prints the table, writes JSON to `path` and a bar chart beside it."""
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"batch {config.batch_size}, {config.precision}, {config.batch_norm} batch normalization, XLA {'on' if config.jit else 'off'}"
+        f"batch {config.batch_size}, {config.precision}, batch_norm {config.batch_norm}, XLA {'on' if config.jit else 'off'}"
     )
     print(what, flush=True)
     records = measure(config, rounds, steps)

@@ -53,7 +53,7 @@ class UNet(tf.Module):
                 x = layers.max_pooling2d(x, 2, strides=2, padding="valid")
             x = self.double_conv(x, f"down{config.depth}", training)
             if config.dropout:  # "at the end of the contracting path", section 3.1
-                x = layers.dropout(x, config.dropout, training=training)
+                x = layers.dropout(x, config.dropout, seed=config.seed, training=training)
             for i in reversed(range(config.depth)):
                 filters = config.filters * 2**i
                 x = layers.conv2d_transpose(x, filters, 2, strides=2, padding="valid", name=f"up{i}/deconv")

@@ -66,6 +66,11 @@ class Head(layers.Conv2D):
         return tf.nn.bias_add(self.convolution_op(x, self.kernel), self.bias)
 
 
+def dtype_policy(config):
+    """Keras's name for the precision; its bfloat16 without "mixed" would keep the weights in bfloat16 too."""
+    return "mixed_bfloat16" if config.precision == "bfloat16" else config.precision
+
+
 # --- the network ---
 
 
@@ -84,7 +89,7 @@ def UNet(config):
         x = layers.MaxPooling2D(2, strides=2, padding="valid", dtype=dtype)(x)
     x = double_conv(x, config, f"down{config.depth}")
     if config.dropout:  # "at the end of the contracting path", section 3.1
-        x = layers.Dropout(config.dropout, dtype=dtype)(x)
+        x = layers.Dropout(config.dropout, seed=config.seed, dtype=dtype)(x)
     for i in reversed(range(config.depth)):
         filters = config.filters * 2**i
         x = layers.Conv2DTranspose(filters, 2, strides=2, padding="valid", dtype=dtype, name=f"up{i}_deconv")(x)
@@ -116,11 +121,6 @@ def double_conv(x, config, name):
             )(x)
         x = layers.Activation(config.activation, dtype=dtype)(x)
     return x
-
-
-def dtype_policy(config):
-    """Keras's name for the precision; its bfloat16 without "mixed" would keep the weights in bfloat16 too."""
-    return "mixed_bfloat16" if config.precision == "bfloat16" else config.precision
 
 
 def named_weights(model):

@@ -1,0 +1,29 @@
+# make compare   proves the three implementations equal and measures their speed
+# make test      runs the tests and the lint
+# Both make the virtual environment .venv first, once. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+
+.PHONY: compare test
+
+compare: .venv/installed
+	.venv/bin/python compare.py
+
+test: .venv/installed-dev
+	.venv/bin/python -m pytest
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	    "error: this needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+
+# The stamps are as old as the last installation, so a change of the requirements installs again and nothing else does.
+.venv/installed: .venv/bin/python requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,247 @@
+"""The network itself: its size, its shapes, its mathematics, and that the three are one."""
+
+import itertools
+
+import comparison
+from common import shapes
+from common.config import Config, UserError
+from common.losses import dice_loss, probabilities
+from common.metrics import predicted_classes, scores
+from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
+from comparison import parity
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def random_batch(config, height=32, width=32, n=2, seed=0):
+    rng = np.random.default_rng(seed)
+    cut = shapes.margin(config.depth, config.padding)
+    images = rng.random((n, height, width, config.channels), dtype=np.float32)
+    masks = rng.integers(0, max(config.classes, 2), (n, height - cut, width - cut, 1)).astype(np.float32)
+    return tf.constant(images), tf.constant(masks)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        # Counted by hand for filters 2, depth 1, one channel, one class. Convolutions 9(1*2 + 2*2) + 9(2*4 + 4*4)
+        # + 9(4*2 + 2*2) = 378, up-convolution 4*2*4 + 2 = 34, head 2 + 1 = 3; two per normalized channel:
+        # 2(2*2 + 2*4 + 2*2) = 32. Without normalization a bias per channel instead: 16.
+        (Config(filters=2, depth=1), 378 + 34 + 3 + 32),
+        (Config(filters=2, depth=1, batch_norm="none"), 378 + 34 + 3 + 16),
+        # The original network, 64 filters, two classes: 31,030,658 by the same count, as others who publish it report.
+        (Config(filters=64, batch_norm="none", classes=2), 31_030_658),
+        (Config(), 1_942_289),
+    ],
+)
+def test_number_of_parameters(implementation, config, count):
+    code = comparison.load(implementation)
+    weights = code.named_weights(code.UNet(config))
+    assert {name: tuple(w.shape) for name, w in weights.items()} == weight_shapes(config)
+    assert list(weights) == list(weight_shapes(config)), "the order is the forward pass's"
+    assert sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name)) == count
+
+
+# Small, but every option of the architecture in some combination with the others, and sizes that do not halve evenly.
+PARITY = [
+    (Config(filters=4), (32, 32)),
+    (Config(filters=4, batch_norm="explicit"), (32, 32)),
+    (Config(filters=4, batch_norm="none", optimizer="sgd"), (32, 32)),
+    (Config(filters=4, depth=1, channels=3), (31, 18)),
+    (Config(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 3)),
+    (Config(filters=4, depth=4, classes=4, batch_norm="explicit"), (45, 50)),
+    (Config(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (53, 47)),
+    (Config(filters=4, depth=2, padding="valid", batch_norm="explicit"), (44, 48)),
+    (Config(filters=4, depth=2, batch_norm="explicit", precision="float64"), (21, 22)),
+    (Config(filters=4, depth=2, precision="bfloat16"), (32, 32)),
+]
+
+
+@pytest.mark.parametrize(("config", "size"), PARITY)
+def test_parity(config, size):
+    config = Config(**{**vars(config), **parity.EXACT_CONSTANTS})
+    batches = [random_batch(config, *size, seed=k) for k in range(3)]
+    checks = parity.compare_all("test", config, batches)
+    assert not [check for check in checks if not check.passed]
+    margin = shapes.margin(config.depth, config.padding)
+    logits = comparison.load("lowlevel").UNet(config)(batches[0][0])
+    assert logits.shape == (2, size[0] - margin, size[1] - margin, config.classes)
+
+
+@pytest.mark.parametrize("name", ["down0/conv1/kernel", "up0/deconv/bias", "head/kernel", "down1/bn2/gamma"])
+def test_parity_finds_one_perturbed_weight(name, monkeypatch):
+    """The negative control: a tolerance that lets this pass would let anything pass."""
+    load = comparison.load
+
+    def load_perturbed(implementation):
+        code = load(implementation)
+        if implementation == "highlevel":
+            network = code.UNet
+
+            def perturbed(config):
+                model = network(config)
+                weight = code.named_weights(model)[name]
+                value = initial_weights(config)[name]
+                value.flat[0] += 1e-4
+                monkeypatch.setattr(parity, "initial_weights", lambda config: initial_weights(config) | {name: value})
+                weight.assign(value)
+                return model
+
+            code.UNet = perturbed
+        else:
+            monkeypatch.setattr(parity, "initial_weights", initial_weights)
+        return code
+
+    monkeypatch.setattr(comparison, "load", load_perturbed)
+    config = Config(filters=4, depth=1)
+    checks = parity.compare_all("test", config, [random_batch(config)])
+    failed = {check.pair for check in checks if not check.passed}
+    assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
+
+
+def test_difference_sees_shapes_names_and_nan():
+    a = {"x": np.zeros(3, np.float32)}
+    assert parity.difference(a, {"x": np.zeros(4, np.float32)})[:2] == ("x", np.inf)
+    assert parity.difference(a, {"y": np.zeros(3, np.float32)})[1] == np.inf
+    assert parity.difference(a, {"x": np.array([0, np.nan, 0], np.float32)})[1] == np.inf
+
+
+def test_assign_weights_names_what_differs():
+    weights = {"a": tf.Variable([1.0]), "b": tf.Variable([1.0, 2.0])}
+    with pytest.raises(ValueError, match="'c'"):
+        assign_weights(weights, {"a": np.ones(1), "b": np.ones(2), "c": np.ones(1)})
+    with pytest.raises(ValueError, match="b has shape"):
+        assign_weights(weights, {"a": np.ones(1), "b": np.ones(3)})
+
+
+# --- shapes ---
+
+
+def test_paper_sizes():
+    """Ronneberger et al. 2015, figure 1: 572 pixels in, 388 out, skips cropped from 64, 136, 280, 568 to 56 ... 392."""
+    config = Config(padding="valid", batch_norm="none")
+    assert 572 - shapes.margin(4, "valid") == 388
+    assert shapes.missing(572, config) == 0
+    skips = {3: (64, 56), 2: (136, 104), 1: (280, 200), 0: (568, 392)}
+    assert {i: (skip, skip - 2 * shapes.skip_crop(config, i)) for i, (skip, _) in skips.items()} == skips
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_any_size_gives_logits_of_the_right_size(implementation, padding):
+    config = Config(filters=2, depth=2, padding=padding)
+    model = comparison.load(implementation).UNet(config)
+    least, margin = shapes.min_size(config), shapes.margin(2, padding)
+    for height, width in itertools.product(range(least, least + 4), (least, least + 3)):
+        assert model(tf.zeros([1, height, width, 1])).shape == (1, height - margin, width - margin, 1)
+
+
+def test_padding_moves_nothing(implementation):
+    """A network padded for an odd size sees every pixel where an evenly sized image would show it."""
+    config = Config(filters=2, depth=1)
+    model = comparison.load(implementation).UNet(config)
+    image = np.random.default_rng(0).random((1, 31, 40, 1)).astype(np.float32)
+    by_hand = np.pad(image, [(0, 0), (0, 1), (0, 0), (0, 0)], mode="reflect")
+    np.testing.assert_array_equal(model(image), model(by_hand)[:, :31], err_msg="reflected at the lower border")
+
+
+def test_inference_leaves_no_trace(implementation):
+    config = Config(filters=2, depth=1, dropout=0.5)
+    code = comparison.load(implementation)
+    model = code.UNet(config)
+    images, masks = random_batch(config)
+    before = {name: w.numpy() for name, w in code.named_weights(model).items()}
+    first, second = model(images), model(images)
+    loss, p = code.make_eval_step(model, config)(images, masks)
+    np.testing.assert_array_equal(first, second, err_msg="dropout must be off")
+    np.testing.assert_allclose(p, tf.sigmoid(first), rtol=1e-6)  # a graph may fuse what eager code does not
+    np.testing.assert_allclose(loss, dice_loss(masks, first), rtol=1e-6)
+    for name, w in code.named_weights(model).items():
+        np.testing.assert_array_equal(w.numpy(), before[name], err_msg=name)
+
+
+def test_dropout_drops_in_training(implementation):
+    config = Config(filters=2, depth=1, dropout=0.5, batch_norm="none")
+    model = comparison.load(implementation).UNet(config)
+    images, _ = random_batch(config)
+    assert np.abs(model(images, training=True) - model(images, training=True)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("optimizer", "learning_rate"), [("adam", 0.01), ("sgd", 0.2)])
+def test_training_lowers_the_loss(implementation, optimizer, learning_rate):
+    config = Config(filters=4, depth=2, optimizer=optimizer, learning_rate=learning_rate)
+    code = comparison.load(implementation)
+    images = random_batch(config)[0]
+    masks = tf.cast(images > 0.5, tf.float32)
+    step = code.make_train_step(code.UNet(config), config)
+    losses = [float(step(images, masks)) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- loss and metrics ---
+
+
+def test_dice_by_hand():
+    # One image of 2 x 2: g = 1 1 0 0, p = 1/2 1/2 1/2 1/2: 1 - (2 * 1 + 1) / (2 + 2 + 1)
+    masks = tf.constant([1.0, 1.0, 0.0, 0.0], shape=[1, 2, 2, 1])
+    np.testing.assert_allclose(dice_loss(masks, tf.zeros([1, 2, 2, 1])), 1 - 3 / 5, rtol=1e-6)
+    # Per image, then the mean: an empty mask predicted empty counts as perfect, not as nothing.
+    masks = tf.concat([masks, tf.zeros([1, 2, 2, 1])], 0)
+    logits = tf.concat([tf.zeros([1, 2, 2, 1]), tf.fill([1, 2, 2, 1], -100.0)], 0)
+    np.testing.assert_allclose(dice_loss(masks, logits), (2 / 5 + 0) / 2, rtol=1e-6)
+
+
+def test_dice_of_classes_by_hand():
+    # Two pixels, three classes, uniform softmax; truth: class 0 and class 2. Class 1 is absent.
+    masks = tf.constant([0.0, 2.0], shape=[1, 1, 2, 1])
+    present = 1 - (2 / 3 + 1) / (1 + 2 / 3 + 1)
+    absent = 1 - 1 / (2 / 3 + 1)
+    np.testing.assert_allclose(dice_loss(masks, tf.zeros([1, 1, 2, 3])), (2 * present + absent) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_dice_is_summed_in_float32_or_wider(dtype):
+    """In bfloat16 a sum of ones stops growing at 256."""
+    masks, logits = tf.ones([1, 64, 64, 1]), tf.fill([1, 64, 64, 1], tf.constant(100, dtype))
+    loss = dice_loss(masks, logits)
+    assert loss.dtype == ("float64" if dtype == "float64" else "float32") == probabilities(logits).dtype
+    assert float(loss) == 0
+
+
+def test_scores_by_hand():
+    masks = np.array([[[1, 1, 0, 0]], [[0, 0, 0, 0]]])
+    predictions = np.array([[[1, 0, 1, 0]], [[0, 0, 0, 0]]])
+    result = scores(masks, predictions, classes=1)
+    np.testing.assert_allclose(result["dice"], [0.5, 1])
+    np.testing.assert_allclose(result["iou"], [1 / 3, 1])
+    np.testing.assert_allclose(result["accuracy"], [0.5, 1])
+    # Two of three classes occur in the first image: 2/4 each; only the background in the second.
+    result = scores(masks, predictions, classes=3)
+    np.testing.assert_allclose(result["dice"], [0.5, 1])
+
+
+def test_predicted_classes():
+    assert predicted_classes(np.array([[[[0.49], [0.5]]]])).tolist() == [[[0, 1]]]
+    assert predicted_classes(np.array([[[[0.2, 0.5, 0.3]]]])).tolist() == [[[1]]]
+
+
+# --- configuration ---
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(depth=0), "--depth"),
+        (dict(batch_size=0), "--batch-size"),
+        (dict(precision="float64"), "--batch-norm explicit"),
+        (dict(crop_size=(8, 8)), "--crop-size"),
+        (dict(crop_size=(64, 64), image_size=(32, 96)), "does not fit"),
+        (dict(dataset="folder"), "--data-dir"),
+        (dict(learning_rate=0.0), "--learning-rate"),
+        (dict(channels=2), "--channels"),
+    ],
+)
+def test_impossible_configurations(options, words):
+    with pytest.raises(UserError, match=words):
+        Config(**options)

@@ -1,0 +1,201 @@
+"""The scripts as a user runs them: every train script end to end, compare.py, and what bad input gets."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import comparison
+from common.checkpoint import load_weights, save_weights
+from common.config import UserError
+from common.loop import COLUMNS
+from common.weights import is_trainable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from skimage.io import imsave
+
+ROOT = Path(__file__).parents[1]
+TINY = "--images 10 --image-size 32 --depth 2 --filters 4 --batch-size 4 --epochs 2 --learning-rate 0.01".split()
+
+
+def read_history(run_dir):
+    with open(run_dir / "history.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def script(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_train_script(implementation, tmp_path, capsys):
+    code = comparison.load(implementation)
+    code.main([*TINY, "--run-dir", str(tmp_path)])
+    rows = read_history(tmp_path)
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["step"] == 4
+    assert rows[1]["loss"] < rows[0]["loss"]
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == "32x32"
+    for picture in ("curves.png", "predictions.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    weights, metadata = load_weights(tmp_path / "best.safetensors")
+    assert metadata["config"]["filters"] == 4
+    assert any(not is_trainable(name) for name in weights), "without the moving statistics inference means nothing"
+    output = capsys.readouterr().out
+    assert "Otsu" in output and "best validation dice" in output
+
+
+def test_the_three_scripts_train_the_same_network(tmp_path):
+    """The same batches, the same initial weights: after two epochs the histories agree to float32 rounding."""
+    histories = []
+    for name in comparison.IMPLEMENTATIONS:
+        comparison.load(name).main([*TINY, "--batch-norm", "explicit", "--run-dir", str(tmp_path / name)])
+        histories.append(read_history(tmp_path / name))
+    for row in zip(*histories):
+        for column in ("loss", "val_loss"):
+            values = [r[column] for r in row]
+            # 1e-3: usual constants of Adam, where v1 computes 1 - beta_2 in float32 and is 5e-5 off
+            assert max(values) - min(values) < 1e-3, column
+
+
+def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
+    """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
+    from common.config import parse_config
+    from data.loader import load_examples, training_batches
+
+    code = comparison.load("keras_impl")
+    arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]
+    code.main(arguments)
+    config = parse_config(arguments, "test", "", "")
+    model = code.UNet(config)
+    step = code.make_train_step(model, config)
+    for images, masks in training_batches(config, load_examples(config)[0]):
+        step(images, masks)
+    weights, _ = load_weights(tmp_path / "best.safetensors")
+    for name, weight in code.named_weights(model).items():
+        np.testing.assert_array_equal(weight.numpy(), weights[name], err_msg=name)
+
+
+def test_train_script_as_a_file_and_as_a_module(tmp_path):
+    for how in (["lowlevel/train.py"], ["-m", "lowlevel.train"]):
+        result = script(*how, *TINY, "--epochs", "1", "--run-dir", str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.strip() == "", "no start-up noise, no warnings"
+
+
+def test_compare_without_arguments(tmp_path, capsys):
+    arguments = ["--image-size", "16", "--depth", "1", "--filters", "2", "--batch-size", "2", "--images", "6", "--rounds", "2"]
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "the same network three times" in output and "CPU" in output
+    checks = json.loads((tmp_path / "parity.json").read_text())
+    assert all(check["passed"] and check["reason"] for check in checks)
+    records = json.loads((tmp_path / "bench.json").read_text())["records"]
+    assert {(r["implementation"], r["mode"]) for r in records} == {
+        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in ("train", "infer")
+    }
+    assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
+    assert (tmp_path / "bench.png").exists()
+
+
+def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, capsys):
+    """The negative control through the command itself: one weight of one implementation off by 1e-4, exit code 1."""
+    load = comparison.load
+
+    def load_perturbed(implementation):
+        code = load(implementation)
+        if implementation == "keras_impl":
+            named_weights = code.named_weights
+
+            def perturbed_weights(model):
+                weights = named_weights(model)
+                assign = weights["head/bias"].assign
+                weights["head/bias"].assign = lambda value: assign(value + np.float32(1e-4))
+                return weights
+
+            code.named_weights = perturbed_weights
+        return code
+
+    monkeypatch.setattr(comparison, "load", load_perturbed)
+    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1".split()
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+# --- bad input ---
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight images of 32x32 with masks."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            values = rng.integers(0, 256, (32, 32)) if kind == "images" else 255 * rng.integers(0, 2, (32, 32))
+            imsave(tmp_path / kind / f"{i}.png", values.astype(np.uint8), check_contrast=False)
+    return tmp_path
+
+
+def test_folder_end_to_end(implementation, folder, tmp_path):
+    arguments = ["--dataset", "folder", "--data-dir", str(folder), "--depth", "1", "--filters", "2", "--batch-size", "2"]
+    comparison.load(implementation).main([*arguments, "--crop-size", "16", "--epochs", "1", "--run-dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "predictions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "highlevel.train", "--depht", "3"], ["--depht", "--help"]),
+        (["-m", "keras_impl.train", "--dataset", "folder", "--data-dir", "nowhere"], ["nowhere"]),
+        (["compare.py", "parity", "--image-size", "8"], ["--image-size 8x8", "--depth"]),
+        (["compare.py", "prove"], ["prove"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
+    result = script(*arguments)
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_another_keras_backend_is_refused():
+    result = script("-m", "keras_impl.train", KERAS_BACKEND="jax")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1 and "KERAS_BACKEND" in result.stderr
+
+
+def test_not_a_number_names_step_and_files(implementation, folder, tmp_path):
+    run_dir = tmp_path / "run"
+    code = comparison.load(implementation)
+    common = ["--dataset", "folder", "--data-dir", str(folder), "--depth", "1", "--filters", "2", "--batch-size", "3"]
+    common += ["--run-dir", str(run_dir), "--batch-norm", "none"]
+    code.main([*common, "--epochs", "1"])
+    saved = (run_dir / "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"nan at step 2, on the images \d.png, \d.png, \d.png; what was saved"):
+        code.main([*common, "--epochs", "2", "--learning-rate", "1e38"])
+    assert (run_dir / "best.safetensors").read_bytes() == saved
+
+
+def test_unwritable_run_dir(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--run-dir"):
+        comparison.load("lowlevel").main([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"head/bias": tf.Variable([1.0])}, epoch=3)
+    assert load_weights(path)[1] == {"epoch": 3}
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match="weights.safetensors"):
+        load_weights(path)
