@@ -1,39 +1,46 @@
 """Are the three implementations the same network, and how fast is each?
 
-    python compare.py           both questions, the short way, within 3 minutes on 2 cores
-    python compare.py parity    weights, logits, loss, gradients, training steps: every pair compared
-    python compare.py bench     images per second in training and in inference, on the GPU if there is one
+    python compare.py              both questions, the short way, within 3 minutes on 2 cores
+    python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
+    python compare.py bench        images per second in training and in inference, on the GPU if there is one
+    python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
-Every option of the train scripts works here too, such as --depth 3 or --dataset folder --data-dir DIR.
+Every option of the train scripts works for the first three, such as --depth 3 or --dataset folder --data-dir DIR.
 """
 
 import sys
 from pathlib import Path
 
 from common.config import make_parser, read_config, run_script
-from comparison import bench, parity
+from comparison import IMPLEMENTATIONS, bench, parity, runs
 
+COMMANDS = ("parity", "bench", "runs")
 OUTPUT = Path("runs/compare")
 
 
 def main(argv=None):
     """Returns the exit code: 0 when every check passed, 1 when one failed."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    command = argv.pop(0) if argv and argv[0] in ("parity", "bench") else None
+    command = argv.pop(0) if argv and argv[0] in COMMANDS else None
     parser = make_parser(f"compare.py {command}" if command else "compare.py", __doc__)
     parser.set_defaults(images=40, run_dir=OUTPUT)
-    if command != "bench":
+    if command == "runs":
+        parser.add_argument(
+            "run_dirs", type=Path, nargs="*", metavar="DIR", default=[Path("runs") / i for i in IMPLEMENTATIONS]
+        )
+    if command in ("parity", None):
         parser.set_defaults(**parity.EXACT_CONSTANTS)
-    if command != "bench":
         parser.add_argument("--steps", type=int, metavar="N", default=10 if command else 5, help="parity: training steps")
-    if command != "parity":
+    if command in ("bench", None):
         parser.add_argument("--rounds", type=int, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
     args = parser.parse_args(argv)
     config = read_config(args)
     passed = True
-    if command != "bench":
+    if command == "runs":
+        runs.run(args.run_dirs, config.run_dir)
+    if command in ("parity", None):
         passed = parity.run(config, args.steps, config.run_dir / "parity.json")
-    if command != "parity":
+    if command in ("bench", None):
         bench.run(config, args.rounds, {"train": 3, "infer": 5}, config.run_dir / "bench.json")
     return 0 if passed else 1
 

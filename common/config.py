@@ -58,6 +58,7 @@ class Config:
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path, 0 to below 1")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
     jit: bool = option(False, "compile the steps with XLA")
+    deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
 
     # training
     loss: Literal["dice"] = option("dice", "soft dice per image and class")
@@ -101,6 +102,10 @@ class Config:
             self.precision != "float64" or self.batch_norm != "fused",
             "the fused batch normalization has no float64 kernel: add --batch-norm explicit",
         )
+        # on a CPU too: "MaxPoolGrad is not yet deterministic" under XLA
+        require(
+            not (self.jit and self.deterministic), "--jit and --deterministic exclude each other: XLA chooses its own order"
+        )
         smallest = min_size(self)
         for name in ("image_size", "crop_size"):
             size = getattr(self, name)
@@ -119,6 +124,21 @@ class Config:
     def variable_dtype(self):
         """Of weights, moving statistics and optimizer state: bfloat16 arithmetic keeps float32 master weights."""
         return "float64" if self.precision == "float64" else "float32"
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `as_dict`. Raises: UserError for a field that there is not."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = values.keys() - fields.keys()
+        if unknown:
+            raise UserError(f"unknown in this version: {', '.join(sorted(unknown))}")
+        parsers = {Path | None: Path, Size | None: Size.parse}
+
+        def read(name, value):
+            parse = parsers.get(fields[name].type)
+            return parse(value) if parse and value is not None else value
+
+        return cls(**{name: read(name, value) for name, value in values.items()})
 
     def as_dict(self):
         """The fields as JSON has them: sizes and paths in the words of the command line."""
@@ -158,16 +178,6 @@ def read_config(args):
     Raises: UserError for values that do not fit together.
     """
     return Config(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Config)})
-
-
-def parse_config(argv, prog, description, run_dir):
-    """The `Config` on a command line (`sys.argv` for None).
-
-    Raises: UserError for an unknown option or a value that does not fit.
-    """
-    parser = make_parser(prog, description)
-    parser.set_defaults(run_dir=Path(run_dir))
-    return read_config(parser.parse_args(argv))
 
 
 def run_script(main):

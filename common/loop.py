@@ -6,11 +6,12 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 
 from common.checkpoint import load_weights, save_weights
-from common.config import UserError
+from common.config import UserError, make_parser, read_config
 from common.metrics import predicted_classes, scores
-from common.pictures import draw_curves, draw_predictions
+from common.pictures import difference_colors, draw_curves, draw_grid, image_colors, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import otsu_dice
@@ -21,6 +22,32 @@ from tqdm import tqdm
 
 COLUMNS = ("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "images_per_second", "seconds")
 PICTURES = 4  # validation images in predictions.png
+
+
+def be_deterministic():
+    """Makes equal graphs give equal bits, run after run, on one device. Call it before the first operation.
+
+    Op determinism alone does not do that: with two operations at a time, the order in which the gradients that meet in
+    the explicit batch normalization are added depends on which arrives first; and TensorFlow's graph optimizer rewrites
+    the same gradient in another way when a moving average is written in another way beside it. Measured: with either of
+    the two left on, float32 weights differ in their last places after the first or second training step.
+    """
+    tf.config.experimental.enable_op_determinism()
+    tf.config.threading.set_inter_op_parallelism_threads(1)  # each operation still uses all cores
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
+
+
+def start(implementation, argv, description):
+    """The `Config` on the command line, with its wish for determinism fulfilled: the first line of every train script.
+
+    Raises: UserError for an unknown option or a value that does not fit.
+    """
+    parser = make_parser(f"{implementation}.train", description)
+    parser.set_defaults(run_dir=Path("runs") / implementation)
+    config = read_config(parser.parse_args(argv))
+    if config.deterministic:
+        be_deterministic()
+    return config
 
 
 def device_name():
@@ -42,10 +69,23 @@ def evaluate(eval_step, batches, classes):
     return {name: float(np.mean(value)) for name, value in values.items()}
 
 
+def predict_some(config, validation, eval_step):
+    """The first few of the validation images: [(name, image [H, W, C], truth [H', W'], prediction [H', W'], dice)]."""
+    found = []
+    for images, masks in validation_batches(config, validation):
+        predictions = predicted_classes(eval_step(images, masks)[1].numpy())
+        truths = masks.numpy()[..., 0].astype(int)
+        dice = scores(truths, predictions, config.classes)["dice"]
+        found += zip(validation.names[len(found) :], images.numpy(), truths, predictions, dice)
+        if len(found) >= PICTURES:
+            return found[:PICTURES]
+    return found
+
+
 class Run:
     """One training run: it counts, validates, writes into `config.run_dir`; the train script does the training.
 
-        run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+        run = Run("lowlevel", config, training, validation, named_weights(model), make_eval_step(model, config))
         for _ in range(config.epochs):
             for images, masks in run.epoch():
                 run.end_step(train_step(images, masks))
@@ -55,7 +95,8 @@ class Run:
     weights: canonical name -> variable.
     """
 
-    def __init__(self, config, training, validation, weights, eval_step):
+    def __init__(self, implementation, config, training, validation, weights, eval_step):
+        self.implementation = implementation
         self.config, self.training, self.validation = config, training, validation
         self.weights, self.eval_step = weights, eval_step
         self.steps_per_epoch = steps_per_epoch(config, training)
@@ -134,7 +175,8 @@ class Run:
             writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_weights(self.config.run_dir / "best.safetensors", self.weights, config=self.config.as_dict(), **row)
+            metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
+            save_weights(self.config.run_dir / "best.safetensors", self.weights, **metadata)
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
@@ -148,17 +190,16 @@ class Run:
         """Goes back to the best weights and draws curves.png and predictions.png."""
         config = self.config
         assign_weights(self.weights, load_weights(config.run_dir / "best.safetensors")[0])
-        pictures = []
-        for images, masks in self.validation_batches:
-            predictions = predicted_classes(self.eval_step(images, masks)[1].numpy())
-            truths = masks.numpy()[..., 0].astype(int)
-            dice = scores(truths, predictions, config.classes)["dice"]
-            names = self.validation.names[len(pictures) :]
-            pictures += zip(names, images.numpy(), truths, predictions, dice)
-            if len(pictures) >= PICTURES:
-                break
-        title = f"validation images, epoch {self.best['epoch']}"
-        draw_predictions(config.run_dir / "predictions.png", pictures[:PICTURES], config.classes, title)
+        rows = [
+            {
+                name: image_colors(image, truth),
+                "truth": mask_colors(truth, config.classes),
+                f"prediction, dice {dice:.3f}": mask_colors(prediction, config.classes),
+                "missed orange, wrong violet": difference_colors(truth, prediction, config.classes),
+            }
+            for name, image, truth, prediction, dice in predict_some(config, self.validation, self.eval_step)
+        ]
+        draw_grid(config.run_dir / "predictions.png", rows, f"validation images, epoch {self.best['epoch']}")
         draw_curves(config.run_dir / "curves.png", {config.run_dir.name: self.rows})
         beside = ""
         if config.dataset == "synthetic" and config.classes <= 2:

@@ -59,23 +59,19 @@ def difference_colors(mask, prediction, classes):
     return picture
 
 
-def draw_predictions(path, rows, classes, title):
-    """A row for every image: the image, the truth, the prediction, the difference.
+def image_colors(image, mask):
+    """[H, W, C] in 0..1 -> [H', W', 3], the part that `mask` [H', W'] covers: "valid" padding predicts no margin."""
+    top, left = [(i - m) // 2 for i, m in zip(image.shape, mask.shape)]
+    image = image[top : top + mask.shape[0], left : left + mask.shape[1]]
+    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
-    rows: list of (name, image [H, W, C] in 0..1, truth [H', W'], prediction [H', W'], dice), H' and W' smaller than
-        H and W by the margin of "valid" padding: the picture then shows the part of the image that was predicted.
-    """
-    figure = Figure(figsize=(10, 2.6 * len(rows) + 0.6))
-    for axes, (name, image, truth, prediction, dice) in zip(figure.subplots(len(rows), 4, squeeze=False), rows):
-        top, left = [(i - t) // 2 for i, t in zip(image.shape, truth.shape)]
-        image = image[top : top + truth.shape[0], left : left + truth.shape[1]]
-        pictures = {
-            name: np.repeat(image, 3, -1) if image.shape[-1] == 1 else image,
-            "truth": mask_colors(truth, classes),
-            f"prediction, dice {dice:.3f}": mask_colors(prediction, classes),
-            "missed orange, wrong violet": difference_colors(truth, prediction, classes),
-        }
-        for axis, (label, picture) in zip(axes, pictures.items()):
+
+def draw_grid(path, rows, title):
+    """Pictures in rows, each under its label. rows: list of {label: [H, W, 3] in 0..1}, as many in every row."""
+    columns = len(rows[0])
+    figure = Figure(figsize=(2.5 * columns, 2.6 * len(rows) + 0.6))
+    for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
+        for axis, (label, picture) in zip(axes, row.items()):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
             axis.set_title(label, fontsize=8)
             axis.set_axis_off()

@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import re
 import resource
 import statistics
 import time
+from pathlib import Path
 
 import comparison
 from common.loop import device_name
@@ -48,7 +50,15 @@ def work(implementation, config, images, masks, connection):
         connection.send(seconds(*request))
     gpus = tf.config.list_physical_devices("GPU")
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
-    connection.send(peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    connection.send(peak or peak_memory())
+
+
+def peak_memory():
+    """Of this process, in bytes."""
+    try:  # Linux; its getrusage would count the parent's memory, from before this process had its own program
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def measure(config, rounds, steps):

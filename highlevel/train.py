@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python highlevel/train.py` works too
 
-from common.config import parse_config, run_script
-from common.loop import Run
+from common.config import run_script
+from common.loop import Run, start
 from common.losses import dice_loss, probabilities
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
@@ -74,11 +74,11 @@ def make_eval_step(model, config):
 
 
 def main(argv=None):
-    config = parse_config(argv, "highlevel.train", __doc__, run_dir="runs/highlevel")
+    config = start("highlevel", argv, __doc__)
     training, validation = load_examples(config)
     model = UNet(config)
     train_step = make_train_step(model, config)
-    run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+    run = Run("highlevel", config, training, validation, named_weights(model), make_eval_step(model, config))
     for _ in range(config.epochs):
         for images, masks in run.epoch():
             run.end_step(train_step(images, masks))

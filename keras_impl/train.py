@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python keras_impl/train.py` works too
 
-from common.config import parse_config, run_script
-from common.loop import Run
+from common.config import run_script
+from common.loop import Run, start
 from common.losses import dice_loss, probabilities
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
@@ -85,11 +85,11 @@ def make_eval_step(model, config):
 
 
 def main(argv=None):
-    config = parse_config(argv, "keras_impl.train", __doc__, run_dir="runs/keras_impl")
+    config = start("keras_impl", argv, __doc__)
     training, validation = load_examples(config)
     model = UNet(config)
     model.compile(make_optimizer(model, config), DiceLoss(dtype=config.variable_dtype), jit_compile=config.jit)
-    run = Run(config, training, validation, named_weights(model), make_eval_step(model, config))
+    run = Run("keras_impl", config, training, validation, named_weights(model), make_eval_step(model, config))
     model.fit(
         run.batches,
         steps_per_epoch=run.steps_per_epoch,

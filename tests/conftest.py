@@ -1,7 +1,7 @@
 """Settings for all tests: no noise, and equal graphs give equal bits."""
 
 import common  # noqa: F401  settles the environment before any TensorFlow is imported
-from comparison.parity import be_deterministic
+from common.loop import be_deterministic
 
 import pytest
 import tensorflow as tf

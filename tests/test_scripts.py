@@ -67,13 +67,13 @@ def test_the_three_scripts_train_the_same_network(tmp_path):
 
 def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
-    from common.config import parse_config
+    from common.loop import start
     from data.loader import load_examples, training_batches
 
     code = comparison.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]
     code.main(arguments)
-    config = parse_config(arguments, "test", "", "")
+    config = start("keras_impl", arguments, "")
     model = code.UNet(config)
     step = code.make_train_step(model, config)
     for images, masks in training_batches(config, load_examples(config)[0]):
