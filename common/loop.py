@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from common.checkpoint import load_weights, save_weights
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import UserError, make_parser, read_config
 from common.metrics import predicted_classes, scores
 from common.pictures import difference_colors, draw_curves, draw_grid, image_colors, mask_colors
@@ -176,7 +176,7 @@ class Run:
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
             metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
-            save_weights(self.config.run_dir / "best.safetensors", self.weights, **metadata)
+            save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **metadata)
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
@@ -189,7 +189,7 @@ class Run:
     def finish(self):
         """Goes back to the best weights and draws curves.png and predictions.png."""
         config = self.config
-        assign_weights(self.weights, load_weights(config.run_dir / "best.safetensors")[0])
+        assign_weights(self.weights, load_checkpoint(config.run_dir / "best.safetensors")[0])
         rows = [
             {
                 name: image_colors(image, truth),

@@ -13,5 +13,6 @@ def load(implementation):
     functions = {}
     for module in ("model", "train"):
         functions.update(vars(importlib.import_module(f"{implementation}.{module}")))
-    names = ("UNet", "named_weights", "make_optimizer", "make_train_step", "make_eval_step", "main")
-    return types.SimpleNamespace(**{name: functions[name] for name in names})
+    contract = ["UNet", "named_weights", "make_optimizer", "named_state", "assign_state"]
+    contract += ["make_train_step", "make_eval_step", "main"]
+    return types.SimpleNamespace(**{name: functions[name] for name in contract})

@@ -1,33 +1,58 @@
-"""Is it the same network three times? A ladder of checks, from the shapes of the weights to training steps."""
+"""Is it the same network three times? A ladder of checks, from the shapes of the weights to a hundred training steps."""
 
 import dataclasses
 import itertools
 import json
+import multiprocessing
 
 import comparison
+from common.config import Config, Size, UserError
 from common.loop import be_deterministic
 from common.losses import dice_loss
+from common.pictures import save_figure
 from common.weights import assign_weights, initial_weights, is_trainable
+from comparison import finder
 from data.loader import load_examples, training_batches
 
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
 # Sums of few powers of two, which float32, float64 and every detour between them hold alike. The usual 0.9 and 0.999 are
 # rounded by each API at another place: v1's Adam computes 1 - beta_2 in float32, 5e-5 beside Keras's 0.001.
 EXACT_CONSTANTS = dict(learning_rate=2**-10, beta_1=0.875, beta_2=1 - 2**-10, epsilon=2**-23, momentum=0.875, bn_epsilon=2**-10)
+USUAL_CONSTANTS = dict(learning_rate=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-7, momentum=0.9, bn_epsilon=1e-3)
+
+ARCHITECTURES = {
+    "default": {},
+    "paper": dict(padding="valid", activation="relu", batch_norm="none", classes=2, image_size=Size(188, 204)),
+    "multi-class": dict(channels=3, classes=3),
+    "odd-size": dict(image_size=Size(51, 77), activation="relu"),
+    "no-batch-norm": dict(batch_norm="none"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to climb the ladder."""
+
+    title: str
+    config: Config
+    steps: int
+    halve_rate: bool = False  # the learning rate, half way through the steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One rung of the ladder between two implementations. Equal within the tolerance, or not."""
+    """One rung of the ladder between two implementations: equal within the tolerance, or not."""
 
-    case: str  # what was run: "explicit batch normalization, float32"
+    case: str
     rung: str  # what was compared: "gradients"
     pair: str  # "lowlevel - highlevel"
     worst: str  # the canonical name, or the step, with the largest difference
     difference: float  # the largest absolute difference; infinite where names, shapes or not-a-numbers disagree
-    ulp: float  # the largest distance in units in the last place
+    ulp: int  # that difference in units in the last place
     tolerance: float  # of the absolute difference
     reason: str  # for the tolerance
 
@@ -36,13 +61,44 @@ class Check:
         return self.difference <= self.tolerance
 
 
-def observe(implementation, config, batches):
+def cases(name, config, steps, precision=None):
+    """The ways in which the architecture `name`, made from `config`, climbs the ladder; those of one `precision` on request.
+
+    The default architecture climbs in every way. The others differ from it in the network and not in the training, so
+    they climb in both precisions that can prove something, with few steps.
+    """
+    config = dataclasses.replace(config, **{**vars(config), **ARCHITECTURES[name]})
+    explicit = "none" if config.batch_norm == "none" else "explicit"
+    every = [
+        ("explicit", dict(batch_norm=explicit), {}),
+        ("fused", dict(batch_norm="fused"), {}),
+        ("explicit", dict(batch_norm=explicit, precision="float64"), {}),
+        ("explicit, 0.9 and 0.999", dict(batch_norm=explicit, **USUAL_CONSTANTS), {}),
+        ("explicit, 0.9 and 0.999", dict(batch_norm=explicit, precision="float64", **USUAL_CONSTANTS), {}),
+        ("explicit, SGD, rate halved", dict(batch_norm=explicit, optimizer="sgd"), dict(halve_rate=True)),
+        ("explicit, SGD, rate halved", dict(batch_norm=explicit, optimizer="sgd", precision="float64"), dict(halve_rate=True)),
+        ("fused", dict(batch_norm="fused", precision="bfloat16"), {}),
+        ("explicit, XLA", dict(batch_norm=explicit, jit=True), {}),
+    ]
+    chosen = every if name == "default" else [every[0], every[2]]
+    if explicit == "none":
+        chosen = [(title.replace("explicit", "no batch norm"), *rest) for title, *rest in chosen if "fused" not in title]
+    for title, changes, options in chosen:
+        changed = dataclasses.replace(config, **{"precision": "float32", **changes})
+        if precision in (None, changed.precision):
+            yield Case(
+                f"{name}: {changed.precision}, {title}", changed, steps if name == "default" else min(steps, 10), **options
+            )
+
+
+def observe(implementation, case, batches):
     """Runs one implementation up the ladder, from the canonical initial weights.
 
-    batches: list of (images, masks); a training step is made with each.
+    batches: list of (images, masks), of which step k takes number k, over and over.
 
     Returns: rung -> {name -> array}.
     """
+    config, steps = case.config, case.steps
     code = comparison.load(implementation)
     model = code.UNet(config)
     weights = code.named_weights(model)
@@ -73,12 +129,17 @@ def observe(implementation, config, batches):
     rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
     rungs["moving statistics, 1 step"] = values(trained=False)
     assign_weights(weights, initial)  # takes back the moving statistics
-    train_step = code.make_train_step(model, config)
-    losses = [train_step(*batch).numpy() for batch in batches]
-    rungs[f"losses, {len(batches)} steps"] = {f"step {k + 1}": loss for k, loss in enumerate(losses)}
-    rungs[f"weights, {len(batches)} steps"] = values(trained=True)
-    rungs[f"moving statistics, {len(batches)} steps"] = values(trained=False)
-    rungs[f"inference, {len(batches)} steps"] = {"logits": forward(images).numpy()}
+    optimizer = code.make_optimizer(model, config)
+    train_step = code.make_train_step(model, config, optimizer)
+    losses = {}
+    for k in range(steps):
+        if case.halve_rate and k == steps // 2:
+            optimizer.learning_rate.assign(config.learning_rate / 2)
+        losses[f"step {k + 1}"] = train_step(*batches[k % len(batches)]).numpy()
+    rungs[f"losses, {steps} steps"] = losses
+    rungs[f"weights, {steps} steps"] = values(trained=True)
+    rungs[f"moving statistics, {steps} steps"] = values(trained=False)
+    rungs[f"inference, {steps} steps"] = {"logits": forward(images).numpy()}
     return rungs
 
 
@@ -96,7 +157,7 @@ def difference(a, b):
     """(name, largest absolute difference, its ulp) of the name where `a` and `b` differ most."""
     odd = sorted(a.keys() ^ b.keys()) or [name for name in a if np.shape(a[name]) != np.shape(b[name])]
     if odd:
-        return odd[0], np.inf, np.inf
+        return odd[0], np.inf, 0
     worst = "", 0.0, 0
     for name in a:
         x, y = np.ravel(a[name]), np.ravel(b[name])
@@ -116,80 +177,118 @@ def is_binary_exact(config):
     return all(float(np.float32(x)) == x for x in constants)
 
 
-def tolerance(rung, pair, config, steps, scale):
-    """(largest absolute difference, reason) that a rung may show under `be_deterministic`.
+def tolerance(rung, pair, case, scale):
+    """(largest absolute difference, reason) that a rung may show under `be_deterministic`, or under XLA.
 
-    scale: the largest absolute value among the numbers compared.
+    pair: the two implementations. scale: the largest absolute value among the numbers compared.
     """
-    rounding = 2.0 ** {"bfloat16": -24, "float32": -24, "float64": -53}[config.precision]  # of weights and statistics
-    exact = 0.0, "the same kernels on the same numbers in the same order"
+    config = case.config
     if rung == "structure":
         return 0.0, "names and shapes are the contract"
     if tf.config.list_physical_devices("GPU"):
-        return 1e-4 * max(scale, 1), "a GPU may choose another algorithm for each graph"
-    if rung in ("logits in inference", "logits in training", "loss", "gradients") or "highlevel" not in pair:
-        return exact
+        return 1e-4 * max(scale, 1), "a GPU's libraries may choose another algorithm for each graph"
+    if "highlevel" not in pair or rung in ("logits in inference", "logits in training", "loss", "gradients"):
+        return 0.0, "the same kernels on the same numbers in the same order"
+    if config.precision == "float64":
+        return (
+            1e-12,
+            "v1 multiplies its powers of beta up, the others call pow: 2**-53 apart; tf.layers' moving averages as well",
+        )
     if rung.startswith(("losses", "weights")) and is_binary_exact(config):
-        return exact
+        return 0.0, "the same kernels on the same numbers in the same order; the powers of beta are exact"
+    if rung.startswith("losses"):
+        return 1e-5, "v1's Adam computes 1 - beta_2 in float32, 5e-5 beside 0.001: its steps are 2e-5 of their length shorter"
     if not is_binary_exact(config) and rung != "moving statistics, 1 step":
-        if rung.startswith("losses"):
-            return 1e-5 * steps, "v1's Adam computes 1 - beta_2 in float32: 5e-5 beside 0.001, so its steps are 2e-5 shorter"
-        if rung.startswith("weights"):
-            return config.learning_rate * steps, "the same; and where a gradient is about 0, its sign decides a whole step"
-        return 0.1 * scale, "the same, grown by all layers"
+        return 0.1 * scale, "as the losses; where a gradient is about 0 its sign decides a whole step, and statistics follow"
     if config.batch_norm != "explicit":
-        return exact
+        return 0.0, "the same kernels on the same numbers in the same order"
+    moves = 1 if rung == "moving statistics, 1 step" else case.steps
     if rung.startswith("moving"):
-        moves = 1 if rung.endswith("1 step") else steps
-        return 4 * moves * rounding * scale, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds apart"
-    return 1e3 * steps * rounding * scale, "the moving statistics above, through every normalization"
+        return 2**-23 * moves * scale, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds twice, apart"
+    return (
+        2**-23 * moves * scale * 100,
+        "the moving statistics, handed on by each of some 20 normalizations, which divide by them",
+    )
 
 
-def compare_all(case, config, batches):
-    """Runs the three implementations and compares every pair of them: a list of `Check`s."""
-    rungs = {name: observe(name, config, batches) for name in comparison.IMPLEMENTATIONS}
+def climb(case, batches):
+    """Runs the three implementations in one way and compares every pair of them: a list of `Check`s, and the losses."""
+    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
+    rungs = {name: observe(name, case, batches) for name in comparison.IMPLEMENTATIONS}
     checks = []
-    for rung in rungs["lowlevel"]:
-        values = rungs["lowlevel"][rung].values()
-        scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values), default=0))
+    for rung, values in rungs["lowlevel"].items():
+        scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
         for a, b in itertools.combinations(comparison.IMPLEMENTATIONS, 2):
-            allowed, reason = tolerance(rung, f"{a} - {b}", config, len(batches), scale)
+            allowed, reason = tolerance(rung, (a, b), case, scale)
             worst, d, ulp = difference(rungs[a][rung], rungs[b][rung])
-            checks.append(Check(case, rung, f"{a} - {b}", worst, d, ulp, allowed, reason))
-    return checks
+            checks.append(Check(case.title, rung, f"{a} - {b}", worst, d, ulp, allowed, reason))
+    losses = {name: [float(loss) for loss in rungs[name][f"losses, {case.steps} steps"].values()] for name in rungs}
+    return checks, losses
 
 
 def print_table(checks):
     """A row for every rung: the differences of the three pairs, the tolerance, the verdict."""
     pairs = list(dict.fromkeys(check.pair for check in checks))
-    for case, of_case in itertools.groupby(checks, key=lambda check: check.case):
-        print(f"\n{case:<32}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>11}")
-        for rung, row in itertools.groupby(of_case, key=lambda check: check.rung):
-            row = list(row)
-            cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7.0f} ulp" if c.difference else f"{'0':>24}" for c in row)
-            failed = [c for c in row if not c.passed]
-            verdict = "ok" if not failed else "DIFFERENT at " + ", ".join(sorted({c.worst for c in failed}))
-            print(f"{rung:<32}{cells}{max(c.tolerance for c in row):>11.0e}  {verdict}")
+    print(f"\n{checks[0].case:<42}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>11}")
+    for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
+        row = list(row)
+        cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
+        failed = sorted({c.worst for c in row if not c.passed})
+        verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
+        print(f"{rung:<42}{cells}{max(c.tolerance for c in row):>11.0e}  {verdict}", flush=True)
 
 
-def run(config, steps, path):
-    """Climbs the ladder with the explicit and the fused batch normalization, prints it, writes it to `path` as JSON.
+def draw(losses, path):
+    """How far apart the losses of each pair are over the steps, on a logarithmic axis; equal losses lie on the floor.
+
+    losses: case -> implementation -> list over the steps.
+    """
+    figure = Figure(figsize=(13, 3.2 * -(-len(losses) // 3)))
+    floor = 1e-17  # below the last place of float64
+    for axis, (title, of_case) in zip(figure.subplots(-(-len(losses) // 3), 3, squeeze=False).flat, losses.items()):
+        for k, (a, b) in enumerate(itertools.combinations(of_case, 2)):
+            apart = np.abs(np.subtract(of_case[a], of_case[b]))
+            axis.semilogy(
+                range(1, len(apart) + 1), np.maximum(apart, floor), lw=3 - k, ls=("-", "--", ":")[k], label=f"{a} - {b}"
+            )
+        axis.set(title=title, xlabel="training step", ylabel="difference of the losses", ylim=(floor / 2, 1))
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def run(todo, path):
+    """Climbs the ladder in the ways `todo`, a list of `Case`s; prints it, writes it to `path` as JSON, draws it beside it.
 
     Returns: whether every check passed.
     """
+    if not todo:
+        raise UserError("nothing to compare with this --config and --precision: bfloat16 is for the default alone")
     be_deterministic()
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
-    training, _ = load_examples(config)
-    batches = list(training_batches(dataclasses.replace(config, epochs=steps), training).take(steps))
-    checks = []
-    for batch_norm in ("explicit", "fused") if config.precision != "float64" else ("explicit",):
-        case = f"{batch_norm} batch normalization"
-        checks += compare_all(case, dataclasses.replace(config, batch_norm=batch_norm), batches)
-    print_table(checks)
+    checks, losses, batches = [], {}, {}
+    for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
+        data = case.config.channels, case.config.classes, case.config.image_size, case.config.padding
+        if data not in batches:
+            training, _ = load_examples(case.config)
+            batches[data] = [(i.numpy(), m.numpy()) for i, m in training_batches(case.config, training).take(10)]
+        if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                of_case, losses[case.title] = pool.apply(climb, (case, batches[data]))
+        else:
+            of_case, losses[case.title] = climb(case, batches[data])
+        print_table(of_case)
+        checks += of_case
+        failed = [check for check in of_case if not check.passed]
+        if failed:
+            a, b = failed[0].pair.split(" - ")
+            print(f"first difference between {a} and {b}: {finder.locate(a, b, case, batches[data])}")
     failed = sum(not check.passed for check in checks)
-    verdict = "the same network three times" if not failed else f"{failed} of {len(checks)} checks FAILED"
+    verdict = "the same network three times" if not failed else f"{failed} FAILED"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = [{**dataclasses.asdict(check), "passed": check.passed} for check in checks]
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\n{len(checks)} checks, {verdict}; every name and reason in {path}")
+    path.write_text(json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
+    draw(losses, path.with_suffix(".png"))
+    print(f"\n{len(checks)} checks, {verdict}; every name and reason in {path}, the losses in {path.with_suffix('.png')}")
     return not failed

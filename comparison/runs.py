@@ -3,7 +3,7 @@
 import csv
 
 import comparison
-from common.checkpoint import load_weights
+from common.checkpoint import load_checkpoint
 from common.config import Config, UserError
 from common.loop import predict_some
 from common.pictures import draw_curves, draw_grid, image_colors, mask_colors
@@ -28,8 +28,8 @@ def run(run_dirs, output):
     """
     histories, columns = {}, {}
     for run_dir in run_dirs:
-        histories[str(run_dir)] = read_history(run_dir)
-        weights, metadata = load_weights(run_dir / "best.safetensors")
+        histories[run_dir.name] = read_history(run_dir)
+        weights, _, metadata = load_checkpoint(run_dir / "best.safetensors")
         config = Config.from_dict(metadata["config"])
         code = comparison.load(metadata["implementation"])
         model = code.UNet(config)

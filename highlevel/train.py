@@ -1,5 +1,6 @@
 """Train the U-Net written in tf.layers, with the optimizers of tf.compat.v1.train."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from common.config import run_script
 from common.loop import Run, start
 from common.losses import dice_loss, probabilities
+from common.weights import assign_weights
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
 
@@ -39,10 +41,32 @@ def make_optimizer(model, config):
     beta_1, beta_2, epsilon, momentum = np.float64([config.beta_1, config.beta_2, config.epsilon, config.momentum])
     if config.optimizer == "adam":
         optimizer = tf.compat.v1.train.AdamOptimizer(learning_rate, beta_1, beta_2, epsilon)
+        optimizer.beta_1, optimizer.beta_2 = beta_1, beta_2
     else:
         optimizer = SGD(learning_rate, momentum)
-    optimizer.learning_rate = learning_rate
+    optimizer.learning_rate, optimizer.iterations = learning_rate, tf.Variable(0, dtype=tf.int64, name="iterations")
+    # v1 makes its moments in the first step: one with gradients of 0, which moves no weight
+    optimizer.apply_gradients([(tf.zeros_like(w), w) for w in model.trainable_variables])
+    assign_state(model, optimizer, {name: variable.numpy() for name, variable in named_state(model, optimizer).items()})
     return optimizer
+
+
+def named_state(model, optimizer):
+    """Canonical name of the weight and "/m" or "/v" -> variable of the optimizer; "iterations": the steps it has made."""
+    state = {"iterations": optimizer.iterations}
+    for name, weight in named_weights(model).items():
+        for slot in optimizer.get_slot_names() if weight.trainable else ():
+            state[f"{name}/{slot[0]}"] = optimizer.get_slot(weight, slot)  # "m" and "v", or "momentum"
+    return state
+
+
+def assign_state(model, optimizer, values):
+    """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
+    assign_weights(named_state(model, optimizer), values)
+    for power in optimizer.variables():  # v1 keeps beta**(t + 1) instead of t, as a product
+        if power.name.startswith(("beta1_power", "beta2_power")):
+            beta = optimizer.beta_1 if "beta1" in power.name else optimizer.beta_2
+            power.assign(math.prod([beta] * (int(values["iterations"]) + 1)))
 
 
 def make_train_step(model, config, optimizer=None):
@@ -56,7 +80,7 @@ def make_train_step(model, config, optimizer=None):
             logits = model(images, training=True)
             loss = dice_loss(masks, logits)
         weights = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights), global_step=optimizer.iterations)
         return loss
 
     return train_step

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from common.config import run_script
 from common.loop import Run, start
 from common.losses import dice_loss, probabilities
+from common.weights import assign_weights
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
 
@@ -55,6 +56,22 @@ def make_optimizer(model, config):
         optimizer = keras.optimizers.SGD(config.learning_rate, momentum=number(config.momentum))
     optimizer.build(model.trainable_variables)
     return optimizer
+
+
+def named_state(model, optimizer):
+    """Canonical name of the weight and "/m" or "/v" -> variable of the optimizer; "iterations": the steps it has made."""
+    paths = {weight.path.replace("/", "_"): weight.path.replace("_", "/", 1) for weight in model.trainable_weights}
+    state = {"iterations": optimizer.iterations.value}
+    for variable in optimizer.variables:
+        path, _, slot = variable.name.rpartition("_")
+        if path in paths:
+            state[f"{paths[path]}/{slot[0]}"] = variable.value  # "momentum" and "velocity"
+    return state
+
+
+def assign_state(model, optimizer, values):
+    """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
+    assign_weights(named_state(model, optimizer), values)
 
 
 def make_train_step(model, config, optimizer=None):

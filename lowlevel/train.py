@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from common.config import run_script
 from common.loop import Run, start
 from common.losses import dice_loss, probabilities
+from common.weights import assign_weights
 from data.loader import load_examples
 from lowlevel.model import UNet, named_weights
 
@@ -22,7 +23,7 @@ class Adam(tf.Module):
     alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
     m += (g - m) * (1 - beta_1);  v += (g**2 - v) * (1 - beta_2);  w -= m * alpha / (sqrt(v) + epsilon)
 
-    weights: canonical name -> variable. `m` and `v` carry the same names.
+    weights: canonical name -> variable. `state` holds m and v under the weight's name with "/m" and "/v" behind it.
     """
 
     def __init__(self, config, weights):
@@ -30,8 +31,7 @@ class Adam(tf.Module):
         self.config, self.weights = config, weights
         self.learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")  # t
-        self.m = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/m") for name, w in weights.items()}
-        self.v = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/v") for name, w in weights.items()}
+        self.state = {f"{name}/{slot}": tf.Variable(tf.zeros_like(w)) for name, w in weights.items() for slot in "mv"}
 
     def apply(self, gradients):
         """gradients: canonical name -> gradient, of every weight."""
@@ -41,7 +41,7 @@ class Adam(tf.Module):
         t = tf.cast(self.iterations.assign_add(1), dtype)
         alpha = tf.cast(self.learning_rate, dtype) * tf.sqrt(1 - tf.pow(beta_2, t)) / (1 - tf.pow(beta_1, t))
         for name, w in self.weights.items():
-            g, m, v = gradients[name], self.m[name], self.v[name]
+            g, m, v = gradients[name], self.state[f"{name}/m"], self.state[f"{name}/v"]
             m.assign_add((g - m) * (1 - config.beta_1))
             v.assign_add((tf.square(g) - v) * (1 - config.beta_2))
             w.assign_sub(m * alpha / (tf.sqrt(v) + config.epsilon))
@@ -58,7 +58,7 @@ class SGD(tf.Module):
         self.config, self.weights = config, weights
         self.learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
-        self.m = {name: tf.Variable(tf.zeros_like(w), name=f"{name}/m") for name, w in weights.items()}
+        self.state = {f"{name}/m": tf.Variable(tf.zeros_like(w)) for name, w in weights.items()}
 
     def apply(self, gradients):
         """gradients: canonical name -> gradient, of every weight."""
@@ -66,7 +66,7 @@ class SGD(tf.Module):
         momentum, lr = tf.constant(self.config.momentum, dtype), tf.cast(self.learning_rate, dtype)
         self.iterations.assign_add(1)
         for name, w in self.weights.items():
-            m = self.m[name]
+            m = self.state[f"{name}/m"]
             m.assign(m * momentum - gradients[name] * lr)
             w.assign_add(m)
 
@@ -78,6 +78,16 @@ def make_optimizer(model, config):
     """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
     weights = {name: w for name, w in named_weights(model).items() if w.trainable}
     return Adam(config, weights) if config.optimizer == "adam" else SGD(config, weights)
+
+
+def named_state(model, optimizer):
+    """Canonical name of the weight and "/m" or "/v" -> variable of the optimizer; "iterations": the steps it has made."""
+    return {**optimizer.state, "iterations": optimizer.iterations}
+
+
+def assign_state(model, optimizer, values):
+    """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
+    assign_weights(named_state(model, optimizer), values)
 
 
 def make_train_step(model, config, optimizer=None):

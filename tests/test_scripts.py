@@ -9,14 +9,13 @@ from pathlib import Path
 
 import compare
 import comparison
-from common.checkpoint import load_weights, save_weights
+from common.checkpoint import load_checkpoint
 from common.config import UserError
 from common.loop import COLUMNS
 from common.weights import is_trainable
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from skimage.io import imsave
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +44,7 @@ def test_train_script(implementation, tmp_path, capsys):
     assert json.loads((tmp_path / "config.json").read_text())["image_size"] == "32x32"
     for picture in ("curves.png", "predictions.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    weights, metadata = load_weights(tmp_path / "best.safetensors")
+    weights, _, metadata = load_checkpoint(tmp_path / "best.safetensors")
     assert metadata["config"]["filters"] == 4
     assert any(not is_trainable(name) for name in weights), "without the moving statistics inference means nothing"
     output = capsys.readouterr().out
@@ -78,7 +77,7 @@ def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     step = code.make_train_step(model, config)
     for images, masks in training_batches(config, load_examples(config)[0]):
         step(images, masks)
-    weights, _ = load_weights(tmp_path / "best.safetensors")
+    weights, _, _ = load_checkpoint(tmp_path / "best.safetensors")
     for name, weight in code.named_weights(model).items():
         np.testing.assert_array_equal(weight.numpy(), weights[name], err_msg=name)
 
@@ -95,7 +94,7 @@ def test_compare_without_arguments(tmp_path, capsys):
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "the same network three times" in output and "CPU" in output
-    checks = json.loads((tmp_path / "parity.json").read_text())
+    checks = json.loads((tmp_path / "parity.json").read_text())["checks"]
     assert all(check["passed"] and check["reason"] for check in checks)
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
     assert {(r["implementation"], r["mode"]) for r in records} == {
@@ -103,6 +102,33 @@ def test_compare_without_arguments(tmp_path, capsys):
     }
     assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
     assert (tmp_path / "bench.png").exists()
+
+
+def test_compare_parity_climbs_in_every_way(tmp_path, capsys):
+    """Every case of the default architecture, XLA in its process among them, on the smallest network."""
+    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 2".split()
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "parity.json").read_text())
+    assert len(record["losses"]) == 9 and (tmp_path / "parity.png").exists()
+    assert compare.main([*arguments, "--precision", "bfloat16", "--run-dir", str(tmp_path)]) == 0
+    assert [*json.loads((tmp_path / "parity.json").read_text())["losses"]] == ["default: bfloat16, fused"]
+
+
+def test_compare_graph(tmp_path, capsys):
+    arguments = "graph --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
+    assert compare.main([*arguments, "--run-dir", str(tmp_path), "--save", str(tmp_path / "texts")]) == 0
+    assert capsys.readouterr().out.count("the same mathematics") == 4
+    texts = sorted(path.name for path in (tmp_path / "texts").iterdir())
+    assert len(texts) == 6 and "stablehlo.convolution" in (tmp_path / "texts" / texts[0]).read_text()
+
+
+def test_compare_relay(tmp_path, capsys):
+    arguments = "relay --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    records = json.loads((tmp_path / "relay.json").read_text())
+    assert {(r["precision"], r["alone"]) for r in records} == {
+        (precision, name) for precision in ("float32", "float64") for name in comparison.IMPLEMENTATIONS
+    }
 
 
 def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, capsys):
@@ -124,9 +150,10 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
         return code
 
     monkeypatch.setattr(comparison, "load", load_perturbed)
-    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1".split()
+    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1 --precision bfloat16".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 1
-    assert "FAILED" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "FAILED" in output and "first difference between lowlevel and keras_impl: the value of head/bias" in output
 
 
 # --- bad input ---
@@ -190,12 +217,3 @@ def test_unwritable_run_dir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--run-dir"):
         comparison.load("lowlevel").main([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
-
-
-def test_damaged_checkpoint_is_named(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_weights(path, {"head/bias": tf.Variable([1.0])}, epoch=3)
-    assert load_weights(path)[1] == {"epoch": 3}
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(UserError, match="weights.safetensors"):
-        load_weights(path)

@@ -1,0 +1,194 @@
+"""Where do two implementations part? The first activation, gradient, step or term of the update that differs."""
+
+import comparison
+from common.losses import dice_loss
+from common.weights import assign_weights, initial_weights, is_trainable
+
+import numpy as np
+import tensorflow as tf
+
+# The operations that every implementation of a layer ends in, whatever API called it.
+KINDS = {
+    "Conv2D": "conv",
+    "Conv2DBackpropInput": "deconv",
+    "MaxPool": "pool",
+    "ConcatV2": "concat",
+    "Elu": "act",
+    "Relu": "act",
+}
+
+
+def layer_names(config):
+    """(kind, name) of the layers in the order of the forward pass: ("conv", "down0/conv1"), ("act", "down0/act1"), ..."""
+
+    def double_conv(block):
+        for k in (1, 2):
+            yield "conv", f"{block}/conv{k}"
+            yield "act", f"{block}/act{k}"
+
+    for i in range(config.depth):
+        yield from double_conv(f"down{i}")
+        yield "pool", f"down{i}/pool"
+    yield from double_conv(f"down{config.depth}")
+    for i in reversed(range(config.depth)):
+        yield "deconv", f"up{i}/deconv"
+        yield "concat", f"up{i}/concat"
+        yield from double_conv(f"up{i}")
+    yield "conv", "head"
+
+
+def activations(model, config, images, training):
+    """[(name, array)] of what happens to `images`, in order: every layer's output, and what enters it where that is news.
+
+    What enters an activation function is the batch normalization's output (the bias's, without normalization); what
+    enters an up-convolution is the dropout's. Read off the traced graph, so that the models need no hooks.
+
+    Raises: ValueError when the graph does not hold the layers that `config` asks for.
+    """
+    names = []
+
+    @tf.function(jit_compile=False)
+    def trace(images):
+        model(images, training=training)
+        operations = tf.compat.v1.get_default_graph().get_operations()
+        found = [op for op in operations if op.type in KINDS and op.outputs[0].shape.rank == 4]
+        expected = list(layer_names(config))
+        if [KINDS[op.type] for op in found] != [kind for kind, _ in expected]:
+            order = ", ".join(KINDS[op.type] for op in found)
+            raise ValueError(f"the layers do not come in the order of the U-Net: {order}")
+        tensors = []
+        for op, (kind, name) in zip(found, expected):
+            if kind == "act":
+                before = "bias" if config.batch_norm == "none" else "bn"
+                names.append(name.replace("act", before))
+                tensors.append(op.inputs[0])
+            if kind == "deconv" and name == f"up{config.depth - 1}/deconv":
+                names.append("dropout")
+                tensors.append(op.inputs[2])
+            names.append(name)
+            tensors.append(op.outputs[0])
+        return tensors
+
+    values = [np.asarray(value) for value in trace(images)]
+    return list(zip(names, values))
+
+
+def differs(x, y, allowed):
+    """Whether two arrays differ in shape, or anywhere by more than `allowed` times their largest value."""
+    if x.shape != y.shape:
+        return True
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return not np.abs(x - y).max(initial=0) <= allowed * np.abs(x).max(initial=0)  # true for not a number
+
+
+class Probe:
+    """One implementation, to be looked into."""
+
+    def __init__(self, implementation, config):
+        self.code = code = comparison.load(implementation)
+        self.config, self.model = config, code.UNet(config)
+        self.weights = code.named_weights(self.model)
+        self.optimizer = code.make_optimizer(self.model, config)
+        self.train_step = code.make_train_step(self.model, config, self.optimizer)
+        self.start()
+
+    def start(self):
+        assign_weights(self.weights, initial_weights(self.config))
+
+    def gradients(self, images, masks):
+        """Canonical name -> array, from the head backwards: the order in which the chain rule goes."""
+        trainable = {name: w for name, w in reversed(self.weights.items()) if is_trainable(name)}
+        with tf.GradientTape() as tape:
+            loss = dice_loss(masks, self.model(images, training=True))
+        return {name: gradient.numpy() for name, gradient in tape.gradient(loss, trainable).items()}
+
+    def values(self):
+        """Weights, moving statistics and the optimizer's moments, by name."""
+        state = {name: v.numpy() for name, v in self.code.named_state(self.model, self.optimizer).items()}
+        return {name: v.numpy() for name, v in self.weights.items()}, state
+
+
+def locate(a, b, case, batches):
+    """Says in words where implementations `a` and `b` first differ, from the names of the weights to the last step.
+
+    Equal means bit for bit, but for a few last places where XLA may choose or tf.layers moves its averages.
+    """
+    config = case.config
+    exact, last_places = (1e-4, 1e-3) if config.jit else (0.0, 1e-5)
+    probes = [Probe(name, config) for name in (a, b)]
+    first, second = probes
+    if first.weights.keys() != second.weights.keys():
+        return f"the weights' names: {sorted(first.weights.keys() ^ second.weights.keys())}"
+    for name, weight in first.weights.items():
+        if differs(weight.numpy(), second.weights[name].numpy(), 0.0):
+            return f"the value of {name}, before anything is computed"
+    images, masks = batches[0]
+    for training in (False, True):
+        mode = "training" if training else "inference"
+        for (name, x), (_, y) in zip(*(activations(p.model, config, images, training) for p in probes)):
+            if differs(x, y, exact):
+                return f"activation {name} in {mode}: {apart(x, y)}"
+        for probe in probes:
+            probe.start()
+    for (name, x), y in zip(first.gradients(images, masks).items(), second.gradients(images, masks).values()):
+        if differs(x, y, exact):
+            return f"gradient of {name}: {apart(x, y)}"
+    for probe in probes:
+        probe.start()
+    for k in range(case.steps):
+        before = first.values()[0]
+        if case.halve_rate and k == case.steps // 2:
+            for probe in probes:
+                probe.optimizer.learning_rate.assign(config.learning_rate / 2)
+        losses = [float(probe.train_step(*batches[k % len(batches)])) for probe in probes]
+        (weights, state), (others, other_state) = (probe.values() for probe in probes)
+        for name, x in state.items():
+            if differs(x, other_state[name], last_places):
+                slot = {"m": "m, the mean of the gradients (beta_1, momentum)", "v": "v, the mean of their squares (beta_2)"}
+                return f"step {k + 1}, {slot[name[-1]]}, of {name[:-2]}: {apart(x, other_state[name])}"
+        for name, x in weights.items():
+            allowed = last_places if not is_trainable(name) else exact
+            if differs(x, others[name], allowed):
+                if not is_trainable(name):
+                    hint = variance_hint(x, others[name], before[name], config)
+                    return f"step {k + 1}, {name}: {apart(x, others[name])}{hint}"
+                return f"step {k + 1}, {update_term(name, before, weights, others, state)}, of {name}: {apart(x, others[name])}"
+        if differs(np.array(losses[0]), np.array(losses[1]), exact):
+            return f"step {k + 1}, the loss: {losses[0]} and {losses[1]}"
+    return f"none in {case.steps} steps"
+
+
+def apart(x, y):
+    """How two arrays differ, in a few words."""
+    if x.shape != y.shape:
+        return f"shapes {x.shape} and {y.shape}"
+    d = np.abs(x.astype(np.float64) - y.astype(np.float64))
+    return f"{np.count_nonzero(d)} of {d.size} values, by up to {d.max():.1e} at {np.abs(x.astype(np.float64)).max():.1e}"
+
+
+def update_term(name, before, weights, others, state):
+    """Which factor of w -= alpha m / (sqrt(v) + epsilon) differs when m and v do not.
+
+    alpha scales every step alike; epsilon shows only where v is small.
+    """
+    if f"{name}/v" not in state:
+        return "the learning rate of the update"
+    moved, other = (np.ravel(w[name].astype(np.float64) - before[name]) for w in (weights, others))
+    v = np.ravel(state[f"{name}/v"])
+    usable = moved != 0
+    ratio, order = other[usable] / moved[usable], np.argsort(v[usable])
+    large = np.median(ratio[order[-max(len(order) // 10, 1) :]])
+    small = np.median(ratio[order[: max(len(order) // 10, 1)]])
+    return (
+        "epsilon of the update"
+        if abs(small - 1) > 2 * abs(large - 1)
+        else "alpha of the update (learning rate, powers of beta)"
+    )
+
+
+def variance_hint(x, y, before, config):
+    """Says so when two moving variances are N / (N - 1) apart: the two conventions of batch normalization."""
+    moved = (y - config.bn_momentum * before.astype(np.float64)), (x - config.bn_momentum * before.astype(np.float64))
+    ratio = float(np.median(moved[0] / moved[1]))
+    n = 1 / (1 - min(ratio, 1 / ratio)) if ratio not in (0, 1) else 0
+    return f"; their ratio is that of N and N - 1 for N = {n:.0f}" if 1 < n < 1e9 else ""

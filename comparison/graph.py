@@ -1,0 +1,177 @@
+"""What does each implementation really execute? Its operations as traced, as TensorFlow optimizes them, and as StableHLO."""
+
+import collections
+import dataclasses
+import json
+import re
+
+import comparison
+from common.weights import is_trainable, weight_shapes
+from data.loader import load_examples, training_batches
+
+import tensorflow as tf
+from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
+
+# The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
+# reduction over windows) and theirs (a selection and a scatter), sums and means.
+MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce")
+
+
+def convolution_flops(config, height, width):
+    """(inference, training) floating-point operations of the convolutions for one image, a multiplication and an addition each.
+
+    "same" padding. Training: every convolution also has a gradient by its kernel and, but for the first, by its input,
+    each as expensive as itself.
+    """
+    forward, first = 0, None
+    for name, shape in weight_shapes(config).items():
+        if not name.endswith("/kernel"):
+            continue
+        block = name.split("/")[0]
+        level = 0 if block == "head" else int(block.strip("downup"))
+        pixels = (height // 2**level) * (width // 2**level)
+        multiplications = shape[0] * shape[1] * shape[2] * shape[3]
+        # the 2x2 up-convolution with stride 2 reaches every output pixel once: a quarter of its kernel each
+        flops = 2 * pixels * multiplications // (4 if "/deconv/" in name else 1)
+        first = flops if first is None else first
+        forward += flops
+    return forward, 3 * forward - first
+
+
+def programs(implementation, config):
+    """{"forward": function of images, "train step": function of images and masks}, for one implementation."""
+    code = comparison.load(implementation)
+    model = code.UNet(config)
+
+    @tf.function(jit_compile=config.jit)
+    def forward(images):
+        return model(images, training=False)
+
+    return {"forward": forward, "train step": code.make_train_step(model, config)}
+
+
+def count(graphs):
+    """Counter of operation types in GraphDefs and the functions in them; constants and arguments are no work."""
+    counter = collections.Counter()
+    for graph in graphs:
+        for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+            counter.update(node.op for node in nodes)
+    for kind in ("Const", "Placeholder", "NoOp", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval", "Identity", "IdentityN"):
+        counter.pop(kind, None)
+    return counter
+
+
+def operations(text):
+    """[(name, signature)] of the operations in a StableHLO text, in order; the signature tells shapes, padding, strides.
+
+    Values are named by number in the text; the signature holds none of these names, so that equal work reads equal.
+    """
+    found = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        match = re.search(r'"?stablehlo\.(\w+)"?', line)
+        if not match:
+            continue
+        if line.rstrip().endswith("({"):  # a region follows: the types stand behind its end
+            region = [line]
+            for line in lines:
+                region.append(line)
+                if re.match(r"\s*\}\) ?(:|\{)", line):
+                    break
+            line = " ".join(part.strip() for part in region)
+        signature = re.sub(r"%[\w#:]+", "%", line.strip())
+        signature = re.sub(r"\s+loc\(.*\)$|^% = ", "", signature)
+        if match[1] not in ("constant", "return"):
+            found.append((match[1], signature))
+    return found
+
+
+def compare_sequences(a, b):
+    """(whether it is the same mathematics, what differs in words) of two lists of (name, signature).
+
+    The same operations in another order are the same mathematics: those that do not depend on each other may come in
+    any order.
+    """
+    if a == b:
+        return True, ""
+    if collections.Counter(a) == collections.Counter(b):
+        position = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+        return True, f", in another order from number {position + 1} on"
+    extra = list((collections.Counter(a) - collections.Counter(b)).elements())
+    lacking = list((collections.Counter(b) - collections.Counter(a)).elements())
+    first = [f", first {shapes(some[0])}" if some else "" for some in (extra, lacking)]
+    return False, f"{len(extra)} only in the first{first[0]}; {len(lacking)} only in the second{first[1]}"
+
+
+def shapes(operation):
+    """A short form of (name, signature): the name, and the types of what goes in and comes out."""
+    name, signature = operation
+    types = re.findall(r"tensor<([^>]*)>", signature[signature.rfind(" : ") :])
+    return f"{name} {', '.join(types[:-1])} -> {types[-1]}" if types else name
+
+
+def run(config, path, save=None):
+    """Prints counts side by side and the verdict for the forward pass and the train step; JSON to `path`, texts to `save`.
+
+    Returns: whether all three do the same mathematics.
+    """
+    training, _ = load_examples(config)
+    images, masks = next(iter(training_batches(config, training)))
+    traced, optimized, texts = {}, {}, {}
+    for name in comparison.IMPLEMENTATIONS:
+        # as it trains, for the first two; StableHLO is made of what goes to XLA
+        for program, function in programs(name, dataclasses.replace(config, jit=False)).items():
+            arguments = (images,) if program == "forward" else (images, masks)
+            function(*arguments)  # makes the optimizer's variables
+            traced[program, name] = count([function.get_concrete_function(*arguments).graph.as_graph_def()])
+            with context.collect_graphs(optimized=True) as graphs:
+                function(*arguments)
+            optimized[program, name] = count(graphs)
+        for program, function in programs(name, dataclasses.replace(config, jit=True)).items():
+            arguments = (images,) if program == "forward" else (images, masks)
+            function.get_concrete_function(*arguments)
+            texts[program, name] = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+            if save:
+                save.mkdir(parents=True, exist_ok=True)
+                (save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt").write_text(texts[program, name])
+    found = {key: operations(text) for key, text in texts.items()}
+    lowered = {
+        key: collections.Counter(kind for kind, _ in ops if kind not in ("constant", "return")) for key, ops in found.items()
+    }
+
+    same, record = True, {}
+    for program in ("forward", "train step"):
+        print(f"\n{program:<42}" + "".join(f"{name:>14}" for name in comparison.IMPLEMENTATIONS))
+        for stage, counters in (("traced", traced), ("optimized", optimized), ("StableHLO", lowered)):
+            columns = [counters[program, name] for name in comparison.IMPLEMENTATIONS]
+            print(f"{stage + ', operations':<42}" + "".join(f"{sum(c.values()):>14}" for c in columns))
+            kinds = sorted(set().union(*columns), key=lambda kind: -max(c[kind] for c in columns))
+            shown = [
+                k for k in kinds if len({c[k] for c in columns}) > 1 or k in MATHEMATICS or k.startswith(("Conv2D", "MaxPool"))
+            ]
+            for kind in shown:
+                print(f"    {kind:<38}" + "".join(f"{c[kind]:>14}" for c in columns))
+            record[f"{program}, {stage}"] = {name: counters[program, name] for name in comparison.IMPLEMENTATIONS}
+        reference, *others = comparison.IMPLEMENTATIONS
+        mathematics = {name: [o for o in found[program, name] if o[0] in MATHEMATICS] for name in comparison.IMPLEMENTATIONS}
+        for name in others:
+            apart = compare_sequences(mathematics[reference], mathematics[name])
+            same &= not apart or apart.startswith("in another order")
+            verdict = (
+                f"the same mathematics{', ' + apart if apart else ''}"
+                if not apart or "order" in apart
+                else f"DIFFERENT: {apart}"
+            )
+            record[f"{program}, {reference} - {name}"] = verdict
+            n = len(mathematics[reference])
+            print(f"{n} convolutions, reductions and poolings, {reference} - {name}: {verdict}")
+    height, width = images.shape[1:3]
+    forward, training_flops = convolution_flops(config, height, width)
+    parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config).items() if is_trainable(n))
+    gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
+    print(f"\n{parameters:,} trainable parameters; for an image of {width}x{height} {gflop}")
+    record.update(parameters=parameters, forward_flops=forward, training_flops=training_flops)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
+    return same

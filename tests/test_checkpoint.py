@@ -1,0 +1,98 @@
+"""Checkpoints change hands: any implementation goes on where any other stopped."""
+
+import comparison
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.config import Config, UserError
+from common.weights import assign_weights, initial_weights
+from comparison import parity
+from tests.conftest import IMPLEMENTATIONS
+from tests.test_network import random_batch
+
+import numpy as np
+import pytest
+
+
+class Training:
+    """One implementation in the middle of its training."""
+
+    def __init__(self, implementation, config):
+        self.code = comparison.load(implementation)
+        self.model = self.code.UNet(config)
+        self.optimizer = self.code.make_optimizer(self.model, config)
+        self.train_step = self.code.make_train_step(self.model, config, self.optimizer)
+        self.weights = self.code.named_weights(self.model)
+        self.state = self.code.named_state(self.model, self.optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("writer", IMPLEMENTATIONS)
+def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_path):
+    config = Config(filters=2, depth=1, optimizer=optimizer, **parity.EXACT_CONSTANTS)
+    batches = [random_batch(config, seed=k) for k in range(4)]
+    uninterrupted = Training(writer, config)
+    for k, batch in enumerate(batches):
+        uninterrupted.train_step(*batch)
+        if k == 1:
+            save_checkpoint(tmp_path / "half.safetensors", uninterrupted.weights, uninterrupted.state, step=2)
+    weights, state, metadata = load_checkpoint(tmp_path / "half.safetensors", config)
+    assert metadata == {"step": 2} and int(state["iterations"]) == 2
+    for reader in IMPLEMENTATIONS:
+        training = Training(reader, config)
+        assert training.state.keys() == state.keys(), "the same names in all three"
+        training.train_step(*batches[3])  # whatever was there before is overwritten, powers of beta too
+        assign_weights(training.weights, weights)
+        training.code.assign_state(training.model, training.optimizer, state)
+        for batch in batches[2:]:
+            training.train_step(*batch)
+        for name, weight in training.weights.items():
+            np.testing.assert_array_equal(weight.numpy(), uninterrupted.weights[name].numpy(), err_msg=f"{reader}: {name}")
+
+
+def test_a_new_optimizer_is_at_rest(implementation):
+    """Making it moves no weight, even where, as in v1, its moments come from a first step."""
+    config = Config(filters=2, depth=1)
+    training = Training(implementation, config)
+    for name, value in initial_weights(config).items():
+        np.testing.assert_array_equal(training.weights[name].numpy(), value, err_msg=name)
+    assert all(not value.numpy().any() for value in training.state.values())
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    training = Training("lowlevel", Config(filters=2, depth=1))
+    path = tmp_path / "weights.safetensors"
+    save_checkpoint(path, training.weights, training.state, epoch=3)
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 100),
+        lambda path: path.unlink(),
+    ],
+)
+def test_damaged_checkpoint_is_named(damage, checkpoint):
+    damage(checkpoint)
+    with pytest.raises(UserError, match="weights.safetensors"):
+        load_checkpoint(checkpoint)
+
+
+def test_another_network_is_named(checkpoint):
+    with pytest.raises(UserError, match=r"weights.safetensors holds another network: .*\[.*\] is"):
+        load_checkpoint(checkpoint, Config(filters=4, depth=1))
+
+
+def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_checkpoint(checkpoint, {}, {})
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name], "no half file stays behind"

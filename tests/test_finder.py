@@ -1,0 +1,161 @@
+"""Planted faults: the ladder must fail on each, and the finder must name the layer or the term where it sits."""
+
+import dataclasses
+
+import comparison
+import highlevel.model
+import lowlevel.model
+import lowlevel.train
+from common.config import Config
+from comparison import finder, parity
+from tests.test_network import random_batch
+
+import pytest
+import tensorflow as tf
+
+
+class Patched:
+    """A module with some of its functions replaced, for one implementation only."""
+
+    def __init__(self, module, **changes):
+        self.module, self.changes = module, changes
+
+    def __getattr__(self, name):
+        return self.changes[name] if name in self.changes else getattr(self.module, name)
+
+
+def kernel_off(monkeypatch):
+    right = lowlevel.model.conv2d
+
+    def conv2d(x, kernel, bias=None, padding="same"):
+        if kernel.name.startswith("down1/conv2"):
+            kernel = kernel + tf.one_hot(0, kernel.shape[-1]) * 1e-4
+        return right(x, kernel, bias, padding)
+
+    monkeypatch.setattr(lowlevel.model, "conv2d", conv2d)
+
+
+def batch_norm(moments, normalize, moving):
+    """lowlevel's explicit batch normalization, with parts to be replaced."""
+
+    def wrong(x, gamma, beta, moving_mean, moving_variance, training, fused, momentum, epsilon):
+        mean, variance = moments(x) if training else (moving_mean, moving_variance)
+        if training:
+            moving_mean.assign(moving_mean * momentum + mean * (1 - momentum))
+            moving_variance.assign(moving_variance * momentum + moving(variance, x) * (1 - momentum))
+        return normalize(x, mean, variance, beta, gamma, epsilon)
+
+    return wrong
+
+
+def moments(x):
+    return tf.nn.moments(x, axes=[0, 1, 2])
+
+
+def unbiased(variance, x):
+    n = tf.cast(tf.size(x[..., 0]), x.dtype)
+    return variance * n / (n - 1)
+
+
+def unbiased_moving_variance(monkeypatch):
+    wrong = batch_norm(moments, tf.nn.batch_normalization, unbiased)
+    monkeypatch.setattr(lowlevel.model, "batch_norm", wrong)
+
+
+def unbiased_variance_everywhere(monkeypatch):
+    def unbiased_moments(x):
+        mean, variance = moments(x)
+        return mean, unbiased(variance, x)
+
+    wrong = batch_norm(unbiased_moments, tf.nn.batch_normalization, lambda variance, x: variance)
+    monkeypatch.setattr(lowlevel.model, "batch_norm", wrong)
+
+
+def epsilon_outside_the_normalization_root(monkeypatch):
+    def normalize(x, mean, variance, beta, gamma, epsilon):
+        return (x - mean) / (tf.sqrt(variance) + epsilon) * gamma + beta
+
+    monkeypatch.setattr(lowlevel.model, "batch_norm", batch_norm(moments, normalize, lambda variance, x: variance))
+
+
+def epsilon_inside_the_update_root(monkeypatch):
+    # m * alpha / (sqrt(v + epsilon) + epsilon); the scalar roots are those of alpha
+    epsilon = parity.EXACT_CONSTANTS["epsilon"]
+    monkeypatch.setattr(lowlevel.train, "tf", Patched(tf, sqrt=lambda v: tf.sqrt(v + epsilon) if v.shape.rank else tf.sqrt(v)))
+
+
+def pooling_padded_before(monkeypatch):
+    def max_pool2d(x, size, strides, padding):
+        return tf.nn.max_pool2d(x, size, strides, padding=[[0, 0], [1, 0], [1, 0], [0, 0]])
+
+    monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, nn=Patched(tf.nn, max_pool2d=max_pool2d)))
+
+
+def concat_swapped(monkeypatch):
+    monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, concat=lambda values, axis: tf.concat(values[::-1], axis)))
+
+
+def dropout_left_on(monkeypatch):
+    def dropout(x, rate, seed, training):
+        return tf.nn.dropout(x, rate, seed=seed)
+
+    monkeypatch.setattr(highlevel.model, "layers", Patched(highlevel.model.layers, dropout=dropout))
+
+
+def other_constant(**changes):
+    def plant(monkeypatch):
+        load = comparison.load
+
+        def load_wrong(implementation):
+            code = load(implementation)
+            if implementation == "keras_impl":
+                right = code.make_optimizer
+                code.make_optimizer = lambda model, config: right(model, dataclasses.replace(config, **changes))
+            return code
+
+        monkeypatch.setattr(comparison, "load", load_wrong)
+
+    return plant
+
+
+FAULTS = [
+    (kernel_off, {}, "activation down1/conv2 in inference"),
+    (unbiased_moving_variance, {}, "step 1, down0/bn1/moving_variance"),
+    (unbiased_variance_everywhere, {}, "activation down0/bn1 in training"),
+    (epsilon_outside_the_normalization_root, {}, "activation down0/bn1 in inference"),
+    (epsilon_inside_the_update_root, {}, "step 1, epsilon of the update"),
+    (pooling_padded_before, {}, "activation down0/pool in inference"),
+    (concat_swapped, {}, "activation up1/concat in inference"),
+    (dropout_left_on, dict(dropout=0.5), "activation dropout in inference"),
+    (other_constant(beta_2=0.99), {}, "step 1, v, the mean of their squares (beta_2)"),
+    (other_constant(beta_1=0.9), {}, "step 1, m, the mean of the gradients (beta_1, momentum)"),
+    (other_constant(learning_rate=2**-9), {}, "step 1, alpha of the update"),
+    (other_constant(momentum=0.5), dict(optimizer="sgd"), "step 2, m, the mean of the gradients (beta_1, momentum)"),
+]
+
+
+@pytest.mark.parametrize(("plant", "options", "found"), FAULTS, ids=[f[2].replace(" ", "-") for f in FAULTS])
+def test_planted_fault_is_named(plant, options, found, monkeypatch):
+    config = Config(filters=4, depth=2, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
+    case = parity.Case("planted", config, steps=3)
+    batches = [random_batch(config, 16, 16, n=4, seed=k) for k in range(2)]
+    plant(monkeypatch)
+    checks, _ = parity.climb(case, batches)
+    failed = [check for check in checks if not check.passed]
+    assert failed, "the ladder does not see the fault"
+    a, b = failed[0].pair.split(" - ")
+    assert finder.locate(a, b, case, batches).startswith(found)
+
+
+def test_finder_names_both_conventions_of_the_variance(monkeypatch):
+    config = Config(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
+    unbiased_moving_variance(monkeypatch)
+    batch = random_batch(config, 16, 16, n=4)
+    words = finder.locate("lowlevel", "keras_impl", parity.Case("planted", config, 1), [batch])
+    assert words.endswith("N and N - 1 for N = 1024"), words  # 4 images of 16 x 16
+
+
+def test_finder_finds_nothing_where_there_is_nothing():
+    config = Config(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
+    case = parity.Case("sound", config, steps=3, halve_rate=True)
+    assert finder.locate("lowlevel", "highlevel", case, [random_batch(config)]) == "none in 3 steps"
