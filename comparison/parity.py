@@ -190,29 +190,28 @@ def tolerance(rung, pair, case, scale):
     if "highlevel" not in pair or rung in ("logits in inference", "logits in training", "loss", "gradients"):
         return 0.0, "the same kernels on the same numbers in the same order"
     if config.precision == "float64":
-        return (
-            1e-12,
-            "v1 multiplies its powers of beta up, the others call pow: 2**-53 apart; tf.layers' moving averages as well",
-        )
+        return 1e-12, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds at 2**-53"
     if rung.startswith(("losses", "weights")) and is_binary_exact(config):
-        return 0.0, "the same kernels on the same numbers in the same order; the powers of beta are exact"
+        return 0.0, "the same kernels on the same numbers in the same order; float32 holds the constants"
+    if rung.startswith("losses") and case.steps <= 20:
+        return 1e-5, "v1's Adam kernel computes 1 - beta_2 in float32, 5e-5 beside 0.001: steps shorter by 2e-5 of their length"
     if rung.startswith("losses"):
-        return 1e-5, "v1's Adam computes 1 - beta_2 in float32, 5e-5 beside 0.001: its steps are 2e-5 of their length shorter"
+        return 1e-2, "v1's Adam kernel as in the first 20 steps, which stay within 1e-5; training makes any difference grow"
     if not is_binary_exact(config) and rung != "moving statistics, 1 step":
-        return 0.1 * scale, "as the losses; where a gradient is about 0 its sign decides a whole step, and statistics follow"
+        return 0.5 * scale, "as the losses; where a gradient is about 0 its sign decides a whole step, and statistics follow"
     if config.batch_norm != "explicit":
         return 0.0, "the same kernels on the same numbers in the same order"
-    moves = 1 if rung == "moving statistics, 1 step" else case.steps
+    moves = 1 if rung == "moving statistics, 1 step" else min(case.steps, 1 / (1 - config.bn_momentum))  # older ones decay
     if rung.startswith("moving"):
         return 2**-23 * moves * scale, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds twice, apart"
-    return (
-        2**-23 * moves * scale * 100,
-        "the moving statistics, handed on by each of some 20 normalizations, which divide by them",
-    )
+    return 2**-23 * moves * scale * 100, "the moving statistics, through some 20 normalizations, each of which divides by them"
 
 
 def climb(case, batches):
-    """Runs the three implementations in one way and compares every pair of them: a list of `Check`s, and the losses."""
+    """Runs the three implementations in one way and compares every pair of them.
+
+    Returns: (list of `Check`s, {implementation: losses over the steps}, where they first differ if a check fails).
+    """
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     rungs = {name: observe(name, case, batches) for name in comparison.IMPLEMENTATIONS}
     checks = []
@@ -223,7 +222,8 @@ def climb(case, batches):
             worst, d, ulp = difference(rungs[a][rung], rungs[b][rung])
             checks.append(Check(case.title, rung, f"{a} - {b}", worst, d, ulp, allowed, reason))
     losses = {name: [float(loss) for loss in rungs[name][f"losses, {case.steps} steps"].values()] for name in rungs}
-    return checks, losses
+    failed = [check.pair.split(" - ") for check in checks if not check.passed]
+    return checks, losses, f"{' and '.join(failed[0])}: {finder.locate(*failed[0], case, batches)}" if failed else ""
 
 
 def print_table(checks):
@@ -245,12 +245,17 @@ def draw(losses, path):
     """
     figure = Figure(figsize=(13, 3.2 * -(-len(losses) // 3)))
     floor = 1e-17  # below the last place of float64
-    for axis, (title, of_case) in zip(figure.subplots(-(-len(losses) // 3), 3, squeeze=False).flat, losses.items()):
+    axes = list(figure.subplots(-(-len(losses) // 3), 3, squeeze=False).flat)
+    for axis in axes[len(losses) :]:
+        axis.set_axis_off()
+    for axis, (title, of_case) in zip(axes, losses.items()):
         for k, (a, b) in enumerate(itertools.combinations(of_case, 2)):
             apart = np.abs(np.subtract(of_case[a], of_case[b]))
             axis.semilogy(
                 range(1, len(apart) + 1), np.maximum(apart, floor), lw=3 - k, ls=("-", "--", ":")[k], label=f"{a} - {b}"
             )
+        if len({tuple(values) for values in of_case.values()}) == 1:
+            axis.text(0.5, 0.5, "0 at every step", transform=axis.transAxes, ha="center", color="0.4")
         axis.set(title=title, xlabel="training step", ylabel="difference of the losses", ylim=(floor / 2, 1))
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
@@ -275,15 +280,13 @@ def run(todo, path):
             batches[data] = [(i.numpy(), m.numpy()) for i, m in training_batches(case.config, training).take(10)]
         if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                of_case, losses[case.title] = pool.apply(climb, (case, batches[data]))
+                of_case, losses[case.title], first = pool.apply(climb, (case, batches[data]))
         else:
-            of_case, losses[case.title] = climb(case, batches[data])
+            of_case, losses[case.title], first = climb(case, batches[data])
         print_table(of_case)
         checks += of_case
-        failed = [check for check in of_case if not check.passed]
-        if failed:
-            a, b = failed[0].pair.split(" - ")
-            print(f"first difference between {a} and {b}: {finder.locate(a, b, case, batches[data])}")
+        if first:
+            print(f"first difference between {first}", flush=True)
     failed = sum(not check.passed for check in checks)
     verdict = "the same network three times" if not failed else f"{failed} FAILED"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Train the U-Net written in tf.layers, with the optimizers of tf.compat.v1.train."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -19,11 +18,44 @@ import tensorflow as tf
 # --- what raw operations and Keras do in another way ---
 
 
+class Adam(tf.compat.v1.train.AdamOptimizer):
+    """v1 carries beta**t along as a product that rounds at every step; this takes the power, as lowlevel and Keras do.
+
+    The kernel stays v1's, ResourceApplyAdam. Unlike the other two it computes 1 - beta in float32.
+    """
+
+    def __init__(self, config, learning_rate, iterations):
+        # float64, because a Python float would pass through float32 on its way into a float64 graph
+        beta_1, beta_2, epsilon = np.float64([config.beta_1, config.beta_2, config.epsilon])
+        super().__init__(learning_rate, beta_1, beta_2, epsilon)
+        self.config, self.iterations = config, iterations
+
+    def _create_slots(self, weights):
+        for w in weights:
+            self._zeros_slot(w, "m", self._name)
+            self._zeros_slot(w, "v", self._name)
+
+    def _prepare(self):
+        super()._prepare()
+        t, dtype = tf.cast(self.iterations + 1, self.config.variable_dtype), self.config.variable_dtype
+        self.powers = [tf.pow(tf.constant(beta, dtype), t) for beta in (self.config.beta_1, self.config.beta_2)]
+
+    def _get_beta_accumulators(self):
+        return self.powers
+
+    def _finish(self, update_ops, name_scope):
+        return tf.group(*update_ops, name=name_scope)
+
+
 class SGD(tf.compat.v1.train.MomentumOptimizer):
     """v1 keeps a = momentum * a + g and takes lr * a, which is another path as soon as the learning rate changes.
 
     Sutskever et al. 2013, equations 1 and 2, as lowlevel and Keras have it: m = momentum * m - lr * g;  w += m
     """
+
+    def __init__(self, config, learning_rate, iterations):
+        super().__init__(learning_rate, np.float64(config.momentum))
+        self.iterations = iterations
 
     def _resource_apply_dense(self, grad, var):
         lr, momentum = tf.cast(self._learning_rate_tensor, grad.dtype), tf.cast(self._momentum_tensor, grad.dtype)
@@ -37,17 +69,11 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
 def make_optimizer(model, config):
     """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
     learning_rate = tf.Variable(config.learning_rate, dtype=tf.float32, name="learning_rate")
-    # float64, because v1 multiplies its powers of beta up step by step, in the type that the constants come in
-    beta_1, beta_2, epsilon, momentum = np.float64([config.beta_1, config.beta_2, config.epsilon, config.momentum])
-    if config.optimizer == "adam":
-        optimizer = tf.compat.v1.train.AdamOptimizer(learning_rate, beta_1, beta_2, epsilon)
-        optimizer.beta_1, optimizer.beta_2 = beta_1, beta_2
-    else:
-        optimizer = SGD(learning_rate, momentum)
-    optimizer.learning_rate, optimizer.iterations = learning_rate, tf.Variable(0, dtype=tf.int64, name="iterations")
+    iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
+    optimizer = (Adam if config.optimizer == "adam" else SGD)(config, learning_rate, iterations)
+    optimizer.learning_rate = learning_rate
     # v1 makes its moments in the first step: one with gradients of 0, which moves no weight
     optimizer.apply_gradients([(tf.zeros_like(w), w) for w in model.trainable_variables])
-    assign_state(model, optimizer, {name: variable.numpy() for name, variable in named_state(model, optimizer).items()})
     return optimizer
 
 
@@ -63,10 +89,6 @@ def named_state(model, optimizer):
 def assign_state(model, optimizer, values):
     """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
     assign_weights(named_state(model, optimizer), values)
-    for power in optimizer.variables():  # v1 keeps beta**(t + 1) instead of t, as a product
-        if power.name.startswith(("beta1_power", "beta2_power")):
-            beta = optimizer.beta_1 if "beta1" in power.name else optimizer.beta_2
-            power.assign(math.prod([beta] * (int(values["iterations"]) + 1)))
 
 
 def make_train_step(model, config, optimizer=None):

@@ -63,7 +63,7 @@ PARITY = [
 def test_parity(config, size):
     config = Config(**{**vars(config), **parity.EXACT_CONSTANTS})
     batches = [random_batch(config, *size, seed=k) for k in range(3)]
-    checks, _ = parity.climb(parity.Case("test", config, steps=3), batches)
+    checks, _, _ = parity.climb(parity.Case("test", config, steps=3), batches)
     assert not [check for check in checks if not check.passed]
     margin = shapes.margin(config.depth, config.padding)
     logits = comparison.load("lowlevel").UNet(config)(batches[0][0])
@@ -96,7 +96,7 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
 
     monkeypatch.setattr(comparison, "load", load_perturbed)
     config = Config(filters=4, depth=1)
-    checks, _ = parity.climb(parity.Case("test", config, steps=1), [random_batch(config)])
+    checks, _, _ = parity.climb(parity.Case("test", config, steps=1), [random_batch(config)])
     failed = {check.pair for check in checks if not check.passed}
     assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
 

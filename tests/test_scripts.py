@@ -114,12 +114,41 @@ def test_compare_parity_climbs_in_every_way(tmp_path, capsys):
     assert [*json.loads((tmp_path / "parity.json").read_text())["losses"]] == ["default: bfloat16, fused"]
 
 
-def test_compare_graph(tmp_path, capsys):
+def test_compare_graph(tmp_path):
+    """In a process of its own: lowering to StableHLO names devices by a random operation, which determinism forbids."""
     arguments = "graph --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
-    assert compare.main([*arguments, "--run-dir", str(tmp_path), "--save", str(tmp_path / "texts")]) == 0
-    assert capsys.readouterr().out.count("the same mathematics") == 4
+    result = script("compare.py", *arguments, "--run-dir", str(tmp_path), "--save", str(tmp_path / "texts"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the same mathematics") == 4
     texts = sorted(path.name for path in (tmp_path / "texts").iterdir())
     assert len(texts) == 6 and "stablehlo.convolution" in (tmp_path / "texts" / texts[0]).read_text()
+
+
+def test_graph_sees_another_padding_and_another_order():
+    from comparison.graph import compare_sequences, operations
+
+    text = """
+    %0 = stablehlo.convolution(%arg0, %arg1) window = {pad = [[1, 1]]} : (tensor<2xf32>, tensor<3xf32>) -> tensor<2xf32>
+    %1 = stablehlo.reduce(%0 init: %cst) applies stablehlo.add across dimensions = [0] : (tensor<2xf32>) -> tensor<f32>
+    """
+    renamed = text.replace("%0", "%7").replace("%arg1", "%arg9")
+    assert compare_sequences(operations(text), operations(renamed)) == (True, "")
+    assert compare_sequences(operations(text), operations(text)[::-1]) == (True, ", in another order from number 1 on")
+    equal, words = compare_sequences(operations(text), operations(text.replace("[1, 1]", "[0, 0]")))
+    assert not equal and "convolution 2xf32, 3xf32 -> 2xf32" in words
+
+
+def test_convolution_flops_by_hand():
+    """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
+    from common.config import Config
+    from comparison.graph import convolution_flops
+
+    forward, training = convolution_flops(Config(filters=1, depth=1), 4, 4)
+    down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)
+    up = 16 * 2 + 16 * (9 * 2 + 9) + 16  # each pixel of the up-convolution sees one pixel of two channels
+    assert forward == 2 * (down + up)
+    assert training == 3 * forward - 2 * 16 * 9
+    assert round(8 * convolution_flops(Config(), 128, 128)[0] / 1e9, 2) == 12.05
 
 
 def test_compare_relay(tmp_path, capsys):
