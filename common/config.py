@@ -70,6 +70,7 @@ class Config:
     momentum: float = option(0.9, "SGD: share of the last step that is kept")
     batch_size: int = option(8, "images per step")
     epochs: int = option(16, "passes over the training images")
+    checkpoint: Path | None = option(None, "go on from this file of any implementation: last.safetensors of a run, or best")
     seed: int = option(0, "of the weights, the cells, the split, the order and the augmentation")
 
     # data

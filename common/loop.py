@@ -85,22 +85,25 @@ def predict_some(config, validation, eval_step):
 class Run:
     """One training run: it counts, validates, writes into `config.run_dir`; the train script does the training.
 
-        run = Run("lowlevel", config, training, validation, named_weights(model), make_eval_step(model, config))
-        for _ in range(config.epochs):
+        run = Run("lowlevel", config, training, validation, weights, state, make_eval_step(model, config))
+        for _ in range(run.first_epoch, config.epochs):
             for images, masks in run.epoch():
                 run.end_step(train_step(images, masks))
             run.end_epoch()
         run.finish()
 
-    weights: canonical name -> variable.
+    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.checkpoint` they are read from
+    there, and the run goes on at the epoch where that one was, with the batches that it would have seen.
     """
 
-    def __init__(self, implementation, config, training, validation, weights, eval_step):
-        self.implementation = implementation
+    def __init__(self, implementation, config, training, validation, weights, state, eval_step):
+        self.implementation, self.state = implementation, state
         self.config, self.training, self.validation = config, training, validation
         self.weights, self.eval_step = weights, eval_step
         self.steps_per_epoch = steps_per_epoch(config, training)
-        self.batches = training_batches(config, training)  # of all epochs, one after the other
+        self.first_epoch = self._restore() if config.checkpoint else 0
+        # of all epochs, one after the other
+        self.batches = training_batches(config, training, first_step=self.first_epoch * self.steps_per_epoch)
         self.validation_batches = validation_batches(config, validation)
         self.iterator = None
         self.rows, self.best = [], None  # of history.csv; the row with the highest dice
@@ -113,12 +116,28 @@ class Run:
         print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
         self._start_epoch()
 
+    def _restore(self):
+        """Takes weights and optimizer from `config.checkpoint`. Returns: the epochs that it has behind it."""
+        path = self.config.checkpoint
+        values, state, metadata = load_checkpoint(path, self.config)
+        assign_weights(self.weights, values)
+        if not state:  # weights alone, to start from
+            return 0
+        if state.keys() != self.state.keys():
+            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer of its training")
+        assign_weights(self.state, state)
+        if metadata["epoch"] >= self.config.epochs:
+            raise UserError(
+                f"{path} has {metadata['epoch']} epochs behind it: nothing is left to do with --epochs {self.config.epochs}"
+            )
+        return metadata["epoch"]
+
     def _start_epoch(self):
         self.losses = []  # of this epoch
         self.started = self.checked = time.perf_counter()
         self.progress = tqdm(
             total=self.steps_per_epoch * self.config.batch_size,
-            desc=f"epoch {len(self.rows) + 1}/{self.config.epochs}",
+            desc=f"epoch {self.first_epoch + len(self.rows) + 1}/{self.config.epochs}",
             unit=" images",
             leave=False,
             disable=None,  # no bar in a file or a pipe
@@ -147,7 +166,7 @@ class Run:
         for k, loss in enumerate(self.losses):
             if not math.isfinite(loss):
                 self.progress.close()
-                step = len(self.rows) * self.steps_per_epoch + k
+                step = (self.first_epoch + len(self.rows)) * self.steps_per_epoch + k
                 files = ", ".join(batch_names(self.config, self.training, step))
                 raise UserError(
                     f"the loss is {loss} at step {step + 1}, on the images {files}; what was saved in "
@@ -155,13 +174,14 @@ class Run:
                 )
 
     def end_epoch(self):
-        """Validates, appends to history.csv, and keeps the weights if they are the best so far."""
+        """Validates, appends to history.csv, writes last.safetensors and, if the dice is the best so far, best.safetensors."""
         self._check_losses()
         seconds = time.perf_counter() - self.started
         self.progress.close()
+        epoch = self.first_epoch + len(self.rows) + 1
         row = {
-            "epoch": len(self.rows) + 1,
-            "step": (len(self.rows) + 1) * self.steps_per_epoch,
+            "epoch": epoch,
+            "step": epoch * self.steps_per_epoch,
             "loss": float(np.mean(self.losses)),
             **{f"val_{name}": v for name, v in evaluate(self.eval_step, self.validation_batches, self.config.classes).items()},
             "images_per_second": (self.steps_per_epoch - 1) * self.config.batch_size / seconds,
@@ -173,9 +193,10 @@ class Run:
             if len(self.rows) == 1:
                 writer.writeheader()
             writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+        metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
+        save_checkpoint(self.config.run_dir / "last.safetensors", self.weights, self.state, **metadata)
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
             save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **metadata)
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
@@ -183,7 +204,7 @@ class Run:
             f"accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
         )
-        if len(self.rows) < self.config.epochs:
+        if epoch < self.config.epochs:
             self._start_epoch()
 
     def finish(self):

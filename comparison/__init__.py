@@ -13,6 +13,6 @@ def load(implementation):
     functions = {}
     for module in ("model", "train"):
         functions.update(vars(importlib.import_module(f"{implementation}.{module}")))
-    contract = ["UNet", "named_weights", "make_optimizer", "named_state", "assign_state"]
+    contract = ["UNet", "named_weights", "make_optimizer", "named_state"]
     contract += ["make_train_step", "make_eval_step", "main"]
     return types.SimpleNamespace(**{name: functions[name] for name in contract})

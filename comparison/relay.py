@@ -35,7 +35,7 @@ def train(implementation, config, training, epochs, path):
     if path.exists():
         values, moments, _ = load_checkpoint(path, config)
         assign_weights(weights, values)
-        code.assign_state(model, optimizer, moments)
+        assign_weights(state, moments)
     steps = steps_per_epoch(config, training)
     batches = training_batches(config, training, first_step=epochs.start * steps)
     for images, masks in itertools.islice(batches, len(epochs) * steps):

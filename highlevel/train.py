@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from common.config import run_script
 from common.loop import Run, start
 from common.losses import dice_loss, probabilities
-from common.weights import assign_weights
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
 
@@ -86,11 +85,6 @@ def named_state(model, optimizer):
     return state
 
 
-def assign_state(model, optimizer, values):
-    """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
-    assign_weights(named_state(model, optimizer), values)
-
-
 def make_train_step(model, config, optimizer=None):
     """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
@@ -123,9 +117,11 @@ def main(argv=None):
     config = start("highlevel", argv, __doc__)
     training, validation = load_examples(config)
     model = UNet(config)
-    train_step = make_train_step(model, config)
-    run = Run("highlevel", config, training, validation, named_weights(model), make_eval_step(model, config))
-    for _ in range(config.epochs):
+    optimizer = make_optimizer(model, config)
+    train_step = make_train_step(model, config, optimizer)
+    weights, state = named_weights(model), named_state(model, optimizer)
+    run = Run("highlevel", config, training, validation, weights, state, make_eval_step(model, config))
+    for _ in range(run.first_epoch, config.epochs):
         for images, masks in run.epoch():
             run.end_step(train_step(images, masks))
         run.end_epoch()

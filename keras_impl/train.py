@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from common.config import run_script
 from common.loop import Run, start
 from common.losses import dice_loss, probabilities
-from common.weights import assign_weights
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
 
@@ -69,11 +68,6 @@ def named_state(model, optimizer):
     return state
 
 
-def assign_state(model, optimizer, values):
-    """Puts the optimizer where another one was, of this or another implementation: `values` under `named_state`'s names."""
-    assign_weights(named_state(model, optimizer), values)
-
-
 def make_train_step(model, config, optimizer=None):
     """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
@@ -105,11 +99,14 @@ def main(argv=None):
     config = start("keras_impl", argv, __doc__)
     training, validation = load_examples(config)
     model = UNet(config)
-    model.compile(make_optimizer(model, config), DiceLoss(dtype=config.variable_dtype), jit_compile=config.jit)
-    run = Run("keras_impl", config, training, validation, named_weights(model), make_eval_step(model, config))
+    optimizer = make_optimizer(model, config)
+    model.compile(optimizer, DiceLoss(dtype=config.variable_dtype), jit_compile=config.jit)
+    weights, state = named_weights(model), named_state(model, optimizer)
+    run = Run("keras_impl", config, training, validation, weights, state, make_eval_step(model, config))
     model.fit(
         run.batches,
         steps_per_epoch=run.steps_per_epoch,
+        initial_epoch=run.first_epoch,
         epochs=config.epochs,
         shuffle=False,  # `data.loader` shuffles, the same for all three
         verbose=0,  # the run draws the progress bar

@@ -39,9 +39,9 @@ def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_pa
     for reader in IMPLEMENTATIONS:
         training = Training(reader, config)
         assert training.state.keys() == state.keys(), "the same names in all three"
-        training.train_step(*batches[3])  # whatever was there before is overwritten, powers of beta too
+        training.train_step(*batches[3])  # whatever was there before is overwritten
         assign_weights(training.weights, weights)
-        training.code.assign_state(training.model, training.optimizer, state)
+        assign_weights(training.state, state)
         for batch in batches[2:]:
             training.train_step(*batch)
         for name, weight in training.weights.items():
@@ -96,3 +96,23 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
         save_checkpoint(checkpoint, {}, {})
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name], "no half file stays behind"
+
+
+def test_train_scripts_take_over_from_each_other(tmp_path):
+    """Two epochs in one script are one epoch in it and one in the next, from file to file."""
+    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
+    options += ["--learning-rate", str(2**-10), "--beta-1", "0.875", "--beta-2", str(1 - 2**-10), "--epsilon", str(2**-23)]
+    comparison.load("keras_impl").main([*options, "--epochs", "2", "--run-dir", str(tmp_path / "alone")])
+    comparison.load("highlevel").main([*options, "--epochs", "1", "--run-dir", str(tmp_path / "first")])
+    handed_over = ["--checkpoint", str(tmp_path / "first" / "last.safetensors")]
+    for name in IMPLEMENTATIONS:
+        comparison.load(name).main([*options, *handed_over, "--epochs", "2", "--run-dir", str(tmp_path / name)])
+        assert (tmp_path / name / "history.csv").read_text().splitlines()[1].startswith("2,6,")
+        weights, state, _ = load_checkpoint(tmp_path / name / "last.safetensors")
+        alone, alone_state, _ = load_checkpoint(tmp_path / "alone" / "last.safetensors")
+        for key, value in {**alone, **alone_state}.items():
+            np.testing.assert_array_equal({**weights, **state}[key], value, err_msg=f"{name}: {key}")
+    with pytest.raises(UserError, match="nothing is left"):
+        comparison.load("lowlevel").main([*options, *handed_over, "--epochs", "1", "--run-dir", str(tmp_path / "end")])
+    with pytest.raises(UserError, match="another optimizer"):
+        comparison.load("lowlevel").main([*options, *handed_over, "--optimizer", "sgd", "--run-dir", str(tmp_path / "sgd")])
