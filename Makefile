@@ -21,9 +21,10 @@ test: .venv/installed-dev
 
 # The stamps are as old as the last installation, so a change of the requirements installs again and nothing else does.
 .venv/installed: .venv/bin/python requirements.txt
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.txt
+	@echo "Installing TensorFlow and the other packages of requirements.txt into .venv: about 700 MB, once."
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements-dev.txt
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
