@@ -25,15 +25,14 @@ PICTURES = 4  # validation images in predictions.png
 
 
 def be_deterministic():
-    """Makes equal graphs give equal bits, run after run, on one device. Call it before the first operation.
+    """Makes equal graphs give equal bits, run after run, on one machine. Call it before the first operation.
 
-    Op determinism alone does not do that: with two operations at a time, the order in which the gradients that meet in
-    the explicit batch normalization are added depends on which arrives first; and TensorFlow's graph optimizer rewrites
-    the same gradient in another way when a moving average is written in another way beside it. Measured: with either of
-    the two left on, float32 weights differ in their last places after the first or second training step.
+    Op determinism alone does not do that. Where memory looks short, TensorFlow's graph optimizer breaks a sum of three
+    gradients, as they meet in the explicit batch normalization, into additions that run in the order of arrival, and
+    it does so in some of the three graphs and not in others: docs/differences.md shows it.
     """
     tf.config.experimental.enable_op_determinism()
-    tf.config.threading.set_inter_op_parallelism_threads(1)  # each operation still uses all cores
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # on a GPU; 10 bits of mantissa prove nothing
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 
 class DiceLoss(keras.losses.Loss):
-    """`dice_loss` as `compile` takes it. A plain function would get its float64 logits cast to float32."""
+    """`dice_loss` as `compile` takes it. Without `dtype=` Keras would cast float64 logits to float32 on their way in."""
 
     def call(self, masks, logits):
         return dice_loss(masks, logits)
