@@ -17,7 +17,7 @@ test: .venv/installed-dev
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	    "error: this needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
 
 # The stamps are as old as the last installation, so a change of the requirements installs again and nothing else does.
 .venv/installed: .venv/bin/python requirements.txt

@@ -2,64 +2,87 @@
 
     python compare.py              both questions, the short way, within 3 minutes on 2 cores
     python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
-    python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
+    python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
-Every option of the train scripts works here too, such as --depth 3 or --dataset folder --data-dir DIR.
+The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-from common.config import Size, make_parser, read_config, run_script
+from common.config import Size, UserError, make_parser, read_config, run_script
 from comparison import IMPLEMENTATIONS, bench, graph, parity, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
 
 
-def main(argv=None):
-    """Returns the exit code: 0 when every check passed, 1 when one failed."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def count(text):
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def read_command_line(argv):
+    """-> (command or None, `Config`, all arguments). Raises: UserError for options that do not fit the command."""
     command = argv.pop(0) if argv and argv[0] in COMMANDS else None
     parser = make_parser(f"compare.py {command}" if command else "compare.py", __doc__)
     parser.set_defaults(images=40, run_dir=OUTPUT)
     if command == "runs":
-        parser.add_argument(
-            "run_dirs", type=Path, nargs="*", metavar="DIR", default=[Path("runs") / i for i in IMPLEMENTATIONS]
-        )
-    if command in ("parity", None):
-        parser.set_defaults(**parity.EXACT_CONSTANTS, precision=None)
+        trained = [Path("runs") / implementation for implementation in IMPLEMENTATIONS]
+        parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
+    if command == "graph":
+        parser.add_argument("--save", type=Path, metavar="DIR", help="graph: write the StableHLO texts there")
+    if command == "parity":
         architectures = [*parity.ARCHITECTURES, "all"]
         parser.add_argument("--config", choices=architectures, default="default", help="parity: the network, see the README")
         parser.add_argument("--all", action="store_const", const="all", dest="config", help="parity: the same as --config all")
-        parser.add_argument("--steps", type=int, metavar="N", default=10 if command else 5, help="parity: training steps")
-        if {"all", "--all"} & set(argv):  # the whole ladder is high: a small network, and a hundred steps
-            parser.set_defaults(filters=8, image_size=Size(64, 64), batch_size=4, steps=100)
-    if command == "relay":
-        parser.set_defaults(**parity.EXACT_CONSTANTS, image_size=Size(64, 64), filters=8, batch_size=4)
-    if command == "graph":
-        parser.add_argument("--save", type=Path, metavar="DIR", help="graph: write the StableHLO texts there")
-    if command in ("bench", None):
-        parser.add_argument("--rounds", type=int, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
-    args = parser.parse_args(argv)
-    precision, args.precision = args.precision, args.precision or "float32"
-    config = read_config(args)
-    passed = True
-    if command == "runs":
-        runs.run(args.run_dirs, config.run_dir)
-    if command == "graph":
-        passed = graph.run(config, config.run_dir / "graph.json", args.save)
-    if command == "relay":
-        passed = relay.run(config, config.run_dir / "relay.json")
     if command in ("parity", None):
-        names = list(parity.ARCHITECTURES) if args.config == "all" else [args.config]
-        cases = [case for name in names for case in parity.cases(name, config, args.steps, precision)]
-        passed = parity.run(cases if command else cases[:2], config.run_dir / "parity.json")
+        parser.set_defaults(precision=None)
+        parser.add_argument("--steps", type=count, metavar="N", help="parity: training steps (default: 10; with --all 100)")
+    if command in ("parity", "relay", None):
+        parser.set_defaults(**parity.EXACT_CONSTANTS)
     if command in ("bench", None):
-        bench.run(config, args.rounds, {"train": 3, "infer": 5}, config.run_dir / "bench.json")
+        parser.add_argument("--rounds", type=count, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
+    if command == "relay" or command == "parity" and parser.parse_args(argv).config == "all":
+        parser.set_defaults(filters=8, batch_size=4)  # a long way to go: with a small network
+        given = parser.parse_args(argv)
+        if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
+            parser.set_defaults(image_size=Size(64, 64))
+    args = parser.parse_args(argv)
+    if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic or args.dropout):
+        raise UserError("compare.py sets --jit and --deterministic itself, and --dropout draws other numbers in each API")
+    args.cases = args.precision  # of parity; the configuration that they are made from is in float32
+    if command in ("parity", None):
+        args.precision = "float32"
+    return command, read_config(args), args
+
+
+def main(argv=None):
+    """Returns the exit code: 0 when every check passed, 1 when one failed."""
+    command, config, args = read_command_line(sys.argv[1:] if argv is None else list(argv))
+    output, passed = config.run_dir, True
+    output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    if command == "runs":
+        runs.run(args.run_dirs, output)
+    if command == "graph":
+        passed = graph.run(config, output / "graph.json", args.save)
+    if command == "relay":
+        passed = relay.run(config, output / "relay.json")
+    if command == "parity":
+        names = list(parity.ARCHITECTURES) if args.config == "all" else [args.config]
+        steps = args.steps or (100 if args.config == "all" else 10)
+        cases = [case for name in names for case in parity.cases(name, config, steps, args.cases)]
+        passed = parity.run(cases, output / "parity.json")
+    if command is None:
+        passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
+    if command in ("bench", None):
+        bench.run(config, args.rounds, {"train": 3, "infer": 5}, output / "bench.json")
     return 0 if passed else 1
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 import types
@@ -55,7 +56,7 @@ class Config:
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
     bn_momentum: float = option(0.875, "share of the old moving statistic that an update keeps; binary-exact on purpose")
     bn_epsilon: float = option(1e-3, "added to the variance")
-    dropout: float = option(0.0, "share of values dropped at the end of the contracting path, 0 to below 1")
+    dropout: float = option(0.0, "share of values dropped at the end of the contracting path; each API draws its own")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
     jit: bool = option(False, "compile the steps with XLA")
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
@@ -120,6 +121,8 @@ class Config:
             f"--crop-size {self.crop_size} does not fit into --image-size {self.image_size}",
         )
         require(self.dataset != "folder" or self.data_dir is not None, "--dataset folder needs --data-dir DIR")
+        require(self.data_dir is None or self.dataset == "folder", "--data-dir needs --dataset folder")
+        require(self.optimizer != "sgd" or self.momentum > 0, "--optimizer sgd needs a --momentum above 0")
 
     @property
     def variable_dtype(self):
@@ -185,6 +188,12 @@ def run_script(main):
     """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
     try:
         sys.exit(main())
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was saved before stays", file=sys.stderr)
         sys.exit(130)

@@ -68,6 +68,35 @@ def evaluate(eval_step, batches, classes):
     return {name: float(np.mean(value)) for name, value in values.items()}
 
 
+def write_history(run_dir, rows):
+    """Writes `rows`, dicts of numbers by the names in `COLUMNS`, to history.csv, whole or not at all."""
+    path = run_dir / "history.csv"
+    with open(path.with_suffix(".part"), "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+    os.replace(path.with_suffix(".part"), path)
+
+
+def read_history(run_dir):
+    """The rows of a run's history.csv as dicts of numbers, at least one.
+
+    Raises: UserError when there is none, or the file is damaged.
+    """
+    path = run_dir / "history.csv"
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except OSError:
+        raise UserError(f"there is no {path}: train first, for instance `python -m {run_dir.name}.train`") from None
+    except (TypeError, ValueError):
+        raise UserError(f"{path} is damaged: train again, or take another folder") from None
+    if not rows or set(rows[0]) != set(COLUMNS):
+        raise UserError(f"{path} holds no epochs: train again, or take another folder")
+    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+
+
 def predict_some(config, validation, eval_step):
     """The first few of the validation images: [(name, image [H, W, C], truth [H', W'], prediction [H', W'], dice)]."""
     found = []
@@ -105,7 +134,9 @@ class Run:
         self.batches = training_batches(config, training, first_step=self.first_epoch * self.steps_per_epoch)
         self.validation_batches = validation_batches(config, validation)
         self.iterator = None
-        self.rows, self.best = [], None  # of history.csv; the row with the highest dice
+        self.epochs_done = self.first_epoch
+        self.rows = self._rows_before() if self.first_epoch else []  # of history.csv
+        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True)
             (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
@@ -120,7 +151,7 @@ class Run:
         path = self.config.checkpoint
         values, state, metadata = load_checkpoint(path, self.config)
         assign_weights(self.weights, values)
-        if not state:  # weights alone, to start from
+        if not state or "epoch" not in metadata:  # weights alone, to start from
             return 0
         if state.keys() != self.state.keys():
             raise UserError(f"{path} holds the state of another optimizer: use the --optimizer of its training")
@@ -131,12 +162,20 @@ class Run:
             )
         return metadata["epoch"]
 
+    def _rows_before(self):
+        """The history up to the checkpoint, where the run goes on in its own folder: its best epoch stays the best."""
+        if self.config.checkpoint.parent.resolve() != self.config.run_dir.resolve():
+            return []
+        return [row for row in read_history(self.config.run_dir) if row["epoch"] <= self.first_epoch]
+
     def _start_epoch(self):
         self.losses = []  # of this epoch
+        # the first step of a run traces and compiles, it says nothing about speed
+        self.untimed = 1 if self.epochs_done == self.first_epoch and self.steps_per_epoch > 1 else 0
         self.started = self.checked = time.perf_counter()
         self.progress = tqdm(
             total=self.steps_per_epoch * self.config.batch_size,
-            desc=f"epoch {self.first_epoch + len(self.rows) + 1}/{self.config.epochs}",
+            desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
             unit=" images",
             leave=False,
             disable=None,  # no bar in a file or a pipe
@@ -151,9 +190,9 @@ class Run:
         """loss: of one step, a number or a scalar tensor. It is read now and then, so that a GPU need not wait."""
         self.losses.append(loss)
         self.progress.update(self.config.batch_size)
-        if len(self.losses) == 1:
+        if len(self.losses) == self.untimed:
             float(loss)
-            self.started = time.perf_counter()  # the first step traces and compiles, it says nothing about speed
+            self.started = time.perf_counter()
         elif time.perf_counter() - self.checked > 0.25:
             self._check_losses()
 
@@ -165,7 +204,7 @@ class Run:
         for k, loss in enumerate(self.losses):
             if not math.isfinite(loss):
                 self.progress.close()
-                step = (self.first_epoch + len(self.rows)) * self.steps_per_epoch + k
+                step = self.epochs_done * self.steps_per_epoch + k
                 files = ", ".join(batch_names(self.config, self.training, step))
                 raise UserError(
                     f"the loss is {loss} at step {step + 1}, on the images {files}; what was saved in "
@@ -177,21 +216,17 @@ class Run:
         self._check_losses()
         seconds = time.perf_counter() - self.started
         self.progress.close()
-        epoch = self.first_epoch + len(self.rows) + 1
+        self.epochs_done += 1
         row = {
-            "epoch": epoch,
-            "step": epoch * self.steps_per_epoch,
+            "epoch": self.epochs_done,
+            "step": self.epochs_done * self.steps_per_epoch,
             "loss": float(np.mean(self.losses)),
             **{f"val_{name}": v for name, v in evaluate(self.eval_step, self.validation_batches, self.config.classes).items()},
-            "images_per_second": (self.steps_per_epoch - 1) * self.config.batch_size / seconds,
+            "images_per_second": (self.steps_per_epoch - self.untimed) * self.config.batch_size / seconds,
             "seconds": seconds,
         }
         self.rows.append(row)
-        with open(self.config.run_dir / "history.csv", "w" if len(self.rows) == 1 else "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if len(self.rows) == 1:
-                writer.writeheader()
-            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+        write_history(self.config.run_dir, self.rows)
         metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
         save_checkpoint(self.config.run_dir / "last.safetensors", self.weights, self.state, **metadata)
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
@@ -203,7 +238,7 @@ class Run:
             f"accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
         )
-        if epoch < self.config.epochs:
+        if self.epochs_done < self.config.epochs:
             self._start_epoch()
 
     def finish(self):

@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import re
 import resource
+import signal
 import statistics
 import time
 from pathlib import Path
 
 import comparison
+from common.config import UserError
 from common.loop import device_name
 from common.pictures import save_figure
 from data.loader import load_examples, training_batches
@@ -75,9 +77,14 @@ def measure(config, rounds, steps):
     for name in comparison.IMPLEMENTATIONS:
         connections[name], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(name, config, images, masks, theirs), daemon=True))
+        stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
         processes[-1].start()
+        signal.signal(signal.SIGINT, stop)
         theirs.close()  # so that recv() ends when the process does
-        first[name] = connections[name].recv()
+        try:
+            first[name] = connections[name].recv()
+        except EOFError:
+            raise UserError(f"the process of {name} ended; its last words are above") from None
         progress.update()
     seconds = {(name, mode): [] for mode in ("train", "infer") for name in comparison.IMPLEMENTATIONS}
     progress.set_description("bench")
@@ -110,9 +117,8 @@ def measure(config, rounds, steps):
 
 
 def print_table(records):
-    print(
-        f"\n{'':<12}{'':<7}{'images/s':>10}{'quartiles':>18}{'relative':>10}{'step':>10}{'first step':>12}{'peak memory':>13}"
-    )
+    print(f"\n{'':<12}{'':<7}{'images/s':>10}{'quartiles':>18}{'relative':>10}{'step':>10}{'first step':>12}", end="")
+    print(f"{'peak of process':>17}")
     for record in records:
         reference = next(r for r in records if r["mode"] == record["mode"])
         low, high = record["images_per_second_quartiles"]
@@ -120,7 +126,7 @@ def print_table(records):
             f"{record['implementation']:<12}{record['mode']:<7}{record['images_per_second']:>10.1f}"
             f"{f'{low:.1f} to {high:.1f}':>18}{record['images_per_second'] / reference['images_per_second']:>10.2f}"
             f"{1000 * statistics.median(record['step_seconds']):>7.0f} ms{record['first_step_seconds']:>10.1f} s"
-            f"{record['peak_memory_bytes'] / 2**20:>9.0f} MiB"
+            f"{record['peak_memory_bytes'] / 2**20:>13.0f} MiB"
         )
 
 
@@ -153,4 +159,3 @@ def run(config, rounds, steps, path):
     path.write_text(json.dumps({"what": what, "rounds": rounds, "steps": steps, "records": records}, indent=2) + "\n")
     draw(records, what, path.with_suffix(".png"))
     print(f"\nmedian of {rounds} interleaved rounds; written to {path} and {path.with_suffix('.png')}")
-    return True

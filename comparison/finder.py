@@ -45,18 +45,18 @@ def activations(model, config, images, training):
 
     Raises: ValueError when the graph does not hold the layers that `config` asks for.
     """
-    names = []
+    names, kinds = [], []
 
-    @tf.function(jit_compile=False)
+    @tf.function(jit_compile=False)  # XLA would fuse the activations away
     def trace(images):
         model(images, training=training)
         operations = tf.compat.v1.get_default_graph().get_operations()
         found = [op for op in operations if op.type in KINDS and op.outputs[0].shape.rank == 4]
         expected = list(layer_names(config))
-        if [KINDS[op.type] for op in found] != [kind for kind, _ in expected]:
-            order = ", ".join(KINDS[op.type] for op in found)
-            raise ValueError(f"the layers do not come in the order of the U-Net: {order}")
+        kinds.extend(KINDS[op.type] for op in found)
         tensors = []
+        if kinds != [kind for kind, _ in expected]:
+            return tensors
         for op, (kind, name) in zip(found, expected):
             if kind == "act":
                 before = "bias" if config.batch_norm == "none" else "bn"
@@ -70,6 +70,8 @@ def activations(model, config, images, training):
         return tensors
 
     values = [np.asarray(value) for value in trace(images)]
+    if not values:
+        raise ValueError(f"the layers do not come in the order of the U-Net: {', '.join(kinds)}")
     return list(zip(names, values))
 
 
@@ -114,7 +116,9 @@ def locate(a, b, case, batches):
     Equal means bit for bit, but for a few last places where XLA may choose or tf.layers moves its averages.
     """
     config = case.config
-    exact, last_places = (1e-4, 1e-3) if config.jit else (0.0, 1e-5)
+    exact, last_places = 0.0, 1e-12 if config.precision == "float64" else 1e-5
+    if config.jit:
+        exact, last_places = 1e-4, 1e-3
     probes = [Probe(name, config) for name in (a, b)]
     first, second = probes
     if first.weights.keys() != second.weights.keys():
@@ -125,14 +129,21 @@ def locate(a, b, case, batches):
     images, masks = batches[0]
     for training in (False, True):
         mode = "training" if training else "inference"
-        for (name, x), (_, y) in zip(*(activations(p.model, config, images, training) for p in probes)):
+        layers = []
+        for name, probe in zip((a, b), probes):
+            try:
+                layers.append(activations(probe.model, config, images, training))
+            except ValueError as error:
+                return f"{name} in {mode}: {error}"
+        for (name, x), (_, y) in zip(*layers):
             if differs(x, y, exact):
                 return f"activation {name} in {mode}: {apart(x, y)}"
         for probe in probes:
             probe.start()
-    for (name, x), y in zip(first.gradients(images, masks).items(), second.gradients(images, masks).values()):
-        if differs(x, y, exact):
-            return f"gradient of {name}: {apart(x, y)}"
+    gradients, others = (probe.gradients(images, masks) for probe in probes)
+    for name, x in gradients.items():
+        if differs(x, others[name], exact):
+            return f"gradient of {name}: {apart(x, others[name])}"
     for probe in probes:
         probe.start()
     for k in range(case.steps):
@@ -145,7 +156,8 @@ def locate(a, b, case, batches):
         for name, x in state.items():
             if differs(x, other_state[name], last_places):
                 slot = {"m": "m, the mean of the gradients (beta_1, momentum)", "v": "v, the mean of their squares (beta_2)"}
-                return f"step {k + 1}, {slot[name[-1]]}, of {name[:-2]}: {apart(x, other_state[name])}"
+                term = "the count of the steps" if name == "iterations" else f"{slot[name[-1]]}, of {name[:-2]}"
+                return f"step {k + 1}, {term}: {apart(x, other_state[name])}"
         for name, x in weights.items():
             allowed = last_places if not is_trainable(name) else exact
             if differs(x, others[name], allowed):

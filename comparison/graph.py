@@ -6,6 +6,7 @@ import json
 import re
 
 import comparison
+from common import shapes
 from common.weights import is_trainable, weight_shapes
 from data.loader import load_examples, training_batches
 
@@ -13,16 +14,20 @@ import tensorflow as tf
 from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
-# reduction over windows) and theirs (a selection and a scatter), sums and means.
-MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce")
+# reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
+# exponential, ReLU a maximum), roots of variances. What is left is arithmetic that each API arranges in its own way.
+# The order of what goes into an operation is not seen here: the numbers of `compare.py parity` see it.
+MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce", "concatenate", "exponential_minus_one")
+MATHEMATICS += ("maximum", "rsqrt", "logistic", "exponential")
 
 
 def convolution_flops(config, height, width):
-    """(inference, training) floating-point operations of the convolutions for one image, a multiplication and an addition each.
+    """(inference, training) floating-point operations of the convolutions for one image of "same" padding.
 
-    "same" padding. Training: every convolution also has a gradient by its kernel and, but for the first, by its input,
-    each as expensive as itself.
+    A multiplication and an addition each; the image is as large as `shapes.pad_input` makes it. Training: every
+    convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as itself.
     """
+    height, width = height + shapes.missing(height, config), width + shapes.missing(width, config)
     forward, first = 0, None
     for name, shape in weight_shapes(config).items():
         if not name.endswith("/kernel"):
@@ -86,24 +91,20 @@ def operations(text):
     return found
 
 
+def is_mathematics(name, signature):
+    """Whether an operation is one of the network's; the same kinds on integers only work out shapes."""
+    return name in MATHEMATICS and not re.search(r"-> tensor<[^>]*i\d+>$", signature)
+
+
 def compare_sequences(a, b):
-    """(whether it is the same mathematics, what differs in words) of two lists of (name, signature).
-
-    The same operations in another order are the same mathematics: those that do not depend on each other may come in
-    any order.
-    """
-    if a == b:
-        return True, ""
-    if collections.Counter(a) == collections.Counter(b):
-        position = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
-        return True, f", in another order from number {position + 1} on"
-    extra = list((collections.Counter(a) - collections.Counter(b)).elements())
-    lacking = list((collections.Counter(b) - collections.Counter(a)).elements())
-    first = [f", first {shapes(some[0])}" if some else "" for some in (extra, lacking)]
-    return False, f"{len(extra)} only in the first{first[0]}; {len(lacking)} only in the second{first[1]}"
+    """The first difference between two lists of (name, signature), in words; empty when there is none."""
+    for k, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return f"number {k + 1} is {describe(x)} here and {describe(y)} there"
+    return "" if len(a) == len(b) else f"{len(a)} operations here and {len(b)} there"
 
 
-def shapes(operation):
+def describe(operation):
     """A short form of (name, signature): the name, and the types of what goes in and comes out."""
     name, signature = operation
     types = re.findall(r"tensor<([^>]*)>", signature[signature.rfind(" : ") :])
@@ -152,21 +153,24 @@ def run(config, path, save=None):
                 print(f"    {kind:<38}" + "".join(f"{c[kind]:>14}" for c in columns))
             record[f"{program}, {stage}"] = {name: counters[program, name] for name in comparison.IMPLEMENTATIONS}
         reference, *others = comparison.IMPLEMENTATIONS
-        mathematics = {name: [o for o in found[program, name] if o[0] in MATHEMATICS] for name in comparison.IMPLEMENTATIONS}
+        mathematics = {name: [o for o in found[program, name] if is_mathematics(*o)] for name in comparison.IMPLEMENTATIONS}
         for name in others:
-            equal, words = compare_sequences(mathematics[reference], mathematics[name])
-            same &= equal
-            verdict = f"the same mathematics{words}" if equal else f"DIFFERENT: {words}"
+            words = compare_sequences(mathematics[reference], mathematics[name])
+            same &= not words
+            verdict = f"DIFFERENT: {words}" if words else "the same mathematics"
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
-            print(f"{n} convolutions, reductions and poolings, {reference} - {name}: {verdict}")
-    height, width = images.shape[1:3]
-    forward, training_flops = convolution_flops(config, height, width)
+            print(f"{n} convolutions, reductions, poolings and so on, in order, {reference} - {name}: {verdict}")
     parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config).items() if is_trainable(n))
-    gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
-    print(f"\n{parameters:,} trainable parameters; for an image of {width}x{height} {gflop}")
-    record.update(parameters=parameters, forward_flops=forward, training_flops=training_flops)
+    print(f"\n{parameters:,} trainable parameters", end="")
+    record["parameters"] = parameters
+    if config.padding == "same":
+        height, width = images.shape[1:3]
+        forward, training_flops = convolution_flops(config, height, width)
+        gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
+        print(f"; for an image of {width}x{height} {gflop}", end="")
+        record.update(forward_flops=forward, training_flops=training_flops)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
+    print(f"\nwritten to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
     return same

@@ -26,6 +26,7 @@ USUAL_CONSTANTS = dict(learning_rate=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-
 
 ARCHITECTURES = {
     "default": {},
+    # the paper's network; its training, cross entropy with SGD, is not what differs between the APIs
     "paper": dict(padding="valid", activation="relu", batch_norm="none", classes=2, image_size=Size(188, 204)),
     "multi-class": dict(channels=3, classes=3),
     "odd-size": dict(image_size=Size(51, 77), activation="relu"),
@@ -67,7 +68,7 @@ def cases(name, config, steps, precision=None):
     The default architecture climbs in every way. The others differ from it in the network and not in the training, so
     they climb in both precisions that can prove something, with few steps.
     """
-    config = dataclasses.replace(config, **{**vars(config), **ARCHITECTURES[name]})
+    config = dataclasses.replace(config, **ARCHITECTURES[name])
     explicit = "none" if config.batch_norm == "none" else "explicit"
     every = [
         ("explicit", dict(batch_norm=explicit), {}),
@@ -136,6 +137,7 @@ def observe(implementation, case, batches):
         if case.halve_rate and k == steps // 2:
             optimizer.learning_rate.assign(config.learning_rate / 2)
         losses[f"step {k + 1}"] = train_step(*batches[k % len(batches)]).numpy()
+    rungs["losses, first 20 steps"] = dict(itertools.islice(losses.items(), 20))
     rungs[f"losses, {steps} steps"] = losses
     rungs[f"weights, {steps} steps"] = values(trained=True)
     rungs[f"moving statistics, {steps} steps"] = values(trained=False)
@@ -180,25 +182,28 @@ def is_binary_exact(config):
 def tolerance(rung, pair, case, scale):
     """(largest absolute difference, reason) that a rung may show under `be_deterministic`, or under XLA.
 
+    Infinite where nothing can be claimed, with the reason: the rung is then shown and not counted as a check.
+
     pair: the two implementations. scale: the largest absolute value among the numbers compared.
     """
     config = case.config
     if rung == "structure":
         return 0.0, "names and shapes are the contract"
     if tf.config.list_physical_devices("GPU"):
-        return 1e-4 * max(scale, 1), "a GPU's libraries may choose another algorithm for each graph"
+        return 1e-4 * max(scale, 1), "a guess, not measured: a GPU's libraries may choose another algorithm for each graph"
     if "highlevel" not in pair or rung in ("logits in inference", "logits in training", "loss", "gradients"):
         return 0.0, "the same kernels on the same numbers in the same order"
     if config.precision == "float64":
         return 1e-12, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds at 2**-53"
     if rung.startswith(("losses", "weights")) and is_binary_exact(config):
         return 0.0, "the same kernels on the same numbers in the same order; float32 holds the constants"
-    if rung.startswith("losses") and case.steps <= 20:
-        return 1e-5, "v1's Adam kernel computes 1 - beta_2 in float32, 1.3e-5 beside 0.001: steps longer by 6e-6 of their length"
-    if rung.startswith("losses"):
-        return 1e-2, "v1's Adam kernel as in the first 20 steps, which stay within 1e-5; training makes any difference grow"
+    if rung == "losses, first 20 steps":
+        return (
+            1e-5,
+            "v1's Adam kernel computes 1 - beta_2 in float32, 1.3e-5 beside 0.001: its steps are 6e-6 longer",
+        )
     if not is_binary_exact(config) and rung != "moving statistics, 1 step":
-        return 0.5 * scale, "as the losses; where a gradient is about 0 its sign decides a whole step, and statistics follow"
+        return np.inf, "v1's Adam kernel, as in the first 20 losses; training then makes any difference grow"
     if config.batch_norm != "explicit":
         return 0.0, "the same kernels on the same numbers in the same order"
     moves = 1 if rung == "moving statistics, 1 step" else min(case.steps, 1 / (1 - config.bn_momentum))  # older ones decay
@@ -213,7 +218,14 @@ def climb(case, batches):
     Returns: (list of `Check`s, {implementation: losses over the steps}, where they first differ if a check fails).
     """
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
-    rungs = {name: observe(name, case, batches) for name in comparison.IMPLEMENTATIONS}
+    rungs = {}
+    for name in comparison.IMPLEMENTATIONS:
+        try:
+            rungs[name] = observe(name, case, batches)
+        except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit
+            words = " ".join(str(error).split())[:300]
+            failed = Check(case.title, "structure", name, words, np.inf, 0, 0.0, "names and shapes are the contract")
+            return [failed], {}, f"{name}: {words}"
     checks = []
     for rung, values in rungs["lowlevel"].items():
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
@@ -233,9 +245,10 @@ def print_table(checks):
     for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
         row = list(row)
         cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
+        allowed = " / ".join(f"{t:.0e}" if t else "0" for t in sorted({c.tolerance for c in row}))
         failed = sorted({c.worst for c in row if not c.passed})
         verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
-        print(f"{rung:<42}{cells}{max(c.tolerance for c in row):>11.0e}  {verdict}", flush=True)
+        print(f"{rung:<42}{cells}{allowed:>11}  {verdict}", flush=True)
 
 
 def draw(losses, path):
@@ -288,10 +301,11 @@ def run(todo, path):
         if first:
             print(f"first difference between {first}", flush=True)
     failed = sum(not check.passed for check in checks)
+    counted = sum(np.isfinite(check.tolerance) for check in checks)
     verdict = "the same network three times" if not failed else f"{failed} FAILED"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = [{**dataclasses.asdict(check), "passed": check.passed} for check in checks]
     path.write_text(json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
-    draw(losses, path.with_suffix(".png"))
-    print(f"\n{len(checks)} checks, {verdict}; every name and reason in {path}, the losses in {path.with_suffix('.png')}")
+    draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
+    print(f"\n{counted} checks, {verdict}; every name and reason in {path}, the losses in {path.with_suffix('.png')}")
     return not failed

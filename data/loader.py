@@ -54,7 +54,8 @@ def load_examples(config):
     )
     _check_sizes(config, training, validation)
 
-    small, large = (Size(*pick(mask.shape for mask in examples.masks)) for pick in (min, max))
+    heights, widths = zip(*(mask.shape for mask in examples.masks))
+    small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
     pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.channels == 1 else 'RGB'}"
     print(f"{source}: {n - held_back} images to train on, {held_back} to validate, {', '.join([pixels, *notes])}", flush=True)
     return training, validation

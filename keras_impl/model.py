@@ -12,6 +12,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
+
 # --- what Keras 3 does not have ---
 
 

@@ -32,9 +32,13 @@ class RunCallback(keras.callbacks.Callback):
         super().__init__()
         self.run = run
 
+    def on_epoch_begin(self, epoch, logs):
+        self.total = 0.0
+
     def on_train_batch_end(self, batch, logs):
         # Keras logs the mean over the epoch so far; the run wants the loss of this step
-        self.run.end_step(logs["loss"] * (batch + 1) - sum(self.run.losses))
+        total, self.total = self.total, logs["loss"] * (batch + 1)
+        self.run.end_step(self.total - total)
 
     def on_epoch_end(self, epoch, logs):
         self.run.end_epoch()

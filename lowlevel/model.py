@@ -73,8 +73,8 @@ class UNet(tf.Module):
             skips.append(x)
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
         x = self.double_conv(x, f"down{config.depth}", training)
-        if training and config.dropout:  # "at the end of the contracting path", section 3.1
-            x = tf.nn.dropout(x, config.dropout, seed=config.seed)
+        if config.dropout:  # "at the end of the contracting path", section 3.1
+            x = tf.nn.dropout(x, config.dropout if training else 0.0, seed=config.seed)
         for i in reversed(range(config.depth)):
             x = conv2d_transpose(x, weights[f"up{i}/deconv/kernel"], weights[f"up{i}/deconv/bias"])
             skip, crop = skips[i], shapes.skip_crop(config, i)

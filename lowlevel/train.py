@@ -93,7 +93,8 @@ def make_train_step(model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = dice_loss(masks, logits)
-        optimizer.apply(tape.gradient(loss, optimizer.weights))
+        weights = optimizer.weights
+        optimizer.apply(tape.gradient(loss, weights))
         return loss
 
     return train_step

@@ -3,6 +3,7 @@
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, UserError
+from common.loop import read_history
 from common.weights import assign_weights, initial_weights
 from comparison import parity
 from tests.conftest import IMPLEMENTATIONS
@@ -116,3 +117,19 @@ def test_train_scripts_take_over_from_each_other(tmp_path):
         comparison.load("lowlevel").main([*options, *handed_over, "--epochs", "1", "--run-dir", str(tmp_path / "end")])
     with pytest.raises(UserError, match="another optimizer"):
         comparison.load("lowlevel").main([*options, *handed_over, "--optimizer", "sgd", "--run-dir", str(tmp_path / "sgd")])
+
+
+def test_going_on_in_the_same_folder_keeps_history_and_best(tmp_path):
+    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
+    options += ["--run-dir", str(tmp_path)]
+    main = comparison.load("lowlevel").main
+    main([*options, "--epochs", "2"])
+    before = (tmp_path / "history.csv").read_text()
+    main([*options, "--epochs", "3", "--checkpoint", str(tmp_path / "last.safetensors"), "--learning-rate", "1e-9"])
+    after = (tmp_path / "history.csv").read_text()
+    assert after.startswith(before) and len(after.splitlines()) == 4
+    best = load_checkpoint(tmp_path / "best.safetensors")[2]
+    assert best["val_dice"] == pytest.approx(max(row["val_dice"] for row in read_history(tmp_path)), abs=1e-6)
+    (tmp_path / "history.csv").write_text(after.splitlines()[0] + "\n1,2\n")
+    with pytest.raises(UserError, match="history.csv"):
+        read_history(tmp_path)

@@ -145,6 +145,28 @@ def test_planted_fault_is_named(plant, options, found, monkeypatch):
     assert first.split(": ", 1)[1].startswith(found), first
 
 
+def test_a_structural_fault_is_a_failed_check(monkeypatch):
+    """A layer too many raises where the weights are assigned; the ladder reports it like any other difference."""
+    double_conv = highlevel.model.UNet.double_conv
+
+    def with_layer(self, x, name, training):
+        x = double_conv(self, x, name, training)
+        return highlevel.model.layers.conv2d(x, x.shape[-1], 1, name=f"{name}/extra") if name == "down1" else x
+
+    monkeypatch.setattr(highlevel.model.UNet, "double_conv", with_layer)
+    config = Config(filters=2, depth=1, **parity.EXACT_CONSTANTS)
+    checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
+    assert [check.passed for check in checks] == [False] and first.startswith("highlevel: ") and "down1/extra" in first
+
+
+def test_an_operation_too_many_is_named(monkeypatch):
+    monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, nn=Patched(tf.nn, elu=lambda x: tf.nn.relu(tf.nn.elu(x)))))
+    config = Config(filters=2, depth=1, **parity.EXACT_CONSTANTS)
+    checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
+    assert not all(check.passed for check in checks)
+    assert "lowlevel in inference: the layers do not come in the order of the U-Net: conv, act, act" in first
+
+
 def test_finder_names_both_conventions_of_the_variance(monkeypatch):
     config = Config(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
     unbiased_moving_variance(monkeypatch)

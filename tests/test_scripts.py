@@ -124,6 +124,25 @@ def test_compare_graph(tmp_path):
     assert len(texts) == 6 and "stablehlo.convolution" in (tmp_path / "texts" / texts[0]).read_text()
 
 
+def test_graph_sees_another_activation(tmp_path):
+    """A planted fault: ReLU in one of them. In a process of its own, as above."""
+    plant = """
+import sys, types
+import compare, lowlevel.model, tensorflow as tf
+class Patched:
+    nn = types.SimpleNamespace(**{name: getattr(tf.nn, name) for name in dir(tf.nn) if name[0] != "_"})
+    def __getattr__(self, name):
+        return getattr(tf, name)
+Patched.nn.elu = tf.nn.relu
+lowlevel.model.tf = Patched()
+sys.exit(compare.main(sys.argv[1:]))
+"""
+    arguments = "graph --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
+    result = script("-c", plant, *arguments, "--run-dir", str(tmp_path))
+    assert result.returncode == 1, result.stderr
+    assert "DIFFERENT: number" in result.stdout and "maximum" in result.stdout, result.stdout
+
+
 def test_graph_sees_another_padding_and_another_order():
     from comparison.graph import compare_sequences, operations
 
@@ -132,10 +151,10 @@ def test_graph_sees_another_padding_and_another_order():
     %1 = stablehlo.reduce(%0 init: %cst) applies stablehlo.add across dimensions = [0] : (tensor<2xf32>) -> tensor<f32>
     """
     renamed = text.replace("%0", "%7").replace("%arg1", "%arg9")
-    assert compare_sequences(operations(text), operations(renamed)) == (True, "")
-    assert compare_sequences(operations(text), operations(text)[::-1]) == (True, ", in another order from number 1 on")
-    equal, words = compare_sequences(operations(text), operations(text.replace("[1, 1]", "[0, 0]")))
-    assert not equal and "convolution 2xf32, 3xf32 -> 2xf32" in words
+    assert compare_sequences(operations(text), operations(renamed)) == ""
+    for other in (operations(text)[::-1], operations(text.replace("[1, 1]", "[0, 0]"))):
+        assert compare_sequences(operations(text), other).startswith("number 1 is convolution 2xf32, 3xf32 -> 2xf32 here")
+    assert compare_sequences(operations(text), operations(text)[:1]) == "2 operations here and 1 there"
 
 
 def test_convolution_flops_by_hand():
@@ -213,6 +232,10 @@ def test_folder_end_to_end(implementation, folder, tmp_path):
         (["-m", "keras_impl.train", "--dataset", "folder", "--data-dir", "nowhere"], ["nowhere"]),
         (["compare.py", "parity", "--image-size", "8"], ["--image-size 8x8", "--depth"]),
         (["compare.py", "prove"], ["prove"]),
+        (["compare.py", "parity", "--steps", "0"], ["--steps"]),
+        (["compare.py", "relay", "--jit"], ["--jit"]),
+        (["compare.py", "runs", "nowhere"], ["nowhere"]),
+        (["-m", "lowlevel.train", "--data-dir", "nowhere"], ["--dataset folder"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
