@@ -61,6 +61,11 @@ class Check:
     def passed(self):
         return self.difference <= self.tolerance
 
+    def as_dict(self):
+        """For JSON, which knows no infinity: None where nothing can be claimed, or where nothing could be compared."""
+        values = {**dataclasses.asdict(self), "passed": self.passed}
+        return {name: None if value == np.inf else value for name, value in values.items()}
+
 
 def cases(name, config, steps, precision=None):
     """The ways in which the architecture `name`, made from `config`, climbs the ladder; those of one `precision` on request.
@@ -87,9 +92,8 @@ def cases(name, config, steps, precision=None):
     for title, changes, options in chosen:
         changed = dataclasses.replace(config, **{"precision": "float32", **changes})
         if precision in (None, changed.precision):
-            yield Case(
-                f"{name}: {changed.precision}, {title}", changed, steps if name == "default" else min(steps, 10), **options
-            )
+            few = steps if name == "default" else min(steps, 10)
+            yield Case(f"{name}: {changed.precision}, {title}", changed, few, **options)
 
 
 def observe(implementation, case, batches):
@@ -198,10 +202,7 @@ def tolerance(rung, pair, case, scale):
     if rung.startswith(("losses", "weights")) and is_binary_exact(config):
         return 0.0, "the same kernels on the same numbers in the same order; float32 holds the constants"
     if rung == "losses, first 20 steps":
-        return (
-            1e-5,
-            "v1's Adam kernel computes 1 - beta_2 in float32, 1.3e-5 beside 0.001: its steps are 6e-6 longer",
-        )
+        return 1e-5, "v1's Adam kernel computes 1 - beta_2 in float32, 1.3e-5 beside 0.001: its steps are 6e-6 longer"
     if not is_binary_exact(config) and rung != "moving statistics, 1 step":
         return np.inf, "v1's Adam kernel, as in the first 20 losses; training then makes any difference grow"
     if config.batch_norm != "explicit":
@@ -304,8 +305,9 @@ def run(todo, path):
     counted = sum(np.isfinite(check.tolerance) for check in checks)
     verdict = "the same network three times" if not failed else f"{failed} FAILED"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = [{**dataclasses.asdict(check), "passed": check.passed} for check in checks]
+    record = [check.as_dict() for check in checks]
     path.write_text(json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
-    draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
+    if any(losses.values()):  # a structural fault leaves none
+        draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
     print(f"\n{counted} checks, {verdict}; every name and reason in {path}, the losses in {path.with_suffix('.png')}")
     return not failed
