@@ -40,7 +40,7 @@ def run(run_dirs, output):
         name, image, truth, _, _ = pictures[0]
         row = {name: image_colors(image, truth), "truth": mask_colors(truth, config.classes)}
         for label, (_, _, _, prediction, dice) in zip(columns, pictures):
-            row[f"{label}\ndice {dice:.3f}"] = mask_colors(prediction, config.classes)
+            row[f"{label}, dice {dice:.3f}"] = mask_colors(prediction, config.classes)
         rows.append(row)
     draw_grid(output / "predictions.png", rows, "validation images, best epoch of each")
     draw_curves(output / "curves.png", histories)
