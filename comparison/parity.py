@@ -246,7 +246,8 @@ def print_table(checks):
     for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
         row = list(row)
         cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
-        allowed = " / ".join(f"{t:.0e}" if t else "0" for t in sorted({c.tolerance for c in row}))
+        words = {0: "0", np.inf: "none"}
+        allowed = " / ".join(words.get(t, f"{t:.0e}") for t in sorted({c.tolerance for c in row}))
         failed = sorted({c.worst for c in row if not c.passed})
         verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
         print(f"{rung:<42}{cells}{allowed:>11}  {verdict}", flush=True)
