@@ -5,6 +5,7 @@ Unlike the paper the defaults pad every convolution, so that the logits are as l
 batch, and use ELU. The same file in lowlevel/ and keras_impl/ holds the same network, row by row.
 """
 
+import contextlib
 import warnings
 
 from common import shapes
@@ -24,6 +25,14 @@ def master_weights(getter, name, dtype, **kwargs):
     return tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)
 
 
+@contextlib.contextmanager
+def v1_scope():
+    """What the layers are called in. Without their warning of deprecation: known, and the reason for this column."""
+    with warnings.catch_warnings(), tf.compat.v1.variable_scope("", custom_getter=master_weights):
+        warnings.simplefilter("ignore")
+        yield
+
+
 # --- the network ---
 
 
@@ -41,29 +50,28 @@ class UNet(tf.Module):
         assign_weights(named_weights(self), initial_weights(config))
 
     @tf.compat.v1.keras.utils.track_tf1_style_variables  # without it every call would make new variables
+    @v1_scope()
     def __call__(self, images, training=False):
         config = self.config
-        with warnings.catch_warnings(), tf.compat.v1.variable_scope("", custom_getter=master_weights):
-            warnings.simplefilter("ignore")  # "tf.layers is deprecated": known, and the reason for this column
-            x = shapes.pad_input(tf.cast(images, config.precision), config)
-            skips = []
-            for i in range(config.depth):
-                x = self.double_conv(x, f"down{i}", training)  # [N, H / 2**i, W / 2**i, filters * 2**i]
-                skips.append(x)
-                x = layers.max_pooling2d(x, 2, strides=2, padding="valid")
-            x = self.double_conv(x, f"down{config.depth}", training)
-            if config.dropout:  # "at the end of the contracting path", section 3.1
-                x = layers.dropout(x, config.dropout, seed=config.seed, training=training)
-            for i in reversed(range(config.depth)):
-                filters = config.filters * 2**i
-                x = layers.conv2d_transpose(x, filters, 2, strides=2, padding="valid", name=f"up{i}/deconv")
-                skip, crop = skips[i], shapes.skip_crop(config, i)
-                if crop:  # "valid" only
-                    skip = skip[:, crop:-crop, crop:-crop]
-                x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters * 2**i]
-                x = self.double_conv(x, f"up{i}", training)
-            logits = layers.conv2d(x, config.classes, 1, name="head")
-            return shapes.crop_output(logits, images, config)
+        x = shapes.pad_input(tf.cast(images, config.precision), config)
+        skips = []
+        for i in range(config.depth):
+            x = self.double_conv(x, f"down{i}", training)  # [N, H / 2**i, W / 2**i, filters * 2**i]
+            skips.append(x)
+            x = layers.max_pooling2d(x, 2, strides=2, padding="valid")
+        x = self.double_conv(x, f"down{config.depth}", training)
+        if config.dropout:  # "at the end of the contracting path", section 3.1
+            x = layers.dropout(x, config.dropout, seed=config.seed, training=training)
+        for i in reversed(range(config.depth)):
+            filters = config.filters * 2**i
+            x = layers.conv2d_transpose(x, filters, 2, strides=2, padding="valid", name=f"up{i}/deconv")
+            skip, crop = skips[i], shapes.skip_crop(config, i)
+            if crop:  # "valid" only
+                skip = skip[:, crop:-crop, crop:-crop]
+            x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters * 2**i]
+            x = self.double_conv(x, f"up{i}", training)
+        logits = layers.conv2d(x, config.classes, 1, name="head")
+        return shapes.crop_output(logits, images, config)
 
     def double_conv(self, x, name, training):
         """Twice: 3x3 convolution, batch normalization, activation."""
