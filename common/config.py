@@ -34,6 +34,37 @@ class Size(typing.NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+class Names(tuple):
+    """Names of classes. On the command line: `background,cell,nucleus`."""
+
+    @classmethod
+    def parse(cls, text):
+        names = cls(name.strip() for name in text.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(f"{text!r} must be names with commas between them, each once")
+        return names
+
+    def __str__(self):
+        return ",".join(self)
+
+
+class Weights(tuple):
+    """A weight for every class. On the command line: `1,2,0.5`, or `balanced`, which is empty until the data is known."""
+
+    @classmethod
+    def parse(cls, text):
+        try:
+            weights = cls() if text == "balanced" else cls(float(number) for number in text.split(","))
+        except ValueError:
+            weights = cls([-1.0])
+        if any(not 0 <= w < float("inf") for w in weights) or len(weights) and not sum(weights):
+            raise argparse.ArgumentTypeError(f"{text!r} must be 'balanced' or a number per class, such as 1,2,0.5")
+        return weights
+
+    def __str__(self):
+        return ",".join(map(str, self)) or "balanced"
+
+
 def option(default, help):
     """A field with its meaning and unit, which is also its --help text."""
     return dataclasses.field(default=default, metadata={"help": help})
@@ -47,8 +78,8 @@ class Config:
     """
 
     # the network
-    channels: int = option(1, "image channels: 1 gray, 3 RGB; images are converted")
-    classes: int = option(1, "1: sigmoid, foreground against background; more: softmax over that many class indices")
+    channels: int | None = option(None, "image channels: 1 gray, 3 RGB (default: as the images are; synthetic: 1)")
+    classes: int | None = option(None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)")
     filters: int = option(16, "feature maps of the first level; every level below has twice as many")
     depth: int = option(4, "poolings, so that the bottom of the U is 2**depth times smaller than the image")
     activation: Literal["elu", "relu"] = option("elu", "after every 3x3 convolution")
@@ -62,7 +93,8 @@ class Config:
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
 
     # training
-    loss: Literal["dice"] = option("dice", "soft dice per image and class")
+    loss: Literal["dice", "cross_entropy", "dice_ce"] = option("dice", "soft dice, cross entropy, or the sum of both")
+    class_weights: Weights | None = option(None, "of the classes in the loss: 1,2,0.5, or balanced by their frequency")
     optimizer: Literal["adam", "sgd"] = option("adam", "Kingma and Ba 2015, or gradient descent with momentum")
     learning_rate: float = option(1e-3, "step size")
     beta_1: float = option(0.9, "Adam: decay of the mean of the gradients")
@@ -75,13 +107,26 @@ class Config:
     seed: int = option(0, "of the weights, the cells, the split, the order and the augmentation")
 
     # data
-    dataset: Literal["synthetic", "folder"] = option("synthetic", "drawn cells, or the folder --data-dir")
-    data_dir: Path | None = option(None, "folder with images/ and masks/, paired by file stem")
+    dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2"] = option(
+        "synthetic", "drawn cells, or the layout of --data-dir; the README shows the trees"
+    )
+    data_dir: Path | None = option(None, "folder of the data set")
+    colors: Path | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
+    void_label: int | None = option(None, "mask value that means nothing: ignored in loss and metrics (default: as found)")
+    class_names: Names | None = option(None, "for the legends: background,cell (default: as the data set has them)")
     images: int = option(250, "synthetic: how many to draw")
     validation: float = option(0.2, "share of the images held back to validate on, above 0 and below 1")
+    group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
+    split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
+    folds: int | None = option(None, "split into that many folds, and validate on number --fold")
+    fold: int = option(0, "which of --folds to validate on, from 0")
+    cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run")
+    skip_bad: bool = option(False, "go on without images that cannot be read, and list them")
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
     crop_size: Size | None = option(None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images")
-    augment: Literal["none", "flips"] = option("flips", "flips: random flips and right-angle rotations in training")
+    augment: Literal["none", "flips", "paper"] = option(
+        "flips", "flips: and right-angle rotations; paper: also any rotation, scale, brightness, contrast, elastic deformation"
+    )
 
     # where results go
     run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)")
@@ -91,14 +136,19 @@ class Config:
             if not condition:
                 raise UserError(message)
 
-        for name, low in dict(channels=1, classes=1, filters=1, depth=1, batch_size=1, epochs=1, images=2).items():
-            require(getattr(self, name) >= low, f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if self.dataset == "synthetic":
+            object.__setattr__(self, "channels", self.channels or 1)
+            object.__setattr__(self, "classes", self.classes or 1)
+        lowest = dict(classes=1, filters=1, depth=1, batch_size=1, epochs=1, images=2, void_label=0, folds=2, fold=0)
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            require(value is None or value >= low, f"--{name.replace('_', '-')} must be at least {low}, got {value}")
         for name in ("bn_momentum", "beta_1", "beta_2", "momentum", "dropout"):
             require(0 <= getattr(self, name) < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
         for name in ("learning_rate", "epsilon", "bn_epsilon"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
-        require(self.channels in (1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
+        require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
         require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
         require(
             self.precision != "float64" or self.batch_norm != "fused",
@@ -120,8 +170,20 @@ class Config:
             self.image_size is None or self.crop_size is None or all(c <= i for c, i in zip(self.crop_size, self.image_size)),
             f"--crop-size {self.crop_size} does not fit into --image-size {self.image_size}",
         )
-        require(self.dataset != "folder" or self.data_dir is not None, "--dataset folder needs --data-dir DIR")
-        require(self.data_dir is None or self.dataset == "folder", "--data-dir needs --dataset folder")
+        on_disk = self.dataset != "synthetic"
+        require(not on_disk or self.data_dir is not None, f"--dataset {self.dataset} needs --data-dir DIR")
+        require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
+        require(self.colors is None or self.dataset == "folder", "--colors needs --dataset folder")
+        require(self.void_label is None or on_disk and self.void_label < 256, "--void-label is a mask value, 0 to 255")
+        require(self.classes is None or self.classes <= 255, f"--classes must be at most 255, got {self.classes}")
+        require(self.folds is None or self.split is None, "--folds and --split exclude each other")
+        require(self.fold < (self.folds or 1), f"--fold counts from 0 to --folds - 1, got {self.fold}")
+        for name in ("class_names", "class_weights"):
+            values = getattr(self, name)
+            if values and self.classes is not None:
+                needed = max(self.classes, 2)
+                flag = "--" + name.replace("_", "-")
+                require(len(values) == needed, f"{flag} needs one for each of {needed} classes, got {len(values)}")
         require(self.optimizer != "sgd" or self.momentum > 0, "--optimizer sgd needs a --momentum above 0")
 
     @property
@@ -136,7 +198,7 @@ class Config:
         unknown = values.keys() - fields.keys()
         if unknown:
             raise UserError(f"unknown in this version: {', '.join(sorted(unknown))}")
-        parsers = {Path | None: Path, Size | None: Size.parse}
+        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights)}
 
         def read(name, value):
             parse = parsers.get(fields[name].type)
@@ -147,7 +209,8 @@ class Config:
     def as_dict(self):
         """The fields as JSON has them: sizes and paths in the words of the command line."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: str(value) if isinstance(value, (Size, Path)) else value for name, value in values.items()}
+        worded = (Path, Size, Names, Weights)
+        return {name: str(value) if isinstance(value, worded) else value for name, value in values.items()}
 
 
 def make_parser(prog, description):
@@ -171,7 +234,7 @@ def make_parser(prog, description):
         elif typing.get_origin(kind) is Literal:
             parser.add_argument(flag, choices=typing.get_args(kind), default=field.default, help=text)
         else:
-            metavar = {Path: "PATH", Size: "SIZE", int: "N", float: "X"}[kind]
+            metavar = {Path: "PATH", Size: "SIZE", int: "N", float: "X", str: "TEXT", Names: "NAMES", Weights: "WEIGHTS"}[kind]
             parser.add_argument(flag, type=getattr(kind, "parse", kind), metavar=metavar, default=field.default, help=text)
     return parser
 

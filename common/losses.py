@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
+
 
 def probabilities(logits):
     """[N, H, W, classes] logits -> probabilities in 0..1, in float32 or wider: sigmoid of one class, softmax of more."""
@@ -29,3 +31,8 @@ def dice_loss(masks, logits):
     intersection = tf.reduce_sum(g * p, axis=(1, 2))  # [N, classes]
     total = tf.reduce_sum(g, axis=(1, 2)) + tf.reduce_sum(p, axis=(1, 2))
     return tf.reduce_mean(1 - (2 * intersection + 1) / (total + 1))
+
+
+def segmentation_loss(masks, logits, config):
+    """The loss that `config` names: a scalar in float32 or wider."""
+    return dice_loss(masks, logits)

@@ -69,7 +69,7 @@ def measure(config, rounds, steps):
     The processes are all up before the first round and take turns, so that whatever else slows the machine down slows
     down all three.
     """
-    training, _ = load_examples(config)
+    config, training, _ = load_examples(config)
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
     context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
     connections, processes, first = {}, [], {}

@@ -1,7 +1,7 @@
 """Where do two implementations part? The first activation, gradient, step or term of the update that differs."""
 
 import comparison
-from common.losses import dice_loss
+from common.losses import segmentation_loss
 from common.weights import assign_weights, initial_weights, is_trainable
 
 import numpy as np
@@ -101,7 +101,7 @@ class Probe:
         """Canonical name -> array, from the head backwards: the order in which the chain rule goes."""
         trainable = {name: w for name, w in reversed(self.weights.items()) if is_trainable(name)}
         with tf.GradientTape() as tape:
-            loss = dice_loss(masks, self.model(images, training=True))
+            loss = segmentation_loss(masks, self.model(images, training=True), self.config)
         return {name: gradient.numpy() for name, gradient in tape.gradient(loss, trainable).items()}
 
     def values(self):

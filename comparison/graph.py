@@ -116,7 +116,7 @@ def run(config, path, save=None):
 
     Returns: whether all three do the same mathematics.
     """
-    training, _ = load_examples(config)
+    config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
     traced, optimized, texts = {}, {}, {}
     for name in comparison.IMPLEMENTATIONS:

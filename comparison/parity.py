@@ -8,11 +8,11 @@ import multiprocessing
 import comparison
 from common.config import Config, Size, UserError
 from common.loop import be_deterministic
-from common.losses import dice_loss
+from common.losses import segmentation_loss
 from common.pictures import save_figure
 from common.weights import assign_weights, initial_weights, is_trainable
 from comparison import finder
-from data.loader import load_examples, training_batches
+from data.loader import FOUND, load_examples, training_batches
 
 import numpy as np
 import tensorflow as tf
@@ -119,7 +119,7 @@ def observe(implementation, case, batches):
     def forward_and_gradients(images, masks):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = dice_loss(masks, logits)
+            loss = segmentation_loss(masks, logits, config)
         return logits, loss, tape.gradient(loss, trainable)
 
     def values(trained):
@@ -291,13 +291,16 @@ def run(todo, path):
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         data = case.config.channels, case.config.classes, case.config.image_size, case.config.padding
         if data not in batches:
-            training, _ = load_examples(case.config)
-            batches[data] = [(i.numpy(), m.numpy()) for i, m in training_batches(case.config, training).take(10)]
+            config, training, _ = load_examples(case.config)
+            found = {name: getattr(config, name) for name in FOUND}
+            batches[data] = found, [(i.numpy(), m.numpy()) for i, m in training_batches(config, training).take(10)]
+        found, examples = batches[data]
+        case = dataclasses.replace(case, config=dataclasses.replace(case.config, **found))
         if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                of_case, losses[case.title], first = pool.apply(climb, (case, batches[data]))
+                of_case, losses[case.title], first = pool.apply(climb, (case, examples))
         else:
-            of_case, losses[case.title], first = climb(case, batches[data])
+            of_case, losses[case.title], first = climb(case, examples)
         print_table(of_case)
         checks += of_case
         if first:

@@ -53,7 +53,7 @@ def run(config, path):
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     path.parent.mkdir(parents=True, exist_ok=True)
     runners = comparison.IMPLEMENTATIONS
-    training, _ = load_examples(config)
+    config, training, _ = load_examples(config)
     records = []
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
     for precision, (allowed, reason) in TOLERANCES.items():

@@ -33,7 +33,7 @@ def run(run_dirs, output):
         model = code.UNet(config)
         assign_weights(code.named_weights(model), weights)
         if len(configs) == 1:
-            _, validation = load_examples(config)
+            _, _, validation = load_examples(config)
         columns[str(run_dir)] = predict_some(config, validation, code.make_eval_step(model, config))
     rows = []
     for pictures in zip(*columns.values()):

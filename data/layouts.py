@@ -4,14 +4,40 @@ Files are decoded with Pillow: scikit-image's reader shows palette masks as colo
 cannot unpack LZW.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import UserError
+from common.config import Names, Size, UserError
 
 import numpy as np
 from PIL import Image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image and its mask on disk; nothing of them is decoded yet."""
+
+    name: str  # unique: the image's path below --data-dir with "/", for messages and split.json; "stack.tif[3]" for a page
+    image: Path
+    mask: Path
+    page: int = 0  # in a file that holds many
+    group: str = ""  # images of one group stay on one side of a split, where the layout knows groups
+    part: str = ""  # "train", "val" or "test" where whoever published the data has split it
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a data set holds and how to read it."""
+
+    items: list[Item]  # sorted by name
+    # (item, channels, size or None) -> image uint8 [H, W, channels], mask uint8 [H, W] with the values of the file;
+    # both resized to `size` if it is given. Raises UserError. Called from several threads.
+    read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
+    classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
+    class_names: Names | None = None
 
 
 def find_folder(data_dir):

@@ -4,6 +4,7 @@ Whatever is random follows from (seed, stream, epoch, index), not from what was 
 sees the batches that the uninterrupted run would have seen, and a batch can be named without being drawn.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from common.config import Size, UserError
@@ -18,6 +19,7 @@ from skimage.transform import resize
 from tqdm import tqdm
 
 SPLIT, ORDER, AUGMENT = 1, 2, 3  # the streams of random numbers
+FOUND = ("channels", "classes", "void_label", "class_names", "class_weights")  # what `load_examples` fills in
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Examples:
 def load_examples(config):
     """Draws or reads the images and holds some back for validation, picked by the seed. Prints one line about them.
 
-    Returns: (training, validation), both `Examples`, with one image at least.
+    Returns: (config, training, validation): `config` with what was found in the data filled in, and two `Examples` with one
+    image each at least.
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
+    config = dataclasses.replace(config, channels=config.channels or 1, classes=config.classes or 1)
     if config.dataset == "synthetic":
         source, notes, size = "synthetic cells", [], config.image_size or Size(128, 128)
         images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
@@ -58,7 +62,7 @@ def load_examples(config):
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
     pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.channels == 1 else 'RGB'}"
     print(f"{source}: {n - held_back} images to train on, {held_back} to validate, {', '.join([pixels, *notes])}", flush=True)
-    return training, validation
+    return config, training, validation
 
 
 def _read_folder(config):

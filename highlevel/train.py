@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 
 from common.config import run_script
 from common.loop import Run, start
-from common.losses import dice_loss, probabilities
+from common.losses import probabilities, segmentation_loss
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
 
@@ -94,7 +94,7 @@ def make_train_step(model, config, optimizer=None):
         # not `optimizer.minimize(loss)`: its tf.gradients adds gradients that meet in another order than a tape does
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = dice_loss(masks, logits)
+            loss = segmentation_loss(masks, logits, config)
         weights = model.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights), global_step=optimizer.iterations)
         return loss
@@ -108,14 +108,14 @@ def make_eval_step(model, config):
     @tf.function(jit_compile=config.jit, reduce_retracing=True)
     def eval_step(images, masks):
         logits = model(images, training=False)
-        return dice_loss(masks, logits), probabilities(logits)
+        return segmentation_loss(masks, logits, config), probabilities(logits)
 
     return eval_step
 
 
 def main(argv=None):
     config = start("highlevel", argv, __doc__)
-    training, validation = load_examples(config)
+    config, training, validation = load_examples(config)
     model = UNet(config)
     optimizer = make_optimizer(model, config)
     train_step = make_train_step(model, config, optimizer)

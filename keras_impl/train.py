@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 
 from common.config import run_script
 from common.loop import Run, start
-from common.losses import dice_loss, probabilities
+from common.losses import probabilities, segmentation_loss
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
 
@@ -18,11 +18,15 @@ import tensorflow as tf
 # --- what raw operations and tf.layers do not need ---
 
 
-class DiceLoss(keras.losses.Loss):
-    """`dice_loss` as `compile` takes it. Without `dtype=` Keras would cast float64 logits to float32 on their way in."""
+class SegmentationLoss(keras.losses.Loss):
+    """`segmentation_loss` as `compile` takes it. Without `dtype=` Keras would cast float64 logits to float32 on the way."""
+
+    def __init__(self, config):
+        super().__init__(dtype=config.variable_dtype)
+        self.config = config
 
     def call(self, masks, logits):
-        return dice_loss(masks, logits)
+        return segmentation_loss(masks, logits, self.config)
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -80,7 +84,7 @@ def make_train_step(model, config, optimizer=None):
     def train_step(images, masks):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = dice_loss(masks, logits)
+            loss = segmentation_loss(masks, logits, config)
         weights = model.trainable_weights
         optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
         return loss
@@ -94,17 +98,17 @@ def make_eval_step(model, config):
     @tf.function(jit_compile=config.jit, reduce_retracing=True)
     def eval_step(images, masks):
         logits = model(images, training=False)
-        return dice_loss(masks, logits), probabilities(logits)
+        return segmentation_loss(masks, logits, config), probabilities(logits)
 
     return eval_step
 
 
 def main(argv=None):
     config = start("keras_impl", argv, __doc__)
-    training, validation = load_examples(config)
+    config, training, validation = load_examples(config)
     model = UNet(config)
     optimizer = make_optimizer(model, config)
-    model.compile(optimizer, DiceLoss(dtype=config.variable_dtype), jit_compile=config.jit)
+    model.compile(optimizer, SegmentationLoss(config), jit_compile=config.jit)
     weights, state = named_weights(model), named_state(model, optimizer)
     run = Run("keras_impl", config, training, validation, weights, state, make_eval_step(model, config))
     model.fit(

@@ -196,7 +196,7 @@ def test_masks_of_all_kinds_keep_their_values(tmp_path, name, stored, expected):
 def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, classes):
     disk = (np.hypot(*np.mgrid[-20:20, -24:24]) < 12).astype(np.uint8)
     save_pairs(tmp_path, [disk * white, 0 * disk, disk * white], suffix=suffix)  # an empty mask reads the same either way
-    training, validation = load_examples(Config(dataset="folder", data_dir=tmp_path, classes=classes, **SMALL))
+    _, training, validation = load_examples(Config(dataset="folder", data_dir=tmp_path, classes=classes, **SMALL))
     masks = dict(zip(training.names + validation.names, training.masks + validation.masks))
     for name, expected in {"0.png": disk, "1.png": 0 * disk, "2.png": disk}.items():
         np.testing.assert_array_equal(masks[name], expected)
@@ -223,7 +223,7 @@ def test_resizing_invents_no_classes(tmp_path):
     mask = np.kron(RNG.choice([0, 2, 7], (5, 6)), np.ones((8, 8))).astype(np.uint8)
     data_dir = save_pairs(tmp_path, [mask] * 4)
     config = Config(dataset="folder", data_dir=data_dir, classes=8, channels=3, image_size=Size(28, 36), **SMALL)
-    training, validation = load_examples(config)
+    _, training, validation = load_examples(config)
     assert len(training.names) == 3 and len(validation.names) == 1
     for image, resized in zip(training.images, training.masks):
         assert image.shape == (28, 36, 3) and resized.shape == (28, 36)
@@ -320,7 +320,7 @@ def test_different_sizes_train_on_crops_or_resized(tmp_path):
         save(tmp_path / f"masks/{i}.png", BLOBS[: 30 + i])
     for options in ({"crop_size": Size(24, 24)}, {"image_size": Size(24, 24)}):
         config = Config(dataset="folder", data_dir=tmp_path, **SMALL, **options)
-        training, _ = load_examples(config)
+        _, training, _ = load_examples(config)
         assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
 
 
@@ -375,11 +375,11 @@ def test_cells_of_any_size(size):
 
 def test_the_split_is_by_chance_and_by_seed(capsys):
     config = Config(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
-    training, validation = load_examples(config)
+    _, training, validation = load_examples(config)
     assert len(training.names) == 15 and len(validation.names) == 5
     assert not set(training.names) & set(validation.names)
     assert "synthetic cells: 15 images to train on, 5 to validate, 16x16 gray" in capsys.readouterr().out
-    assert load_examples(config)[1].names == validation.names
-    assert load_examples(dataclasses.replace(config, seed=4))[1].names != validation.names
+    assert load_examples(config)[2].names == validation.names
+    assert load_examples(dataclasses.replace(config, seed=4))[2].names != validation.names
     few = Config(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
-    assert [len(part.names) for part in load_examples(few)] == [2, 1]
+    assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]

@@ -72,10 +72,10 @@ def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     code = comparison.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]
     code.main(arguments)
-    config = start("keras_impl", arguments, "")
+    config, training, _ = load_examples(start("keras_impl", arguments, ""))
     model = code.UNet(config)
     step = code.make_train_step(model, config)
-    for images, masks in training_batches(config, load_examples(config)[0]):
+    for images, masks in training_batches(config, training):
         step(images, masks)
     weights, _, _ = load_checkpoint(tmp_path / "best.safetensors")
     for name, weight in code.named_weights(model).items():
