@@ -1,0 +1,192 @@
+"""Decoded and resized images on disk, at one byte per value: decoded once, in parallel, and read back by number.
+
+A cache is a folder `KEY/` with two files. `pixels` holds image [H, W, C] and mask [H, W] of every item, one behind the other;
+`index.npz` the sizes, the counts of the mask values, and what could not be read. KEY is a digest of everything that the
+pixels follow from: the files' names, sizes and times of change, and the options. A file or an option that changes gives
+another key, so nothing stale is ever read. The folder gets its name by a rename when all of it is written: a process
+that is killed leaves no cache behind, and two that prepare the same wait for each other.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.config import Size, UserError
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+VERSION = 1  # of the format, and of how files are decoded
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class Prepared:
+    """The decoded items. All items are known by their number, in the order in which they came.
+
+    sizes: list of `Size`, None for what was left out. counts: [n, 256], how many pixels of the mask have each value.
+    left_out: {number: reason}. Pixels are read from the file at every call: whatever was read before is in the operating
+    system's page cache and not in this process, so memory stays flat.
+    """
+
+    def __init__(self, file, channels, sizes, counts, left_out):
+        self.file, self.channels, self.counts, self.left_out = file, channels, counts, left_out
+        self.sizes = [Size(*size) if all(size) else None for size in sizes.tolist()]
+        areas = sizes.prod(axis=1, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(areas * (channels + 1))]).tolist()
+
+    def _read(self, start, shape):
+        values = np.empty(shape, np.uint8)
+        if os.preadv(self.file.fileno(), [values.reshape(-1)], start) != values.size:
+            raise UserError(f"the cache {self.file.name} is cut short: remove it")
+        return values
+
+    def image(self, i):
+        """uint8 [H, W, channels]"""
+        return self._read(self.starts[i], (*self.sizes[i], self.channels))
+
+    def mask(self, i):
+        """uint8 [H, W], the values of the file"""
+        height, width = self.sizes[i]
+        return self._read(self.starts[i] + height * width * self.channels, (height, width))
+
+
+def prepare(layout, items, channels, config):
+    """Decodes `items` of `layout`, resized to `config.image_size` if there is one -> `Prepared`.
+
+    With `config.cache` it is read from there if it is there, and kept there otherwise. Without, it lies in a temporary file
+    that is gone with the process.
+
+    Raises: UserError for the first file that cannot be read, unless `config.skip_bad`; for a disk that is full.
+    """
+    if not config.cache:
+        with _explained(tempfile.gettempdir()):
+            file = tempfile.TemporaryFile(buffering=0)
+            return Prepared(file, channels, *_decode_all(layout, items, channels, config, file))
+    folder = config.cache / _key(items, channels, config)
+    with _explained(config.cache):
+        config.cache.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                part = folder.with_suffix(".part")
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+                try:
+                    with open(part / "pixels", "wb", buffering=0) as file:
+                        sizes, counts, left_out = _decode_all(layout, items, channels, config, file)
+                        os.fsync(file.fileno())
+                    numbers, reasons = list(left_out), np.array(list(left_out.values()), dtype=np.str_)
+                    np.savez(part / "index.npz", sizes=sizes, counts=counts, numbers=numbers, reasons=reasons)
+                    os.rename(part, folder)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with np.load(folder / "index.npz") as index:
+            left_out = {int(i): str(reason) for i, reason in zip(index["numbers"], index["reasons"])}
+            prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, index["sizes"], index["counts"], left_out)
+        if os.path.getsize(folder / "pixels") != prepared.starts[-1]:
+            raise ValueError
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"the cache {folder} is damaged: remove it, and it will be made again") from None
+    return prepared
+
+
+def _decode_all(layout, items, channels, config, file):
+    """Decodes in as many threads as there are cores, writes to `file` in order -> sizes [n, 2], counts [n, 256], left_out."""
+    sizes, counts, left_out = np.zeros((len(items), 2), np.int64), np.zeros((len(items), 256), np.int64), {}
+
+    def read(item):
+        try:
+            return layout.read(item, channels, config.image_size)
+        except UserError as error:
+            return error
+
+    progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
+    for i, found in enumerate(_in_parallel(read, progress)):
+        if isinstance(found, UserError):
+            if not config.skip_bad:
+                progress.close()
+                raise UserError(f"{found} (--skip-bad goes on without it)")
+            left_out[i] = str(found)
+            continue
+        image, mask = found
+        sizes[i], counts[i] = mask.shape, np.bincount(mask.ravel(), minlength=256)
+        for values in (image, mask):
+            buffer = memoryview(np.ascontiguousarray(values)).cast("B")
+            while buffer:  # a write may take less than all
+                buffer = buffer[file.write(buffer) :]
+    if len(left_out) == len(items):
+        raise UserError(f"none of {len(items)} images can be read; the first: {left_out[0]}")
+    return sizes, counts, left_out
+
+
+def _in_parallel(function, values):
+    """`map` in as many threads as there are cores, in order, with few results waiting. Pillow decodes without the GIL."""
+    with ThreadPoolExecutor(CORES) as pool:
+        pending = collections.deque()
+        try:
+            for value in values:
+                pending.append(pool.submit(function, value))
+                if len(pending) > 2 * CORES:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _key(items, channels, config):
+    """A digest of all that the pixels follow from. What decides only how they are read later is not in it."""
+    stamps = {}
+    for path in {path for item in items for path in (item.image, item.mask)}:
+        status = path.stat()
+        stamps[path] = [status.st_size, status.st_mtime_ns]
+    described = {
+        "version": [VERSION, PIL.__version__],
+        "options": [config.dataset, str(config.image_size), channels, config.skip_bad],
+        # where a layout maps mask values by itself
+        "classes": config.classes if config.dataset in ("nyuv2", "oxford_pet") else None,
+        "colors": config.colors.read_text(encoding="utf-8") if config.colors else None,
+        "items": [
+            [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]
+            for item in items
+        ],
+    }
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _lock(path):
+    """One process at a time. The operating system lets go of the lock of a process that dies."""
+    with open(path, "w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two processes then both decode, and the second one's rename fails
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("another process is decoding these images: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _explained(folder):
+    """A full or read-only disk as a line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
+        raise UserError(
+            f"cannot keep the decoded images in {folder}: {error.strerror}; {free / 2**30:.1f} GiB are free there: "
+            "use --cache DIR on another disk, or a smaller --image-size"
+        ) from None

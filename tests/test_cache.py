@@ -1,0 +1,181 @@
+"""The decoded images on disk: what is read back, when it is made again, and what happens to a process that dies."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.config import Config, Size, UserError
+from data.cache import prepare
+from data.layouts import Item, Layout
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SIZES = [(5, 7), (5, 7), (3, 4), (9, 2), (6, 6)]
+
+
+def layout_of(folder, read=None):
+    """Five items whose files hold their number; each decoding is one more line in `folder/decoded`."""
+    folder.mkdir(exist_ok=True)
+    items = []
+    for i in range(len(SIZES)):
+        path = folder / f"{i}.bin"
+        if not path.exists():
+            path.write_text(str(i))
+        items.append(Item(f"images/{i}.bin", path, path))
+
+    def decode(item, channels, size):
+        with open(folder / "decoded", "a") as log:
+            log.write("x")
+        i = int(item.image.read_text())
+        rng = np.random.default_rng(i)
+        shape = size or SIZES[i % 5]
+        return rng.integers(0, 256, (*shape, channels), np.uint8), rng.integers(0, 3, shape, np.uint8)
+
+    return Layout(items, read or decode)
+
+
+def decoded(folder):
+    return len((folder / "decoded").read_text()) if (folder / "decoded").exists() else 0
+
+
+def config(tmp_path, cache="cache", **options):
+    return Config(dataset="folder", data_dir=tmp_path, cache=cache and tmp_path / cache, **options)
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+@pytest.mark.parametrize("size", [None, Size(4, 8)])
+def test_what_goes_in_comes_out(tmp_path, cache, size):
+    layout = layout_of(tmp_path / "files")
+    for _ in range(2):  # the second time from the cache
+        prepared = prepare(layout, layout.items, 3, config(tmp_path, cache, image_size=size, depth=1))
+        for i, item in enumerate(layout.items):
+            image, mask = layout.read(item, 3, size)
+            np.testing.assert_array_equal(prepared.image(i), image)
+            np.testing.assert_array_equal(prepared.mask(i), mask)
+            np.testing.assert_array_equal(prepared.counts[i], np.bincount(mask.ravel(), minlength=256))
+            assert prepared.sizes[i] == mask.shape
+    assert decoded(tmp_path / "files") == len(SIZES) * (2 + (1 if cache else 2))
+
+
+def test_a_change_makes_a_new_cache(tmp_path):
+    folder = tmp_path / "files"
+    layout = layout_of(folder)
+
+    def made(channels=1, **options):
+        before = decoded(folder)
+        prepare(layout, layout.items, channels, config(tmp_path, **options))
+        return decoded(folder) > before
+
+    assert made() and not made()
+    assert made(channels=3) and made(image_size=Size(16, 16)) and made(skip_bad=True)
+    assert not made(validation=0.5, augment="none", batch_size=2, seed=7), "these do not change a pixel"
+    changed = layout.items[0].image
+    status = changed.stat()
+    changed.write_text("7")  # as long as before, in the same second
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert made()
+    assert prepare(layout, layout.items[:4], 1, config(tmp_path)).counts.shape == (4, 256)
+    assert not made(), "the old ones are still there"
+
+
+def test_bad_files_stop_it_or_are_left_out(tmp_path):
+    good = layout_of(tmp_path / "files")
+
+    def read(item, channels, size):
+        if item.name in ("images/1.bin", "images/4.bin"):
+            raise UserError(f"cannot read {item.image}")
+        return good.read(item, channels, size)
+
+    layout = Layout(good.items, read)
+    with pytest.raises(UserError, match=r"cannot read .*1\.bin \(--skip-bad goes on without it\)"):
+        prepare(layout, layout.items, 1, config(tmp_path))
+    assert [path.name[-5:] for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    for _ in range(2):
+        prepared = prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
+        assert list(prepared.left_out) == [1, 4] and "4.bin" in prepared.left_out[4]
+        np.testing.assert_array_equal(prepared.image(3), good.read(good.items[3], 1, None)[0])
+    with pytest.raises(UserError, match="none of 2 images can be read"):
+        prepare(layout, [layout.items[1], layout.items[4]], 1, config(tmp_path, skip_bad=True))
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The rename is where the cache comes to be; a disk may be full at any write before it."""
+    layout = layout_of(tmp_path / "files")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot keep the decoded images in .*cache: No space left on device; .* GiB are free"):
+        prepare(layout, layout.items, 1, config(tmp_path))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_under_the_temporary_file(tmp_path, monkeypatch):
+    layout = layout_of(tmp_path / "files")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda buffering: open("/dev/full", "r+b", buffering=0))
+    with pytest.raises(UserError, match="No space left on device"):
+        prepare(layout, layout.items, 1, config(tmp_path, None))
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    layout = layout_of(tmp_path / "files")
+    prepare(layout, layout.items, 1, config(tmp_path))
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    with open(folder / "pixels", "r+b") as file:
+        file.truncate(10)
+    with pytest.raises(UserError, match=f"the cache {folder} is damaged: remove it"):
+        prepare(layout, layout.items, 1, config(tmp_path))
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from tests.test_cache import config, layout_of
+from data.cache import prepare
+from data.layouts import Layout
+
+folder = Path(sys.argv[1])
+layout = layout_of(folder / "files")
+def slow(item, channels, size):
+    time.sleep(float(sys.argv[2]))
+    return layout.read(item, channels, size)
+(folder / sys.argv[3]).touch()
+prepare(Layout(layout.items, slow), layout.items, 1, config(folder))
+"""
+
+
+def test_killed_half_way_and_two_at_once(tmp_path):
+    def start(seconds, name):
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(tmp_path), str(seconds), name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    killed = start(0.5, "first")
+    wait_for(lambda: decoded(tmp_path / "files") >= 3)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = {path.suffix for path in (tmp_path / "cache").iterdir()}
+    assert left == {".lock", ".part"}, "killed while it wrote"
+
+    before = decoded(tmp_path / "files")
+    both = [start(0.3, "second"), start(0.3, "third")]
+    output = "".join(process.communicate()[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert decoded(tmp_path / "files") == before + len(SIZES), "one decodes, the other waits and reads"
+    assert output.count("another process is decoding") <= 1
+    left = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
+    assert left == ["", ".lock"], "what the killed process left is gone"

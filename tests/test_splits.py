@@ -1,0 +1,123 @@
+"""Which images train and which validate: shares, groups, folds, lists."""
+
+import json
+from pathlib import Path
+
+from common.config import Config, UserError
+from data.layouts import Item
+from data.splits import split, write_split
+
+import pytest
+
+
+def items(*groups, parts=()):
+    """An item a letter: `items("aab")` are two images of group a and one of b."""
+    letters = "".join(groups)
+    return [
+        Item(f"images/{i}.png", Path(), Path(), group=letter if letter != "-" else "", part=parts[i] if parts else "")
+        for i, letter in enumerate(letters)
+    ]
+
+
+def config(**options):
+    return Config(dataset="folder", data_dir=Path("data"), **options)
+
+
+def sides(found, of):
+    return [{of[i].group for i in found[part]} for part in ("train", "val")]
+
+
+@pytest.mark.parametrize("validation, expected", [(0.2, 2), (0.01, 1), (0.99, 9), (0.5, 5)])
+def test_a_share_of_single_images(validation, expected):
+    found = split(items("-" * 10), config(validation=validation))
+    assert len(found["val"]) == expected
+    assert sorted(found["train"] + found["val"]) == list(range(10))
+    assert found == split(items("-" * 10), config(validation=validation))
+    assert found != split(items("-" * 10), config(validation=validation, seed=5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_on_both_sides(seed):
+    of = items("aaaabbbcccdde")
+    found = split(of, config(seed=seed, validation=0.3))
+    train, val = sides(found, of)
+    assert not train & val and train | val == set("abcde")
+    assert 1 <= len(found["val"]) <= 5
+    # two groups, as the two cars of a sample: the smaller one validates, however small the share
+    assert len(split(items("a" * 16 + "b" * 8), config(seed=seed, validation=0.1))["val"]) == 8
+
+
+@pytest.mark.parametrize("of", [items("-" * 11), items("aabbbccccd-")])
+def test_every_image_validates_in_one_fold(of):
+    folds = [split(of, config(folds=4, fold=k)) for k in range(4)]
+    assert sorted(i for fold in folds for i in fold["val"]) == list(range(len(of)))
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == list(range(len(of)))
+        train, val = sides(fold, of)
+        assert not (train & val) - {""}
+        assert 2 <= len(fold["val"]) <= 4
+
+
+def test_groups_by_name():
+    of = [Item(f"train/{car}_{view}.jpg", Path(), Path()) for car in ("x1", "x2", "x3") for view in range(4)]
+    found = split(of, config(group=r"/(\w+)_"))
+    assert len({of[i].name[:8] for i in found["val"]}) == 1 and len(found["val"]) == 4
+    with pytest.raises(UserError, match="--group 'y' matches nothing in train/x1_0.jpg"):
+        split(of, config(group="y"))
+    for wrong in ("x", "("):
+        with pytest.raises(UserError, match="no regular expression with a"):
+            split(of, config(group=wrong))
+
+
+def test_published_parts_are_respected():
+    of = items("-" * 6, parts=["train", "val", "test", "train", "val", "test"])
+    assert split(of, config()) == {"train": [0, 3], "val": [1, 4]}
+    of = items("-" * 6, parts=["", "", "test", "", "", "test"])
+    found = split(of, config(validation=0.25))
+    assert sorted(found["train"] + found["val"]) == [0, 1, 3, 4] and len(found["val"]) == 1
+    folds = [split(items("-" * 4, parts=["train", "val"] * 2), config(folds=2, fold=k))["val"] for k in (0, 1)]
+    assert sorted(sum(folds, [])) == [0, 1, 2, 3], "folds are over all that is labelled"
+    with pytest.raises(UserError, match="none to train on"):
+        split(items("--", parts=["val", "val"]), config())
+
+
+def test_a_written_split_is_read_back(tmp_path):
+    of = items("-" * 10)
+    found = split(of, config(seed=3))
+    names = [[of[i].name for i in found[part]] for part in ("train", "val")]
+    write_split(tmp_path / "split.json", *names)
+    assert split(of, config(split=tmp_path / "split.json")) == found
+    for part, listed in zip(("train", "val"), names):  # by hand: stems, blank lines
+        (tmp_path / f"{part}.txt").write_text("\n\n".join(Path(name).stem for name in listed) + "\n")
+    assert split(of, config(split=tmp_path)) == found
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{}", 'is no split: JSON with the lists "train" and "val" is'),
+        ("0.png", "is no split"),
+        (json.dumps({"train": ["9.png"], "val": ["0.png"]}), r"9.png \(train\) is no image there"),
+        (json.dumps({"train": ["0.png"], "val": ["0"]}), "images/0.png on both sides"),
+        (json.dumps({"train": ["0.png"], "val": []}), "lists no images for 'val'"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(tmp_path, text, message):
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        split(items("--"), config(split=tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize(
+    "of, options, message",
+    [
+        (items("-"), {}, "holds 1 images"),
+        (items("aaa"), {}, "1 groups do not make 2 parts"),
+        (items("aab"), dict(folds=3), "2 groups do not make 3 parts"),
+        (items("--"), dict(folds=3), "2 images do not make 3 parts"),
+        (items("--"), dict(split=Path("nowhere.json")), "cannot read --split nowhere.json"),
+    ],
+)
+def test_too_few_to_split(of, options, message):
+    with pytest.raises(UserError, match=message):
+        split(of, config(**options))
