@@ -1,4 +1,10 @@
-"""What a segmentation is judged by: dice, intersection over union, pixel accuracy. Plain numpy."""
+"""What a segmentation is judged by: dice, intersection over union, pixel accuracy. Plain numpy.
+
+Masks are class indices, VOID where nobody labelled: such pixels count nowhere.
+"""
+
+from common.config import UserError, Weights
+from common.losses import VOID
 
 import numpy as np
 
@@ -10,27 +16,68 @@ def predicted_classes(probabilities):
     return probabilities.argmax(-1).astype(np.uint8)
 
 
+def confusion(masks, predictions, classes):
+    """[classes, classes] pixels: row c, column k are those of class c that were predicted as k. One class: [2, 2].
+
+    masks, predictions: class indices, two arrays of one shape. The matrix of a data set is the sum over its images.
+    """
+    masks, predictions = np.asarray(masks), np.asarray(predictions)
+    labelled, n = masks != VOID, max(classes, 2)
+    pairs = masks[labelled].astype(np.int64) * n + predictions[labelled]
+    return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
+def class_scores(matrix):
+    """(IoU, dice) of every class in a confusion matrix [..., classes, classes], each [..., classes] in 0..1.
+
+    Not a number for a class that occurs in neither truth nor prediction.
+    """
+    both = np.diagonal(matrix, axis1=-2, axis2=-1)
+    sizes = (matrix.sum(-1) + matrix.sum(-2)).astype(float)
+    sizes[sizes == 0] = np.nan
+    return both / (sizes - both), 2 * both / sizes
+
+
+def mean_over_classes(values, classes):
+    """The mean of `values` [..., classes], from `class_scores`, over the classes that occur. One class: the foreground's.
+
+    A foreground that occurs in neither truth nor prediction scores 1.
+    """
+    if classes == 1:
+        return np.where(np.isnan(values[..., 1]), 1.0, values[..., 1])
+    return np.nansum(values, -1) / np.maximum((~np.isnan(values)).sum(-1), 1)
+
+
 def scores(masks, predictions, classes):
-    """Dice, IoU and pixel accuracy of every image, each [N] in 0..1.
+    """Dice, IoU and pixel accuracy of every image, each [N] in 0..1; not a number for an image without a labelled pixel.
 
     masks, predictions: [N, H, W] class indices.
     One class: of the foreground; an empty mask predicted empty scores 1. More classes: the mean over the classes
     that the mask or the prediction contains, the background among them.
     """
-    masks, predictions = np.asarray(masks), np.asarray(predictions)
-    indices = [1] if classes == 1 else range(classes)
-    truth = np.stack([masks == c for c in indices], -1)  # [N, H, W, classes]
-    guess = np.stack([predictions == c for c in indices], -1)
-    both = (truth & guess).sum((1, 2))  # [N, classes]
-    sizes = truth.sum((1, 2)) + guess.sum((1, 2))
-    present = sizes > 0
-    counted = present if classes > 1 else np.ones_like(present)
+    matrices = np.stack([confusion(*pair, classes) for pair in zip(masks, predictions, strict=True)])  # [N, classes, classes]
+    pixels = matrices.sum((1, 2)).astype(float)
+    pixels[pixels == 0] = np.nan
+    iou, dice = (np.where(pixels > 0, mean_over_classes(v, classes), np.nan) for v in class_scores(matrices))
+    return {"dice": dice, "iou": iou, "accuracy": np.trace(matrices, axis1=1, axis2=2) / pixels}
 
-    def mean_over_classes(above, below):
-        return np.average(np.divide(above, below, out=np.ones(above.shape), where=present), axis=1, weights=counted)
 
-    return {
-        "dice": mean_over_classes(2 * both, sizes),
-        "iou": mean_over_classes(both, sizes - both),
-        "accuracy": (masks == predictions).mean((1, 2)),
-    }
+def balanced_weights(counts):
+    """Class weights by median frequency: Eigen and Fergus 2015, arXiv 1411.4734, section 6.3.2.
+
+        weight = median of the frequencies / frequency
+        frequency = pixels of the class / pixels of the images that contain it
+
+    counts: [images, classes] labelled pixels. A class that never occurs gets 0 and has no part in the median.
+    Returns: `Weights`, rounded to 6 significant digits.
+    Raises: UserError when nothing is labelled.
+    """
+    counts = np.asarray(counts, np.float64)
+    occurs = counts.any(0)
+    if not occurs.any():
+        raise UserError("--class-weights balanced: no pixel of the training masks is labelled")
+    around = ((counts > 0) * counts.sum(1, keepdims=True)).sum(0)  # [classes] pixels of the images that contain it
+    frequency = counts.sum(0)[occurs] / around[occurs]
+    weights = np.zeros(len(occurs))
+    weights[occurs] = np.median(frequency) / frequency
+    return Weights(float(f"{w:.6g}") for w in weights)
