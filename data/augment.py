@@ -1,10 +1,55 @@
-"""Changes to a training image that leave it a possible image, done to image and mask alike. Both functions return views."""
+"""Changes to a training image that leave it a possible image, done to image and mask alike.
+
+Ronneberger et al. 2015, section 3.1, on what little data asks for: shifts, rotations, changes of gray values, and above all
+elastic deformations. Their ranges are not in the paper, but for the deformations; those here are modest.
+"""
+
+import functools
 
 import numpy as np
+from scipy.interpolate import CubicSpline
+
+AUGMENT = 3  # the stream of random numbers: image i in an epoch is drawn from default_rng((seed, AUGMENT, epoch, i))
+
+SCALE = 1.25  # at most so many times larger or smaller
+CONTRAST = 4 / 3  # at most so many times stronger or weaker
+BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
+ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
+NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
+BAND = 8192  # pixels sampled at a time; the C library would fetch larger temporaries from the system each time anew
+
+
+def augment(image, mask, size, kind, rng):
+    """A training example out of an image, by `kind`, the option --augment.
+
+    none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
+
+    Args:
+        image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W].
+        size: (height, width) of the crop, no larger than the image.
+
+    Returns: image, uint8 [height, width, C], and mask, uint8 [height, width], whose values all occur in `mask`. Maybe views.
+
+    Raises: ValueError when the crop is larger than the image.
+    """
+    if kind == "paper":
+        return deform(image, mask, size, rng)
+    image, mask = random_crop(image, mask, size, rng)
+    return flips(image, mask, rng) if kind == "flips" else (image, mask)
+
+
+def random_crop(image, mask, size, rng):
+    """A window of `size` (height, width): image [H, W, C], mask [H, W] -> views [height, width, C] and [height, width].
+
+    Raises: ValueError when the window is larger than the image.
+    """
+    (height, width), (h, w) = mask.shape, size
+    top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    return image[top : top + h, left : left + w], mask[top : top + h, left : left + w]
 
 
 def flips(image, mask, rng):
-    """One of the symmetries of a square: image [H, W, C], mask [H, W] -> the same shapes, all symmetries equally likely.
+    """One of the symmetries of a square: image [H, W, C], mask [H, W] -> views of the same shapes, all equally likely.
 
     A square has 8: four right-angle rotations, each as it is or mirrored. Of these only 4 keep the shape of an image that
     is not square (mirrored in x, in y, in both, in neither), and only those are drawn for it: a batch has one shape.
@@ -15,11 +60,93 @@ def flips(image, mask, rng):
     return (image[:, ::-1], mask[:, ::-1]) if rng.integers(2) else (image, mask)
 
 
-def random_crop(image, mask, size, rng):
-    """A window of `size` (height, width): image [H, W, C], mask [H, W] -> [height, width, C] and [height, width].
+def deform(image, mask, size, rng):
+    """A window at a random place, mirrored or not, rotated by any angle, scaled, elastically deformed, its light changed.
 
-    Raises: ValueError when the window is larger than the image.
+    Arguments, results and errors as in `augment`. Image and mask are sampled once: nothing is blurred twice.
     """
     (height, width), (h, w) = mask.shape, size
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    return image[top : top + h, left : left + w], mask[top : top + h, left : left + w]
+    angle, scale = rng.uniform(0, 2 * np.pi), SCALE ** rng.uniform(-1, 1)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turn[:, 1] *= rng.choice((-1, 1))
+    nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
+    contrast, brightness = CONTRAST ** rng.uniform(-1, 1), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
+    mean = image[top : top + h : 4, left : left + w : 4].mean()
+    return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast))
+
+
+def node_grid(size, turn, centre):
+    """Where the nodes of the grid over a window of `size` lie in the image: rows and columns, float [2, 3, 3], in pixels.
+
+    turn: [2, 2], from positions in the window to positions in the image, both seen from the window's centre.
+    """
+    rows, columns = (np.linspace(-(n - 1) / 2, (n - 1) / 2, NODES) for n in size)
+    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"))  # [2, 3, 3]
+    return np.tensordot(turn, grid, 1) + np.reshape(centre, (2, 1, 1))
+
+
+def displacements(size, rng):
+    """Random displacements of the nodes, float [2, 3, 3], in pixels.
+
+    The paper's standard deviation of 10 pixels is for tiles of 512. It would fold small windows over, so below 120 pixels it
+    shrinks with them.
+    """
+    return rng.normal(0, min(ELASTIC, min(size) / 12), (2, NODES, NODES))
+
+
+@functools.cache
+def spline(n):
+    """The cubic spline through the nodes at n pixels, float32 [n, 3]: every row holds the weights of the three nodes.
+
+    A natural spline. It keeps straight lines straight, so the nodes can carry the rotation and the scale as well.
+    """
+    return CubicSpline(np.linspace(0, n - 1, NODES), np.eye(NODES), bc_type="natural")(np.arange(n)).astype(np.float32)
+
+
+def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0):
+    """Looks up a window of `size`: the image bilinear, the mask nearest, both mirrored beyond their borders.
+
+    Written out in numpy: scipy.ndimage.map_coordinates takes twice as long for gray and three times for RGB.
+
+    Args:
+        image, mask, size: as in `augment`, but the image may be smaller than the window. It has 2x2 pixels at least.
+        nodes: where the nodes lie in the image, [2, 3, 3], in pixels; bicubic between them.
+        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and 255.
+    """
+    (height, width, channels), (h, w) = image.shape, size
+    values, labels = image.ravel(), mask.ravel()
+    places = spline(h) @ nodes.astype(np.float32) @ spline(w).T  # [2, h, w]
+    sampled, sampled_mask = np.empty((h, w, channels), np.uint8), np.empty((h, w), np.uint8)
+    rows = max(BAND // w, 1)
+    for band in (slice(top, top + rows) for top in range(0, h, rows)):
+        y, x = (_mirrored(place, n) for place, n in zip(places[:, band], (height, width)))
+        top, left = np.minimum(np.floor(y), height - 2), np.minimum(np.floor(x), width - 2)
+        y, x = y - top, x - left  # 0 to 1 between the four neighbours
+        pixel = top.astype(np.intp) * width + left.astype(np.intp)
+        sampled_mask[band] = labels.take(pixel + width * (y > 0.5) + (x > 0.5))
+        pixel *= channels
+        for c in range(channels):
+            ul, ur, ll, lr = (values[c + channels * step :].take(pixel).astype(np.float32) for step in (0, 1, width, width + 1))
+            value = _blend(_blend(ul, ur, x), _blend(ll, lr, x), y)
+            value *= contrast
+            value += brightness + 0.5  # the conversion to uint8 rounds down
+            sampled[band, :, c] = value.clip(0, 255, out=value)
+    return sampled, sampled_mask
+
+
+def _mirrored(place, n):
+    """Positions on an axis of n pixels, reflected at its first and last pixel until they lie between the two."""
+    if place.min() >= 0 and place.max() <= n - 1:
+        return place
+    period = np.float32(2 * (n - 1))
+    return np.abs(place - period * np.rint(place / period))
+
+
+def _blend(a, b, t):
+    """a + t (b - a) for t in 0..1, in place of b: half of the time of `sample` goes into memory."""
+    b -= a
+    b *= t
+    b += a
+    return b

@@ -1,0 +1,180 @@
+"""Augmentation: image and mask move together, nothing is invented, and every range is what it says."""
+
+from data import augment as augmentation
+from data.augment import augment, displacements, flips, node_grid, random_crop, sample, spline
+from data.synthetic import make_cells
+
+import numpy as np
+import pytest
+from scipy.ndimage import map_coordinates
+
+KINDS = ("none", "flips", "paper")
+NOISE = np.random.default_rng(0).integers(0, 256, (41, 56, 3), dtype=np.uint8)
+LABELS = np.kron(np.random.default_rng(1).choice([0, 2, 7, 255], (6, 7)), np.ones((8, 8)))[:41].astype(np.uint8)
+
+
+def neutral(size, shape):
+    """Nodes that leave the central window of an image as it is."""
+    return node_grid(size, np.eye(2), [(n - 1) / 2 for n in shape])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(41, 56), (32, 32), (17, 40), (40, 17)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_bits_and_of_one_shape(kind, size, channels):
+    image, before = NOISE[..., :channels], NOISE.copy()
+    results = [augment(image, LABELS, size, kind, np.random.default_rng((7, 3, epoch, 0))) for epoch in (0, 0, 1, 2, 3)]
+    for augmented, mask in results:
+        assert augmented.shape == (*size, channels) and mask.shape == size
+        assert augmented.dtype == mask.dtype == np.uint8
+        assert set(np.unique(mask)) <= {0, 2, 7, 255}
+    for first, second in zip(*results[:2]):
+        np.testing.assert_array_equal(first, second)
+    different = any((results[0][0] != other).any() for other, _ in results[2:])
+    assert different == (kind != "none" or size != LABELS.shape)
+    np.testing.assert_array_equal(NOISE, before)
+
+
+def test_kinds_are_the_crop_and_then_the_symmetry():
+    """In this order, from one stream: the draws are part of what --seed means."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        crop = random_crop(NOISE, LABELS, (24, 24), rng)
+        flipped = flips(*crop, rng)
+        for kind, expected in (("none", crop), ("flips", flipped)):
+            for a, b in zip(augment(NOISE, LABELS, (24, 24), kind, np.random.default_rng(seed)), expected):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crop_larger_than_the_image_is_refused(kind):
+    with pytest.raises(ValueError):
+        augment(NOISE, LABELS, (42, 20), kind, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_neutral_parameters_change_nothing(channels):
+    image = NOISE[..., :channels]
+    for result, expected in zip(sample(image, LABELS, (41, 56), neutral((41, 56), (41, 56))), (image, LABELS)):
+        np.testing.assert_array_equal(result, expected)
+    for result, expected in zip(sample(image, LABELS, (21, 30), neutral((21, 30), (41, 56))), (image, LABELS)):
+        np.testing.assert_array_equal(result, expected[10:31, 13:43])
+
+
+def test_right_angles_are_numpys():
+    """A turn that rounding cannot reach: what `rot90` and slices give, so neither axes nor signs are exchanged."""
+    for turn, expected in (
+        ([[0, 1], [-1, 0]], np.rot90(NOISE[:, :41])),
+        ([[1, 0], [0, -1]], NOISE[:, 40::-1]),
+        ([[0, 1], [1, 0]], NOISE[:, :41].swapaxes(0, 1)),
+    ):
+        nodes = node_grid((41, 41), np.array(turn), (20, 20))
+        np.testing.assert_array_equal(sample(NOISE, LABELS, (41, 41), nodes)[0], expected)
+
+
+def test_what_lies_outside_is_mirrored():
+    """As numpy's "reflect", which the padding of the network and the paper's are too; far outside again and again."""
+    image, mask = NOISE[:9, :11], LABELS[:9, :11]
+    window, labels = sample(image, mask, (41, 45), neutral((41, 45), (9, 11)))
+    np.testing.assert_array_equal(window, np.pad(image, ((16, 16), (17, 17), (0, 0)), "reflect"))
+    np.testing.assert_array_equal(labels, np.pad(mask, ((16, 16), (17, 17)), "reflect"))
+    assert sample(image[:2, :2], mask[:2, :2], (5, 4), neutral((5, 4), (2, 2)))[0].shape == (5, 4, 3)
+
+
+def test_sampling_is_bilinear_and_nearest():
+    """Against scipy, at places between the pixels and outside; what it gives is rounded, so one gray value may differ."""
+    rng, size = np.random.default_rng(3), (37, 33)
+    nodes = neutral(size, LABELS.shape) + rng.normal(0, 6, (2, 3, 3))
+    places = spline(37) @ nodes @ spline(33).T
+    image, mask = sample(NOISE, LABELS, size, nodes)
+    for c in range(3):
+        expected = map_coordinates(NOISE[..., c].astype(float), places, order=1, mode="mirror")
+        np.testing.assert_allclose(image[..., c], expected, atol=0.51)  # half a gray value, and float32
+    np.testing.assert_array_equal(mask, map_coordinates(LABELS, places, order=0, mode="mirror"))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 90), (128, 128)])
+def test_mask_and_image_move_together(size):
+    """The mask is painted into the image, and read off it again at half height: less than half a pixel beside it."""
+    _, masks = make_cells(4, (128, 128), seed=2)
+    for i, mask in enumerate(masks):
+        image, moved = augment(255 * mask[..., None], mask, size, "paper", np.random.default_rng(i))
+        moved, shown = moved.astype(bool), image[..., 0] > (image.min() / 2 + image.max() / 2)
+        assert 0.05 < moved.mean() < 0.95
+        shifted = [np.roll(moved, shift, axis) for axis in (0, 1) for shift in (-1, 1)]
+        # where the outline turns a corner within a pixel, bilinear and nearest part
+        assert (moved != shown).mean() < 0.3 * min((other != shown).mean() for other in shifted)
+
+
+def test_classes_and_void_are_never_mixed():
+    for seed in range(20):
+        _, mask = augment(NOISE, LABELS, (32, 40), "paper", np.random.default_rng(seed))
+        assert set(np.unique(mask)) <= {0, 2, 7, 255} and len(np.unique(mask)) > 1
+    void = np.full_like(LABELS, 255)
+    np.testing.assert_array_equal(augment(NOISE, void, (32, 40), "paper", np.random.default_rng(0))[1], 255)
+
+
+def test_displacements_are_the_papers():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([displacements((512, 512), rng) for _ in range(1000)])  # [1000, 2, 3, 3]
+    # 1000 draws of a standard deviation: 2 % off is one sigma, 18 of them stay within 10 %
+    np.testing.assert_allclose(drawn.std(axis=0), 10, rtol=0.1)
+    np.testing.assert_allclose(drawn.mean(axis=0), 0, atol=1.2)  # 10 / 1000**0.5 is one sigma
+    assert displacements((48, 600), rng).std() < 8  # 4 pixels where 10 would fold the image over; 18 draws
+
+    weights = spline(129).astype(float)
+    np.testing.assert_allclose(weights[[0, 64, 128]], np.eye(3), atol=1e-6)  # float32
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(weights @ [0, 64, 128], np.arange(129), atol=1e-4)  # straight lines stay straight
+    field = weights @ drawn[0, 0] @ weights.T
+    # smooth: two nodes 64 pixels apart differ by some 10 pixels, so neighbours by less than one, their slopes by far less
+    assert np.abs(np.diff(field, axis=0)).max() < 1
+    assert np.abs(np.diff(field, 2, axis=0)).max() < 0.03
+
+
+def test_few_images_fold_over():
+    """A fold shows a place twice: where the determinant of the map turns negative."""
+    rng, (h, w) = np.random.default_rng(0), (128, 128)
+    folded = 0
+    for _ in range(200):
+        y, x = spline(h) @ (node_grid((h, w), np.eye(2), (0, 0)) + displacements((h, w), rng)) @ spline(w).T
+        (yy, yx), (xy, xx) = np.gradient(y), np.gradient(x)
+        folded += (yy * xx - yx * xy).min() < 0
+    assert folded < 0.05 * 200
+
+
+def drawn_parameters(monkeypatch, image, count=400):
+    """What `deform` hands to `sample`: nodes without elastic displacements [n, 2, 3, 3], contrast [n], brightness [n]."""
+    calls = []
+    monkeypatch.setattr(augmentation, "displacements", lambda size, rng: 0)
+    monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:]))
+    for seed in range(count):
+        augment(image, image[..., 0], (41, 31), "paper", np.random.default_rng(seed))
+    return [np.array(values) for values in zip(*calls)]
+
+
+def test_ranges_of_angle_scale_place_and_light(monkeypatch):
+    nodes, contrast, brightness = drawn_parameters(monkeypatch, np.full((61, 71, 1), 100, np.uint8))
+    down = (nodes[:, :, 2, 1] - nodes[:, :, 0, 1]) / 40  # what a pixel down the window is in the image
+    right = (nodes[:, :, 1, 2] - nodes[:, :, 1, 0]) / 30
+    scale = np.linalg.norm(down, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(right, axis=1), scale)
+    np.testing.assert_allclose((down * right).sum(1), 0, atol=1e-9)
+    assert 0.8 <= scale.min() < 0.82 and 1.23 < scale.max() <= 1.25 and abs(np.log(scale).mean()) < 0.02
+    turns = np.histogram(np.arctan2(*down.T), 8, (-np.pi, np.pi))[0]
+    assert turns.min() > 25  # 50 expected, 7 is a sigma
+    mirrored = down[:, 0] * right[:, 1] - down[:, 1] * right[:, 0] < 0
+    assert 0.4 < mirrored.mean() < 0.6  # a sigma is 0.025
+    np.testing.assert_array_equal(nodes[:, :, 1, 1].min(0), (20, 15))  # the first window and the last
+    np.testing.assert_array_equal(nodes[:, :, 1, 1].max(0), (40, 55))
+    assert 0.75 <= contrast.min() < 0.76 and 1.32 < contrast.max() <= 4 / 3
+    light = contrast * 100 + brightness - 100  # of an evenly gray image: contrast does not change it
+    assert -25.5 <= light.min() < -25 and 25 < light.max() <= 25.5
+
+
+def test_light_is_cut_off_at_black_and_white():
+    size = LABELS.shape
+    for contrast, brightness in ((1.3, 20), (1.3, -100), (0.5, 0.2)):
+        image, mask = sample(NOISE, LABELS, size, neutral(size, size), contrast, brightness)
+        np.testing.assert_allclose(image, (NOISE * contrast + brightness).clip(0, 255), atol=0.51)
+        np.testing.assert_array_equal(mask, LABELS)
