@@ -87,7 +87,7 @@ class Config:
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
     bn_momentum: float = option(0.875, "share of the old moving statistic that an update keeps; binary-exact on purpose")
     bn_epsilon: float = option(1e-3, "added to the variance")
-    dropout: float = option(0.0, "share of values dropped at the end of the contracting path; each API draws its own")
+    dropout: float = option(0.0, "share of values dropped at the end of the contracting path")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
     jit: bool = option(False, "compile the steps with XLA")
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
@@ -149,7 +149,7 @@ class Config:
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
         require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
-        require(self.seed >= 0, f"--seed must not be negative, got {self.seed}")
+        require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
         require(
             self.precision != "float64" or self.batch_norm != "fused",
             "the fused batch normalization has no float64 kernel: add --batch-norm explicit",

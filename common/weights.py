@@ -22,6 +22,8 @@ def weight_shapes(config):
     width = [config.filters * 2**i for i in range(config.depth + 1)]
     for i in range(config.depth + 1):
         double_conv(f"down{i}", width[i - 1] if i else config.channels, width[i])
+    if config.dropout:
+        shapes["dropout/state"] = (2,)  # int64: the seed and the number of calls
     for i in reversed(range(config.depth)):
         shapes[f"up{i}/deconv/kernel"] = (2, 2, width[i], width[i + 1])
         shapes[f"up{i}/deconv/bias"] = (width[i],)
@@ -32,12 +34,13 @@ def weight_shapes(config):
 
 
 def is_trainable(name):
-    """Whether gradients change the weight: all but the moving statistics."""
-    return not name.endswith(("/moving_mean", "/moving_variance"))
+    """Whether gradients change the weight: all but the moving statistics and the state of the dropout."""
+    return not name.endswith(("/moving_mean", "/moving_variance", "dropout/state"))
 
 
 def initial_weights(config):
-    """Canonical name -> float32 array: kernels from a normal distribution, drawn in the order of `weight_shapes`.
+    """Canonical name -> array of `config.variable_dtype`: kernels from a normal distribution, drawn in float32 and in the order
+    of `weight_shapes`.
 
     stddev = sqrt(2 / fan_in), He et al. 2015 (arXiv 1502.01852), equation 10. Every output pixel of the 2x2
     up-convolution with stride 2 sees one input pixel, so its fan-in is its number of input channels.
@@ -47,8 +50,11 @@ def initial_weights(config):
     def draw(name, shape):
         if name.endswith("/kernel"):
             fan_in = shape[3] if "/deconv/" in name else shape[0] * shape[1] * shape[2]
-            return rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
-        return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, np.float32)
+            kernel = rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
+            return kernel.astype(config.variable_dtype)
+        if name == "dropout/state":
+            return np.array([config.seed, 0], np.int64)
+        return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, config.variable_dtype)
 
     return {name: draw(name, shape) for name, shape in weight_shapes(config).items()}
 

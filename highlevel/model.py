@@ -33,6 +33,18 @@ def v1_scope():
         yield
 
 
+def dropout(x, rate, state, training):
+    """Srivastava et al. 2014: in training a share `rate` of x is 0 and the rest larger by 1 / (1 - rate).
+
+    state: int64 [2], the seed and the number of calls: a variable that a checkpoint holds. layers.dropout hides its own.
+    """
+    if not training:
+        return x
+    x = tf.nn.experimental.stateless_dropout(x, rate, seed=tf.cast(state, tf.int32))
+    state.assign_add([0, 1])
+    return x
+
+
 # --- the network ---
 
 
@@ -45,6 +57,8 @@ class UNet(tf.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        if config.dropout:
+            self.dropout_state = tf.Variable([config.seed, 0], dtype=tf.int64, trainable=False, name="dropout/state")
         size = shapes.min_size(config)
         self(tf.zeros([1, size, size, config.channels]))  # tf.layers make their variables in the first call
         assign_weights(named_weights(self), initial_weights(config))
@@ -61,7 +75,7 @@ class UNet(tf.Module):
             x = layers.max_pooling2d(x, 2, strides=2, padding="valid")
         x = self.double_conv(x, f"down{config.depth}", training)
         if config.dropout:  # "at the end of the contracting path", section 3.1
-            x = layers.dropout(x, config.dropout, seed=config.seed, training=training)
+            x = dropout(x, config.dropout, self.dropout_state, training)
         for i in reversed(range(config.depth)):
             filters = config.filters * 2**i
             x = layers.conv2d_transpose(x, filters, 2, strides=2, padding="valid", name=f"up{i}/deconv")

@@ -91,7 +91,7 @@ def UNet(config):
         x = layers.MaxPooling2D(2, strides=2, padding="valid", dtype=dtype)(x)
     x = double_conv(x, config, f"down{config.depth}")
     if config.dropout:  # "at the end of the contracting path", section 3.1
-        x = layers.Dropout(config.dropout, seed=config.seed, dtype=dtype)(x)
+        x = layers.Dropout(config.dropout, seed=config.seed, dtype=dtype, name="dropout")(x)
     for i in reversed(range(config.depth)):
         filters = config.filters * 2**i
         x = layers.Conv2DTranspose(filters, 2, strides=2, padding="valid", dtype=dtype, name=f"up{i}_deconv")(x)
@@ -127,4 +127,9 @@ def double_conv(x, config, name):
 
 def named_weights(model):
     """Canonical name -> variable, in the order of the forward pass. Keras allows no slash in a layer's name."""
-    return {weight.path.replace("_", "/", 1): weight.value for weight in model.weights}
+    weights = {}
+    for layer in model.layers:
+        weights |= {weight.path.replace("_", "/", 1): weight.value for weight in layer.weights}
+        if layer.name == "dropout":  # the seed and the number of calls, which Keras does not count as a weight
+            weights["dropout/state"] = layer.seed_generator.state.value
+    return weights

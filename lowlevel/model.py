@@ -47,6 +47,18 @@ def batch_norm(x, gamma, beta, moving_mean, moving_variance, training, fused, mo
     return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, epsilon), x.dtype)
 
 
+def dropout(x, rate, state, training):
+    """Srivastava et al. 2014: in training a share `rate` of x is 0 and the rest larger by 1 / (1 - rate).
+
+    state: int64 [2], the seed and the number of calls: a variable that a checkpoint holds. tf.nn.dropout hides its own.
+    """
+    if not training:
+        return x
+    x = tf.nn.experimental.stateless_dropout(x, rate, seed=tf.cast(state, tf.int32))
+    state.assign_add([0, 1])
+    return x
+
+
 # --- the network ---
 
 
@@ -60,8 +72,7 @@ class UNet(tf.Module):
         super().__init__()
         self.config = config
         self.weights = {
-            name: tf.Variable(value, name=name, trainable=is_trainable(name), dtype=config.variable_dtype)
-            for name, value in initial_weights(config).items()
+            name: tf.Variable(value, name=name, trainable=is_trainable(name)) for name, value in initial_weights(config).items()
         }
 
     def __call__(self, images, training=False):
@@ -74,7 +85,7 @@ class UNet(tf.Module):
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
         x = self.double_conv(x, f"down{config.depth}", training)
         if config.dropout:  # "at the end of the contracting path", section 3.1
-            x = tf.nn.dropout(x, config.dropout if training else 0.0, seed=config.seed)
+            x = dropout(x, config.dropout, weights["dropout/state"], training)
         for i in reversed(range(config.depth)):
             x = conv2d_transpose(x, weights[f"up{i}/deconv/kernel"], weights[f"up{i}/deconv/bias"])
             skip, crop = skips[i], shapes.skip_crop(config, i)
