@@ -1,17 +1,16 @@
-"""How data sets lie on disk, which file is whose mask, and what the numbers in a mask mean.
+"""How data sets lie on disk, which file is whose mask, and what the numbers in a mask mean."""
 
-Files are decoded with Pillow: scikit-image's reader shows palette masks as colours, takes a TIFF of three pages for RGB and
-cannot unpack LZW.
-"""
-
+import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Names, Size, UserError
+from common.losses import VOID
+from data.files import Colors, read_image, read_mask, read_pair  # noqa: F401
 
 import numpy as np
-from PIL import Image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif")
 
@@ -40,100 +39,286 @@ class Layout:
     class_names: Names | None = None
 
 
-def find_folder(data_dir):
-    """Pairs `data_dir/images/STEM.*` with `data_dir/masks/STEM.*`; what is no image file is passed over.
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of the masks of a data set mean."""
+
+    table: np.ndarray  # uint8 [256]: value -> class index, or VOID
+    classes: int  # as in `Config`: 1 is foreground against background
+    void_label: int | None  # the value that is void, None if there is none
+    note: str  # a few words on how the values were read
+
+
+def find_layout(config):
+    """Finds the images and masks of `config.dataset` below `config.data_dir`; none is decoded.
+
+    Returns: `Layout`, with one item at least.
+
+    Raises: UserError for a folder or file that is missing or cannot be read, and for an image or a mask without the other.
+    """
+    find = {"folder": _folder, "carvana": _carvana, "oxford_pet": _oxford_pet, "isbi": _isbi, "nyuv2": _nyuv2}
+    try:
+        if not config.data_dir.exists():
+            raise UserError(f"--data-dir {config.data_dir} does not exist")
+        return find[config.dataset](config)
+    except OSError as error:
+        reason = f"{error.strerror}; check its permissions"
+        raise UserError(f"cannot read {error.filename or config.data_dir}: {reason}") from None
+
+
+def _reader(has_pages=False, colors=None):
+    """`Layout.read` for a pair of files."""
+
+    def read(item, channels, size):
+        return read_pair(item.image, item.mask, channels, size, item.page if has_pages else None, colors)
+
+    return read
+
+
+def _folder(config):
+    """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
+    data_dir, colors = config.data_dir, _read_colors(config) if config.colors else None
+    parts = [part for part in ("train", "val", "test") if (data_dir / part / "images").is_dir()]
+    if not parts:
+        items = _pairs(data_dir, "images", "masks")
+    elif (data_dir / "images").is_dir():
+        raise UserError(f"{data_dir} holds images/ and {parts[0]}/images/: keep all images in one of the two ways")
+    else:
+        items = [
+            Item(f"{part}/{item.name}", item.image, item.mask, part=part)
+            for part in parts
+            for item in _pairs(data_dir / part, "images", "masks")
+        ]
+    classes, names = (_by_index(len(colors.names)), colors.names) if colors else (None, None)
+    return Layout(sorted(items, key=lambda item: item.name), _reader(colors=colors), classes, names)
+
+
+def _carvana(config):
+    """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
+    items = [
+        Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0])
+        for item in _pairs(config.data_dir, "train", "train_masks", "_mask")
+    ]
+    return Layout(items, _reader(), class_names=Names(("background", "car")))
+
+
+def _oxford_pet(config): ...
+
+
+def _isbi(config): ...
+
+
+def _nyuv2(config): ...
+
+
+def _pairs(folder, images, masks, mask_ending=""):
+    """Pairs `folder/images/STEM.*` with `folder/masks/STEM{mask_ending}.*`; what is no image file is passed over.
 
     The stems must be the same to the letter: cat.png belongs to cat.gif, and not to cat1.png or Cat.png.
 
-    Returns: [(name, image_path, mask_path)], sorted by stem; the name is the image's file name.
+    Returns: [Item], sorted by name.
 
     Raises: UserError for a missing folder, no images, an image or a mask without its counterpart, two files of one stem.
     """
-    data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise UserError(f"--data-dir {data_dir} is not a folder")
-    images, masks = _by_stem(data_dir / "images"), _by_stem(data_dir / "masks")
-    if not images:
-        raise UserError(f"{data_dir / 'images'} holds no images ({', '.join(EXTENSIONS)})")
-    alone = [f"images/{images[stem].name} has no mask" for stem in sorted(images.keys() - masks.keys())]
-    alone += [f"masks/{masks[stem].name} has no image" for stem in sorted(masks.keys() - images.keys())]
+    for kind in (images, masks):
+        if not (folder / kind).is_dir():
+            raise UserError(f"{folder / kind} is missing: --data-dir needs the folders {images}/ and {masks}/")
+    image_paths, mask_paths = _by_stem(folder / images), _by_stem(folder / masks)
+    if not image_paths:
+        raise UserError(f"{folder / images} holds no images ({', '.join(EXTENSIONS)})")
+    wanted = {stem + mask_ending for stem in image_paths}
+    alone = [f"{images}/{path.name} has no mask" for stem, path in image_paths.items() if stem + mask_ending not in mask_paths]
+    alone += [f"{masks}/{path.name} has no image" for stem, path in mask_paths.items() if stem not in wanted]
     if alone:
-        more = f", and {len(alone) - 10} more" if len(alone) > 10 else ""
-        raise UserError(
-            f"images and masks must have the same names, up to the extension; in {data_dir} {', '.join(alone[:10])}{more}"
-        )
-    return [(images[stem].name, images[stem], masks[stem]) for stem in sorted(images)]
+        rule = f"STEM{mask_ending} is the mask of STEM" if mask_ending else "images and masks must have the same names"
+        raise UserError(f"{rule}, up to the extension; in {folder} {_listed(alone)}")
+    items = [Item(f"{images}/{path.name}", path, mask_paths[stem + mask_ending]) for stem, path in image_paths.items()]
+    return sorted(items, key=lambda item: item.name)
 
 
 def _by_stem(folder):
-    """{stem: path} of the image files in `folder`. Names with a leading dot are the file manager's, even ._cat.png."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing: --data-dir needs the folders images/ and masks/")
+    """{stem: path} of the image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
     found = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-            if path.stem in found:
-                raise UserError(f"{found[path.stem]} and {path} have the same name but for the extension: keep one of them")
-            found[path.stem] = path
+            stem = unicodedata.normalize("NFC", path.stem)  # macOS may store é as e and an accent
+            if stem in found:
+                raise UserError(f"{found[stem]} and {path} have the same name but for the extension: keep one of them")
+            found[stem] = path
     return found
 
 
-def _decode(path):
-    """Opens an image file and decodes all of it.
+def _listed(texts, limit=10):
+    more = f", and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
 
-    Raises: UserError for a file that is damaged, cut short or no image, and for several pages in one file.
+
+def _by_index(n):
+    """`Layout.classes` where `read` maps to class indices itself."""
+    return {**{i: i for i in range(n)}, VOID: VOID}
+
+
+def _read_colors(config):
+    """Reads a line `name red green blue` for every class -> `Colors`; the class named void has no index.
+
+    Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.
     """
+    path, names, indices = config.colors, [], {}
     try:
-        with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1)
-            image.load()
-    except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        raise UserError(f"cannot read {path} as an image: {error}") from error
-    if pages > 1 and image.format in ("TIFF", "GIF"):  # a phone's JPEG may carry a preview as a second page
-        raise UserError(f"{path} holds {pages} images: save each as a file of its own")
-    return image
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--colors {path} is no text in UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", line)
+        color = tuple(int(value) for value in match.groups()[1:]) if match else (256,)
+        if max(color) > 255 or "," in match[1]:
+            raise UserError(
+                f"--colors {path}, line {number}: {line!r} must be a name and three numbers 0 to 255: sky 0 128 255"
+            )
+        if match[1] in names or color in indices:
+            raise UserError(f"--colors {path}, line {number}: the name or the colour of {line!r} occurs before")
+        if match[1] == "void":
+            indices[color] = VOID
+        else:
+            indices[color] = len(names)
+            names.append(match[1])
+    if not 2 <= len(names) <= VOID:
+        raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
+    if max(config.classes or len(names), 2) != len(names):
+        raise UserError(f"--colors {path} names {len(names)} classes, but --classes is {config.classes}: leave --classes out")
+    return Colors(path, Names(names), indices, config.void_label is not None)
 
 
-def read_image(path, channels):
-    """Reads gray or colour -> uint8 [H, W, channels], 0 to 255, converted to the other if need be; transparency is dropped.
+def find_channels(layout, samples=5):
+    """1 if the images are gray, 3 if any of a few that are spread over the data set has colour; bad files are passed over."""
+    n = len(layout.items)
+    for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
+        try:
+            image, _ = layout.read(layout.items[i], 3, None)
+        except UserError:
+            continue
+        if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2
+            return 3
+    return 1
 
-    16 bits are scaled to 8. Below 4096 they are taken for the 12 bits of a camera, which would be all but black otherwise.
 
-    Raises: UserError for what cannot be read, and for values outside of 16 bits, or of 0 to 1 if they are floats.
+def mask_meaning(present, items, config, layout):
+    """Decides for the whole data set what the values of its masks mean: a mask of one image may well be 0 everywhere.
+
+    Args:
+        present: bool [n, 256], which values each mask holds.
+        items: the n `Item`s.
+        config: its `classes` and `void_label` are followed where they are given, and found where they are None.
+
+    Returns: `Meaning`.
+
+    Raises: UserError for values that fit nothing, naming the first file that has them, and for masks without a foreground.
     """
-    image = _decode(path)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        white = 1 if image.mode == "F" else 4095 if values.max() < 4096 else 65535
-        if not (values.min() >= 0 and values.max() <= white):  # so NaN is caught too
-            raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
-        image = Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def read_mask(path):
-    """Reads the numbers of a mask as they are stored -> uint8 [H, W]; `class_indices` knows what they mean.
-
-    Raises: UserError for what cannot be read, for colours, and for numbers other than 0, 1, 2, ... 255.
-    """
-    image = _decode(path)
-    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-        values = np.asarray(image)
+    void, held = config.void_label, present.any(axis=0)
+    if layout.classes is not None:
+        classes, indices, note = _fixed(present, items, config, layout)
     else:
-        colours = np.asarray(image.convert("RGB"))
-        values = colours[..., 0]
-        gray = (colours == values[..., None]).all()
-        if image.mode == "P" and not (gray and np.isin(values, (0, 255)).all()):
-            values = np.asarray(image)  # a palette that paints the class indices, as in Pascal VOC
-        elif not gray:
-            raise UserError(f"{path} is a colour image: a mask is gray, its values are class indices or 0 and 255")
-    if values.dtype.itemsize > 1:
-        values = np.where(values == 65535, 255, values)  # white in 16 bits
-        wrong = values[~np.isin(values, np.arange(256))]
-        if wrong.size:
-            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
-    return values.astype(np.uint8)
+        labelled = present.copy()
+        labelled[:, [] if void is None else void] = False
+        classes, indices, note = _found(labelled, items, config)
+    if void is None and held[VOID] and indices.get(VOID) == VOID:
+        void = VOID
+    table = np.full(256, VOID, np.uint8)
+    table[list(indices)] = list(indices.values())
+    if void is not None:
+        table[void] = VOID
+        note += f", {void} is void"
+    return Meaning(table, classes, void, note)
+
+
+def _fixed(present, items, config, layout):
+    """What a layout says about its masks -> (classes, {value: class index}, note)."""
+    known = {**layout.classes, config.void_label: VOID}
+    n = 1 + max(index for index in known.values() if index != VOID)
+    wrong = present.copy()
+    wrong[:, [value for value in known if value is not None]] = False
+    if wrong.any():
+        item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(layout.classes)))
+        raise UserError(
+            f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.dataset} has {allowed}"
+        )
+    return config.classes or (1 if n == 2 else n), layout.classes, f"{n} classes"
+
+
+def _found(present, items, config):
+    """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label."""
+    values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.classes
+    top = max(values, default=0)
+    if classes is None and len(values) < 2:
+        raise UserError(
+            f"all {len(items)} masks hold {f'only the value {top}' if values else 'nothing but void'}, so there is nothing to "
+            f"learn: check {items[0].mask.parent}, or set --classes if that is meant"
+        )
+    if classes in (None, 1, 2):
+        jpeg = np.array([_is_jpeg(item.mask) for item in items])
+        if values <= {0, 1}:
+            return classes or 1, {0: 0, 1: 1}, "mask values 0/1"
+        if values <= {0, 255}:
+            return classes or 1, {0: 0, 255: 1}, "mask values 0/255 read as 0/1"
+        if top > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
+            # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
+            return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
+
+    indices = values - {VOID} if config.void_label is None else values  # beside class indices 255 is void
+    n = classes or max(indices) + 1
+    absent = sorted(set(range(n)) - indices)
+    if classes:
+        fits = max(indices, default=0) < n and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
+    else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
+        fits = n <= 200 and len(absent) <= n / 4
+    if n > 2 and fits:
+        note = f"{n} classes from mask values 0 to {max(indices, default=0)}"
+        if absent and not classes:
+            note += f" without {_listed(list(map(str, absent)), 3)}"
+        return n, {**{i: i for i in range(n)}, VOID: VOID}, note
+    raise _misfit(present, items, classes)
+
+
+def _is_jpeg(path):
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
+def _misfit(present, items, classes):
+    """The `UserError` for values that are no class indices, about the first mask that has them."""
+    values = np.flatnonzero(present.any(axis=0))
+    limit = max(classes, 2) if classes else next(v for v in range(1, 257) if v == 256 or not present[:, v].any())
+    first = int(present[:, limit if limit < 200 else 1 :].any(axis=1).argmax())
+    held = [str(value) for value in np.flatnonzero(present[first])]
+    shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
+    top = values[values < VOID].max()
+    if classes:
+        allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
+        allowed = f"but --classes {classes} takes {allowed}"
+    else:
+        allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
+    if _is_jpeg(items[first].mask):
+        advice = "JPEG does not keep a mask's values, save it as PNG"
+    elif set(values) <= {0, 1, VOID} and limit == 2:
+        advice = "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled"
+    elif top < limit:
+        advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
+    elif len(held) > 32:
+        advice = f"save it without smoothed edges; if it does hold class indices, set --classes {top + 1}"
+    elif classes:
+        advice = f"if they are class indices, set --classes {top + 1}, otherwise mend the mask"
+    else:
+        advice = f"if they are class indices, set --classes {top + 1}; if gray levels or colours, name them with --colors FILE"
+    return UserError(f"{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}")
+
+
+# until data.loader calls the functions above
+
+
+def find_folder(data_dir):
+    return [(item.image.name, item.image, item.mask) for item in _pairs(Path(data_dir), "images", "masks")]
 
 
 def class_indices(masks, paths, classes):
