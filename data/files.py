@@ -90,12 +90,12 @@ def read_mask(path, size=None, page=None, colors=None):
 
 def count_pages(path):
     """The number of images in a file. Raises: UserError if it cannot be read."""
-    with _readable(path), Image.open(path, formats=FORMATS) as image:
+    with readable(path), Image.open(path, formats=FORMATS) as image:
         return getattr(image, "n_frames", 1)
 
 
 @contextlib.contextmanager
-def _readable(path):
+def readable(path):
     """Turns whatever a damaged file raises in a decoder, which can be nearly anything, into one line that says what to do."""
     try:
         yield
@@ -166,7 +166,7 @@ def _read_image(path, channels, size, page):
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
     mode = "RGB" if channels == 3 else "L"
-    with _readable(path):
+    with readable(path):
         image, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, to_8_bits)
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels), size, stored
@@ -174,7 +174,7 @@ def _read_image(path, channels, size, page):
 
 def _read_mask(path, size, page, colors):
     """-> uint8 [H, W], `Size` in the file upright, and as stored."""
-    with _readable(path):
+    with readable(path):
         # the nearest pixel: between classes 1 and 3 there is no class 2
         image, size, stored = _load(path, page, size, Resampling.NEAREST)
         if colors:

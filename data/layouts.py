@@ -8,9 +8,12 @@ from pathlib import Path
 
 from common.config import Names, Size, UserError
 from common.losses import VOID
-from data.files import Colors, read_image, read_mask, read_pair  # noqa: F401
+from data.files import Colors, count_pages, read_image, read_mask, read_pair, readable  # noqa: F401
 
 import numpy as np
+from PIL import Image
+from PIL.Image import Resampling
+from tqdm import tqdm
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif")
 
@@ -102,13 +105,97 @@ def _carvana(config):
     return Layout(items, _reader(), class_names=Names(("background", "car")))
 
 
-def _oxford_pet(config): ...
+def _oxford_pet(config):
+    """images/NAME.jpg and annotations/trimaps/NAME.png; test.txt is for the test, trainval.txt for training and validation.
+
+    Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
+    """
+    images, annotations = config.data_dir / "images", config.data_dir / "annotations"
+    items, missing = {}, []
+    for part, path in {"": annotations / "trainval.txt", "test": annotations / "test.txt"}.items():
+        if not path.is_file():
+            raise UserError(f"{path} is missing: --dataset oxford_pet needs images/ and annotations/ in --data-dir")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.strip() and not line.startswith("#"):
+                name = line.split()[0]  # the class, species and breed behind it are for classification
+                item = Item(f"images/{name}.jpg", images / f"{name}.jpg", annotations / f"trimaps/{name}.png", part=part)
+                if item.name in items:
+                    raise UserError(f"{path} lists {name}, which is listed before: keep it once in trainval.txt or test.txt")
+                items[item.name] = item
+                missing += [f"{file} is missing" for file in (item.image, item.mask) if not file.is_file()]
+    if missing:
+        raise UserError(f"listed in {annotations}, but {_listed(missing)}: unpack the data set again, or shorten the lists")
+    if not items:
+        raise UserError(f"{annotations / 'trainval.txt'} lists no images")
+    items = sorted(items.values(), key=lambda item: item.name)
+    if config.classes not in (None, 1, 2, 3):
+        raise UserError(
+            f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.classes}"
+        )
+    if config.classes in (1, 2) or config.classes is None and config.void_label == 3:
+        return Layout(items, _reader(), {2: 0, 1: 1, 3: 0}, Names(("background", "pet")))
+    return Layout(items, _reader(), {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline")))
 
 
-def _isbi(config): ...
+def _isbi(config):
+    """train-volume.tif and train-labels.tif: a slice on every page; labels are 255 in the cells and 0 on their membranes."""
+    volume, labels = config.data_dir / "train-volume.tif", config.data_dir / "train-labels.tif"
+    for path in (volume, labels):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: --dataset isbi needs {volume.name} and {labels.name} in --data-dir")
+    pages, label_pages = count_pages(volume), count_pages(labels)
+    if pages != label_pages:
+        raise UserError(f"{volume} has {pages} pages, but {labels} has {label_pages}: they must be of one stack")
+    digits = len(str(pages - 1))  # so that names sort as pages do
+    items = [Item(f"{volume.name}[{page:0{digits}}]", volume, labels, page) for page in range(pages)]
+    return Layout(items, _reader(has_pages=True), class_names=Names(("membrane", "cell")))
 
 
-def _nyuv2(config): ...
+def _nyuv2(config):
+    """nyu_depth_v2_labeled.mat, in --data-dir or named by it (Silberman et al. 2012): images and labels in one HDF5 file.
+
+    Of its 894 labels the most frequent become the classes, 40 or --classes, in order of frequency; the rest is void.
+    """
+    import h5py  # 0.2 s that only this layout needs
+
+    path = config.data_dir if config.data_dir.is_file() else config.data_dir / "nyu_depth_v2_labeled.mat"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")
+    with readable(path):
+        file = h5py.File(path, "r")  # stays open: its readers share what it has unpacked
+        images, labels, names = file["images"], file["labels"], file["names"][()].ravel()
+    n, _, width, height = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+    if images.shape != (n, 3, width, height) or labels.shape != (n, width, height) or not n:
+        raise UserError(f"{path} has images {images.shape} and labels {labels.shape}, not [N, 3, W, H] and [N, W, H]")
+
+    wanted = max(config.classes or 40, 2)
+    counts = np.zeros(2**16, np.int64)
+    with readable(path):
+        for start in tqdm(
+            range(0, n, 8), desc="counting labels", unit=" images", unit_scale=8, delay=1, leave=False, disable=None
+        ):
+            counts += np.bincount(labels[start : start + 8].ravel(), minlength=len(counts))  # 20 MB at a time
+        counts[0] = 0  # unlabelled
+        frequent = np.argsort(-counts, kind="stable")[:wanted]
+        frequent = frequent[counts[frequent] > 0]
+        class_names = Names("".join(map(chr, file[names[label - 1]][()].ravel())) for label in frequent)
+    if len(frequent) < (wanted if config.classes else 2):
+        raise UserError(f"{path} has {len(frequent)} labels, too few for --classes {wanted}")
+    table = np.full(len(counts), VOID, np.uint8)
+    table[frequent] = np.arange(len(frequent))
+
+    def read(item, channels, size):
+        with readable(path):
+            image = Image.fromarray(np.ascontiguousarray(images[item.page].transpose(2, 1, 0)))  # MATLAB's order is [3, W, H]
+            mask = Image.fromarray(np.ascontiguousarray(table[labels[item.page]].T))
+        if size:
+            image, mask = image.resize(size[::-1], Resampling.BILINEAR), mask.resize(size[::-1], Resampling.NEAREST)
+        pixels = np.asarray(image if channels == 3 else image.convert("L"))
+        return pixels.reshape(*pixels.shape[:2], channels), np.asarray(mask)
+
+    digits = len(str(n - 1))
+    items = [Item(f"{path.name}[{i:0{digits}}]", path, path, i) for i in range(n)]
+    return Layout(items, read, _by_index(len(frequent)), class_names)
 
 
 def _pairs(folder, images, masks, mask_ending=""):
@@ -245,7 +332,8 @@ def _fixed(present, items, config, layout):
         raise UserError(
             f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.dataset} has {allowed}"
         )
-    return config.classes or (1 if n == 2 else n), layout.classes, f"{n} classes"
+    note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
+    return config.classes or (1 if n == 2 else n), layout.classes, note
 
 
 def _found(present, items, config):
