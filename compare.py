@@ -5,6 +5,7 @@
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
+    python compare.py bench --data --dataset ...  images per second of the input pipeline alone
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 from common.config import Size, UserError, make_parser, read_config, run_script
-from comparison import IMPLEMENTATIONS, bench, graph, parity, relay, runs
+from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
@@ -54,9 +55,11 @@ def read_command_line(argv):
         given = parser.parse_args(argv)
         if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
             parser.set_defaults(image_size=Size(64, 64))
+    if command == "bench":
+        parser.add_argument("--data", action="store_true", help="bench: the input pipeline, and whether training waits for it")
     args = parser.parse_args(argv)
-    if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic or args.dropout):
-        raise UserError("compare.py sets --jit and --deterministic itself, and --dropout draws other numbers in each API")
+    if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
+        raise UserError("compare.py sets --jit and --deterministic itself")
     args.cases = args.precision  # of parity; the configuration that they are made from is in float32
     if command in ("parity", None):
         args.precision = "float32"
@@ -81,7 +84,9 @@ def main(argv=None):
         passed = parity.run(cases, output / "parity.json")
     if command is None:
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
-    if command in ("bench", None):
+    if command == "bench" and args.data:
+        pipeline.run(config, min(args.rounds, 5), output / "pipeline.json")
+    elif command in ("bench", None):
         bench.run(config, args.rounds, {"train": 3, "infer": 5}, output / "bench.json")
     return 0 if passed else 1
 

@@ -1,91 +1,134 @@
-"""One pipeline for all three implementations: the examples in memory, and the batches drawn from them.
+"""One pipeline for all three implementations: the examples, and the batches drawn from them.
 
 Whatever is random follows from (seed, stream, epoch, index), not from what was drawn before. So a run that resumes at step k
 sees the batches that the uninterrupted run would have seen, and a batch can be named without being drawn.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from common.config import Size, UserError
+from common.config import Size, UserError, Weights
+from common.metrics import balanced_weights
 from common.shapes import margin, min_size
-from data.augment import flips, random_crop
-from data.layouts import class_indices, find_folder, read_image, read_mask
+from data.augment import AUGMENT, augment
+from data.cache import prepare
+from data.layouts import Item, find_channels, find_layout, mask_meaning
+from data.splits import split
 from data.synthetic import make_cells
 
 import numpy as np
 import tensorflow as tf
-from skimage.transform import resize
-from tqdm import tqdm
 
-SPLIT, ORDER, AUGMENT = 1, 2, 3  # the streams of random numbers
+ORDER = 2  # the stream of random numbers; data.splits and data.augment have others
 FOUND = ("channels", "classes", "void_label", "class_names", "class_weights")  # what `load_examples` fills in
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and their masks, in memory at one byte per value."""
+    """Images and their masks at one byte per value, in memory or read when they are asked for."""
 
-    names: list[str]  # the images' file names, for messages
-    images: list[np.ndarray]  # uint8 [H, W, channels], 0 to 255
-    masks: list[np.ndarray]  # uint8 [H, W], class indices
+    names: list[str]  # of the images: for messages and split.json
+    images: Sequence[np.ndarray]  # uint8 [H, W, channels], 0 to 255
+    masks: Sequence[np.ndarray]  # uint8 [H, W], class indices, and VOID
+    sizes: list[Size]
+    left_out: list[str] = dataclasses.field(default_factory=list)  # what --skip-bad passed over, and why
+
+
+@dataclass(frozen=True)
+class Stored(Sequence):
+    """Images or masks that are read, by their number in `data.cache.Prepared`, when they are asked for."""
+
+    read: callable
+    numbers: list[int]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        return self.read(self.numbers[i])
 
 
 def load_examples(config):
-    """Draws or reads the images and holds some back for validation, picked by the seed. Prints one line about them.
+    """Draws or reads the images and holds some back to validate on, as `data.splits` says. Prints a line about them.
 
     Returns: (config, training, validation): `config` with what was found in the data filled in, and two `Examples` with one
     image each at least.
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
-    config = dataclasses.replace(config, channels=config.channels or 1, classes=config.classes or 1)
-    if config.dataset == "synthetic":
-        source, notes, size = "synthetic cells", [], config.image_size or Size(128, 128)
-        images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
-        examples = Examples([f"synthetic image {i}" for i in range(config.images)], list(images), list(masks))
-    else:
-        source = config.data_dir
-        examples, notes = _read_folder(config)
-    n = len(examples.names)
-    if n < 2:
-        raise UserError(f"{source} holds only one image, {examples.names[0]}: it takes one to train on and one to validate")
-    order = np.random.default_rng((config.seed, SPLIT)).permutation(n)
-    held_back = min(max(round(n * config.validation), 1), n - 1)
-    validation, training = (
-        Examples(*([field[i] for i in sorted(part)] for field in (examples.names, examples.images, examples.masks)))
-        for part in (order[:held_back], order[held_back:])
-    )
+    config, training, validation, notes = (_draw if config.dataset == "synthetic" else _read)(config)
     _check_sizes(config, training, validation)
-
-    heights, widths = zip(*(mask.shape for mask in examples.masks))
+    heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
     pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.channels == 1 else 'RGB'}"
-    print(f"{source}: {n - held_back} images to train on, {held_back} to validate, {', '.join([pixels, *notes])}", flush=True)
+    source = "synthetic cells" if config.dataset == "synthetic" else config.data_dir
+    counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
+    print(f"{source}: {', '.join([counted, pixels, *notes])}", flush=True)
+    for line in training.left_out:
+        print(f"left out: {line}", flush=True)
     return config, training, validation
 
 
-def _read_folder(config):
-    """-> (Examples, [notes for the user]), resized to `config.image_size` if there is one."""
-    names, image_paths, mask_paths = zip(*find_folder(config.data_dir))
-    images, masks = [], []
-    for paths in tqdm(list(zip(image_paths, mask_paths)), desc="reading", unit="image", delay=1, leave=False, disable=None):
-        image, mask = read_image(paths[0], config.channels), read_mask(paths[1])
-        sizes = Size(*image.shape[:2]), Size(*mask.shape)
-        if sizes[0] != sizes[1]:
-            raise UserError(f"{paths[0]} is {sizes[0]} pixels, but its mask {paths[1]} is {sizes[1]}: they must have one size")
-        if config.image_size not in (None, sizes[0]):
-            image = resize(image, config.image_size, order=1, anti_aliasing=True, preserve_range=True)
-            image = np.rint(image).astype(np.uint8)
-            # the nearest pixel: between classes 1 and 3 there is no class 2
-            mask = resize(mask, config.image_size, order=0, anti_aliasing=False, preserve_range=True).astype(np.uint8)
-        images.append(image)
-        masks.append(mask)
-    masks, note = class_indices(masks, mask_paths, config.classes)
-    notes = [note]
-    if config.channels == 1 and np.ptp(read_image(image_paths[0], 3), axis=-1).any():
+def _draw(config):
+    """-> (config, training, validation, [notes for the user]) of synthetic cells."""
+    size = config.image_size or Size(128, 128)
+    images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
+    items = [Item(f"synthetic image {i}", Path(), Path()) for i in range(config.images)]
+    parts = split(items, config)
+    training, validation = (
+        Examples([items[i].name for i in part], [images[i] for i in part], [masks[i] for i in part], [size] * len(part))
+        for part in (parts["train"], parts["val"])
+    )
+    if config.class_weights == Weights():
+        counts = np.array([np.bincount(mask.ravel(), minlength=256) for mask in training.masks])
+        config = _balanced(config, counts)
+    return config, training, validation, []
+
+
+def _read(config):
+    """-> (config, training, validation, [notes for the user]) of the files of a layout."""
+    layout = find_layout(config)
+    parts = split(layout.items, config)
+    items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
+    channels = config.channels or find_channels(layout)
+    prepared = prepare(layout, items, channels, config)
+    good = [k for k in range(len(items)) if k not in prepared.left_out]
+    meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
+    config = dataclasses.replace(
+        config,
+        channels=channels,
+        classes=meaning.classes,
+        void_label=meaning.void_label,
+        class_names=config.class_names or layout.class_names,
+    )
+    table = meaning.table
+    same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()
+    read_mask = prepared.mask if same else lambda k: table[prepared.mask(k)]
+    left_out, chosen = list(prepared.left_out.values()), []
+    for part in ("train", "val"):
+        wanted = {layout.items[i].name for i in parts[part]}
+        numbers = [k for k in good if items[k].name in wanted]
+        if not numbers:
+            raise UserError(f"{config.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
+        names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
+        chosen.append(Examples(names, Stored(prepared.image, numbers), Stored(read_mask, numbers), sizes, left_out))
+    if config.class_weights == Weights():
+        counts = np.zeros((len(chosen[0].names), 256), np.int64)
+        np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
+        config = _balanced(config, counts)
+    notes = [meaning.note]
+    if apart := sum(item.part == "test" for item in layout.items):
+        notes.append(f"{apart} of the test part left alone")
+    if channels == 1 and config.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
-    return Examples(list(names), images, masks), notes
+    return config, *chosen, notes
+
+
+def _balanced(config, counts):
+    """`config` with class weights from `counts` [images, 256], the pixels of each class in the training images."""
+    return dataclasses.replace(config, class_weights=balanced_weights(counts[:, : max(config.classes, 2)]))
 
 
 def _check_sizes(config, training, validation):
@@ -94,8 +137,7 @@ def _check_sizes(config, training, validation):
     if n < config.batch_size:
         raise UserError(f"{n} images to train on, but --batch-size is {config.batch_size}: use a smaller batch or more images")
     smallest, crop = min_size(config), config.crop_size or Size(0, 0)
-    for name, mask in zip(training.names + validation.names, training.masks + validation.masks):
-        size = Size(*mask.shape)
+    for name, size in zip(training.names + validation.names, training.sizes + validation.sizes):
         if min(size) < smallest:
             raise UserError(
                 f"{name} is {size} pixels, but {config.depth} poolings with {config.padding!r} padding need at least "
@@ -103,12 +145,12 @@ def _check_sizes(config, training, validation):
             )
         if size.height < crop.height or size.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
-    first = Size(*training.masks[0].shape)
-    for name, mask in zip(training.names, training.masks):
-        if mask.shape != first and config.crop_size is None:
+    first = training.sizes[0]
+    for name, size in zip(training.names, training.sizes):
+        if size != first and config.crop_size is None:
             raise UserError(
                 f"the images of a batch need one size, but {training.names[0]} is {first} pixels and {name} is "
-                f"{Size(*mask.shape)}: use --crop-size to train on windows of one size, or --image-size to resize them all"
+                f"{size}: use --crop-size to train on windows of one size, or --image-size to resize them all"
             )
 
 
@@ -131,16 +173,14 @@ def batch_names(config, training, step):
 
 def training_batches(config, training, first_step=0):
     """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements."""
-    size = config.crop_size or training.masks[0].shape
+    size = config.crop_size or training.sizes[0]
 
     def draw(step):
         epoch, indices = _batch(config, training, step)
         images, masks = [], []
         for i in indices:
             rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
-            image, mask = random_crop(training.images[i], training.masks[i], size, rng)
-            if config.augment == "flips":
-                image, mask = flips(image, mask, rng)
+            image, mask = augment(training.images[i], training.masks[i], size, config.augment, rng)
             images.append(image)
             masks.append(mask)
         return np.stack(images), np.stack(masks)
@@ -151,13 +191,13 @@ def training_batches(config, training, first_step=0):
 
 def validation_batches(config, validation):
     """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `_pipeline`."""
-    n, sizes = len(validation.names), {mask.shape for mask in validation.masks}
+    n, sizes = len(validation.names), set(validation.sizes)
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     batch_size = config.batch_size if height else 1
 
     def read(step):
-        part = slice(step * batch_size, (step + 1) * batch_size)
-        return np.stack(validation.images[part]), np.stack(validation.masks[part])
+        part = range(step * batch_size, min((step + 1) * batch_size, n))
+        return np.stack([validation.images[i] for i in part]), np.stack([validation.masks[i] for i in part])
 
     return _pipeline(config, range(-(-n // batch_size)), read, [None if n % batch_size else batch_size, height, width])
 

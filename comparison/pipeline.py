@@ -1,0 +1,149 @@
+"""How fast do images reach the network, and does it ever wait for them?"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import comparison
+from common.config import UserError
+from common.loop import device_name
+from data.cache import CORES
+from data.layouts import find_layout
+from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
+from data.splits import split
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+AUGMENTATIONS = ("none", "flips", "paper")
+
+
+def read_with_pillow(item, config):
+    """One image and its mask as a data set in a PyTorch tutorial reads them: open, resize bicubically, convert to float32."""
+    size = config.image_size and (config.image_size.width, config.image_size.height)
+    with Image.open(item.image) as image, Image.open(item.mask) as mask:
+        image.seek(item.page), mask.seek(item.page)
+        image, mask = image.convert("RGB" if config.channels == 3 else "L"), mask.copy()
+        if size:
+            image, mask = image.resize(size, Image.Resampling.BICUBIC), mask.resize(size, Image.Resampling.NEAREST)
+        return np.asarray(image, np.float32) / 255, np.asarray(mask, np.float32)
+
+
+def time_pillow(items, config):
+    """Seconds for all `items`, in one thread per core."""
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as pool:
+        for future in [pool.submit(read_with_pillow, item, config) for item in items]:
+            future.result()
+    return time.perf_counter() - begin
+
+
+def time_first_epoch(config):
+    """Seconds from the files on disk until every image, to train on and to validate, was in a batch once."""
+    with tempfile.TemporaryDirectory() as cache:
+        begin = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # it was said once
+            config, training, validation = load_examples(dataclasses.replace(config, cache=Path(cache), epochs=1))
+        for batches in (training_batches(config, training), validation_batches(config, validation)):
+            for _ in batches:
+                pass
+        return time.perf_counter() - begin
+
+
+def time_later_epochs(config, training, kinds, rounds):
+    """kind of augmentation -> images per second of the batches alone, `rounds` times in turns, about a second each."""
+    found = {kind: [] for kind in kinds}
+    for _ in range(rounds):
+        for kind, rates in found.items():
+            batches = iter(training_batches(dataclasses.replace(config, augment=kind, epochs=10**6), training))
+            for _ in range(8):  # what was waiting, and the threads
+                next(batches)
+            begin, steps = time.perf_counter(), 0
+            while time.perf_counter() - begin < 1:
+                next(batches)
+                steps += 1
+            rates.append(config.batch_size * steps / (time.perf_counter() - begin))
+    return found
+
+
+def time_training(config, training, kinds, rounds):
+    """(implementation, kind) -> [(images per second, share of the time that waits for data)] of the train step, in turns.
+
+    One process holds all: what is compared is the same step with other batches, and not one implementation with another.
+    """
+    lanes = {}
+    for name in comparison.IMPLEMENTATIONS:
+        code = comparison.load(name)
+        step = code.make_train_step(code.UNet(config), config)
+        for kind in kinds:
+            batches = iter(training_batches(dataclasses.replace(config, augment=kind, epochs=10**6), training))
+            float(step(*next(batches)))  # traced, and the next batches are on their way
+            lanes[name, kind] = step, batches, []
+    for _ in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
+        for step, batches, found in lanes.values():
+            steps, waited, begin = 0, 0.0, time.perf_counter()
+            while steps < 4 or time.perf_counter() - begin < 1:
+                asked = time.perf_counter()
+                images, masks = next(batches)
+                waited += time.perf_counter() - asked
+                loss = step(images, masks)
+                tf.test.experimental.sync_devices()  # so that no waiting hides behind steps that are under way
+                steps += 1
+            float(loss)
+            seconds = time.perf_counter() - begin
+            found.append((config.batch_size * steps / seconds, waited / seconds))
+    return {key: found for key, (_, _, found) in lanes.items()}
+
+
+def run(config, rounds, path):
+    """Measures, prints two tables, writes JSON to `path`.
+
+    Raises: UserError for data that does not lie on disk as images.
+    """
+    if config.dataset in ("synthetic", "nyuv2"):
+        raise UserError("bench --data reads image files: add --dataset carvana --data-dir DIR, or another layout")
+    config, training, _ = load_examples(config)
+    layout = find_layout(config)
+    items = [layout.items[i] for part in split(layout.items, config).values() for i in part]
+    print(f"{device_name()}, {CORES} threads, batch {config.batch_size}, {len(items)} images", flush=True)
+    seconds = {"pillow": [], "first epoch": []}
+    time_pillow(items, config)  # the files are in memory from here on, for both
+    for _ in tqdm(range(rounds), desc="reading", unit="round", leave=False, disable=None):
+        seconds["pillow"].append(time_pillow(items, config))
+        seconds["first epoch"].append(time_first_epoch(config))
+    rates = {f"{label}": [len(items) / s for s in values] for label, values in seconds.items()}
+    later = time_later_epochs(config, training, AUGMENTATIONS, rounds)
+    rates.update({f"later epochs, augment {kind}": values for kind, values in later.items()})
+    base = statistics.median(rates["pillow"])
+    print(f"\n{'the pipeline alone':<32}{'images/s':>10}{'to Pillow':>11}")
+    for label, values in rates.items():
+        label = "Pillow, bicubic, in threads" if label == "pillow" else label
+        print(f"{label:<32}{statistics.median(values):>10.1f}{statistics.median(values) / base:>11.2f}")
+    trained = time_training(config, training, AUGMENTATIONS, rounds)
+    print(f"\n{'training through it':<32}{'images/s':>10}{'to none':>11}{'waiting':>10}")
+    for (name, kind), found in trained.items():
+        speed, waiting = (statistics.median(values) for values in zip(*found))
+        none = statistics.median(rate for rate, _ in trained[name, "none"])
+        print(f"{f'{name}, augment {kind}':<32}{speed:>10.1f}{speed / none:>11.2f}{100 * waiting:>8.1f} %")
+    record = {
+        "device": device_name(),
+        "config": config.as_dict(),
+        "images": len(items),
+        "images_per_second": rates,
+        "training": {
+            f"{name}, augment {kind}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
+            for (name, kind), found in trained.items()
+        },
+        "steps_per_epoch": steps_per_epoch(config, training),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\nmedians of {rounds} rounds in turns; written to {path}")
