@@ -144,7 +144,7 @@ def test_validation_sees_whole_images_in_order():
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-@pytest.mark.parametrize("white, suffix, note", [(1, ".png", "0 to 1"), (255, ".png", "0/255"), (255, ".jpg", "JPEG")])
+@pytest.mark.parametrize("white, suffix, note", [(1, ".png", "values 0/1"), (255, ".png", "0/255"), (255, ".jpg", "JPEG")])
 def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, classes):
     disk = (np.hypot(*np.mgrid[-20:20, -24:24]) < 12).astype(np.uint8)
     save_pairs(tmp_path, [disk * white, 0 * disk, disk * white], suffix=suffix)  # an empty mask reads the same either way
