@@ -12,6 +12,8 @@ from typing import Literal
 
 from common.shapes import min_size
 
+import tensorflow as tf
+
 
 class UserError(ValueError):
     """A mistake that the user can mend. The scripts print it as one line and exit with code 2."""
@@ -65,6 +67,31 @@ class Weights(tuple):
         return ",".join(map(str, self)) or "balanced"
 
 
+class Every(typing.NamedTuple):
+    """How often. On the command line: `100` for every 100 steps, `1epoch` or `5epochs`."""
+
+    count: int
+    unit: str  # "step" or "epoch"
+
+    @classmethod
+    def parse(cls, text):
+        match = re.fullmatch(r"([1-9]\d*) ?(?:(step|epoch)s?)?", text)
+        if not match:
+            raise argparse.ArgumentTypeError(f"{text!r} says not how often: write 100 for steps, or 1epoch, or 5epochs")
+        return cls(int(match[1]), match[2] or "step")
+
+    def __str__(self):
+        return f"{self.count}{self.unit}{'s' * (self.count > 1)}"
+
+
+class Stopped(Exception):
+    """The user has stopped a run, and all that it takes to go on is saved. `signal`: the number of what stopped it."""
+
+    def __init__(self, message, signal):
+        super().__init__(message)
+        self.signal = signal
+
+
 def option(default, help):
     """A field with its meaning and unit, which is also its --help text."""
     return dataclasses.field(default=default, metadata={"help": help})
@@ -101,9 +128,19 @@ class Config:
     beta_2: float = option(0.999, "Adam: decay of the mean of their squares")
     epsilon: float = option(1e-7, "Adam: added to the root of the mean square")
     momentum: float = option(0.9, "SGD: share of the last step that is kept")
+    weight_map: bool = option(False, "cross entropy: borders between cells weigh more; the paper's equation 2")
+    clip_norm: float | None = option(None, "scale the gradients down to this global norm where theirs is larger")
+    schedule: Literal["constant", "cosine", "plateau"] = option("constant", "of the learning rate after the warm-up")
+    warmup: int = option(0, "steps in which the learning rate grows to its full size")
+    plateau_factor: float = option(0.5, "plateau: what the learning rate is multiplied by")
+    plateau_patience: int = option(5, "plateau: epochs without a better validation dice before that")
+    patience: int | None = option(None, "stop after so many epochs without a better validation dice")
     batch_size: int = option(8, "images per step")
     epochs: int = option(16, "passes over the training images")
-    checkpoint: Path | None = option(None, "go on from this file of any implementation: last.safetensors of a run, or best")
+    resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options")
+    checkpoint: Path | None = option(None, "start from this file of any implementation: last.safetensors of a run, or best")
+    checkpoint_every: Every = option(Every(1, "epoch"), "when last.safetensors is written: 100 for steps, or 1epoch")
+    keep: int = option(1, "how many of these to keep: last.safetensors and, before it, step-N.safetensors")
     seed: int = option(0, "of the weights, the cells, the split, the order and the augmentation")
 
     # data
@@ -119,7 +156,7 @@ class Config:
     group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
     split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
     folds: int | None = option(None, "split into that many folds, and validate on number --fold")
-    fold: int = option(0, "which of --folds to validate on, from 0")
+    fold: int | None = option(None, "which of --folds to validate on, from 0 (default: all in turn)")
     cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run")
     skip_bad: bool = option(False, "go on without images that cannot be read, and list them")
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
@@ -140,13 +177,17 @@ class Config:
             object.__setattr__(self, "channels", self.channels or 1)
             object.__setattr__(self, "classes", self.classes or 1)
         lowest = dict(classes=1, filters=1, depth=1, batch_size=1, epochs=1, images=2, void_label=0, folds=2, fold=0)
+        lowest |= dict(warmup=0, plateau_patience=1, patience=1, keep=1)
         for name, low in lowest.items():
             value = getattr(self, name)
             require(value is None or value >= low, f"--{name.replace('_', '-')} must be at least {low}, got {value}")
         for name in ("bn_momentum", "beta_1", "beta_2", "momentum", "dropout"):
             require(0 <= getattr(self, name) < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("learning_rate", "epsilon", "bn_epsilon"):
-            require(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "epsilon", "bn_epsilon", "clip_norm"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"--{name.replace('_', '-')} must be above 0, got {value}")
+        require(0 < self.plateau_factor < 1, f"--plateau-factor must be above 0 and below 1, got {self.plateau_factor}")
+        require(not self.weight_map or self.loss != "dice", "--weight-map needs --loss cross_entropy or dice_ce")
         require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
         require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
         require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
@@ -177,7 +218,7 @@ class Config:
         require(self.void_label is None or on_disk and self.void_label < 256, "--void-label is a mask value, 0 to 255")
         require(self.classes is None or self.classes <= 255, f"--classes must be at most 255, got {self.classes}")
         require(self.folds is None or self.split is None, "--folds and --split exclude each other")
-        require(self.fold < (self.folds or 1), f"--fold counts from 0 to --folds - 1, got {self.fold}")
+        require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")
         for name in ("class_names", "class_weights"):
             values = getattr(self, name)
             if values and self.classes is not None:
@@ -198,7 +239,7 @@ class Config:
         unknown = values.keys() - fields.keys()
         if unknown:
             raise UserError(f"unknown in this version: {', '.join(sorted(unknown))}")
-        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights)}
+        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights)} | {Every: Every.parse}
 
         def read(name, value):
             parse = parsers.get(fields[name].type)
@@ -209,7 +250,7 @@ class Config:
     def as_dict(self):
         """The fields as JSON has them: sizes and paths in the words of the command line."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        worded = (Path, Size, Names, Weights)
+        worded = (Path, Size, Names, Weights, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in values.items()}
 
 
@@ -234,7 +275,7 @@ def make_parser(prog, description):
         elif typing.get_origin(kind) is Literal:
             parser.add_argument(flag, choices=typing.get_args(kind), default=field.default, help=text)
         else:
-            metavar = {Path: "PATH", Size: "SIZE", int: "N", float: "X", str: "TEXT", Names: "NAMES", Weights: "WEIGHTS"}[kind]
+            metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
             parser.add_argument(flag, type=getattr(kind, "parse", kind), metavar=metavar, default=field.default, help=text)
     return parser
 
@@ -260,6 +301,13 @@ def run_script(main):
     except KeyboardInterrupt:
         print("\nstopped; what was saved before stays", file=sys.stderr)
         sys.exit(130)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        advice = "use a smaller --batch-size or --crop-size, or --precision bfloat16"
+        print(f"error: out of memory: {advice}; what was saved before stays", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -36,7 +36,7 @@ def split(items, config):
             "use fewer --folds, or another --group"
         )
     order = [units[k] for k in np.random.default_rng((config.seed, SPLIT)).permutation(len(units))]
-    held_back = _fold(order, config.folds)[config.fold] if config.folds else _share(order, config.validation)
+    held_back = _fold(order, config.folds)[config.fold or 0] if config.folds else _share(order, config.validation)
     held_back = {usable[k] for unit in held_back for k in unit}
     return {"train": [i for i in usable if i not in held_back], "val": sorted(held_back)}
 
