@@ -1,0 +1,347 @@
+"""What a data set holds, before anyone trains on it: counts, sizes, classes, whatever is wrong, and a sheet of pictures.
+
+    python -m data.overview --dataset folder --data-dir my_data
+
+Takes the options of the train scripts. Prints what it finds and writes overview.png and overview.json into --output. Exits
+with 1 if something is wrong with the images, each of which is named, and with 2 if they make no data set at all.
+"""
+
+import json
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from common.config import Names, Size, UserError, make_parser, read_config, run_script
+from common.metrics import balanced_weights
+from common.pictures import mask_colors, save_figure
+from common.shapes import min_size, missing
+from data.augment import AUGMENT, augment
+from data.cache import CORES
+from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
+from data.splits import split
+from data.synthetic import make_cells
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from skimage.segmentation import find_boundaries
+from tqdm import tqdm
+
+THUMBNAIL = 256  # pixels, the longer side of a picture in a sheet
+PICTURES = 24  # at most in overview.png
+ROWS, VERSIONS = 4, 5  # of augmentations.png
+LARGE = 2**20  # pixels, above which training on whole images is slow
+
+# --- pictures ---
+
+
+def overlay(image, mask, classes):
+    """The mask over its image, shrunk to 256 pixels if larger: classes are tinted and outlined, the background is not.
+
+    image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W] class indices, VOID where nothing is labelled.
+    Returns: [H', W', 3] in 0..1.
+    """
+    shrink = max(1, max(mask.shape) / THUMBNAIL)
+    height, width = (max(round(n / shrink), 1) for n in mask.shape)
+    image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).convert("RGB")
+    image = np.asarray(image.resize((width, height), Image.Resampling.BOX)) / 255
+    mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    opacity = np.where(find_boundaries(mask, mode="inner"), 1, 0.3) * (mask > 0)
+    return image + opacity[..., None] * (mask_colors(mask, max(classes, 2)) - image)
+
+
+def draw_augmentations(path, training, config):
+    """Writes a picture of a few training images: each as it is, and as the network sees it in the first epochs.
+
+    training: `Examples`. config: with what `load_examples` found filled in.
+    """
+    n, size = len(training.names), config.crop_size or training.masks[0].shape
+    pictures = []
+    for i in np.unique(np.linspace(0, n - 1, ROWS).astype(int)):
+        image, mask = training.images[i], training.masks[i]
+        pictures.append((f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, config.classes)))
+        for epoch in range(VERSIONS):
+            rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
+            seen = augment(image, mask, size, config.augment, rng)
+            pictures.append((f"in epoch {epoch + 1}", overlay(*seen, config.classes)))
+    title = f"Training images, and what the network sees of them with --augment {config.augment}"
+    _draw_sheet(path, pictures, 1 + VERSIONS, title, _class_names(config.class_names, config.classes))
+
+
+def draw_overview(path, layout, items, meaning, config):
+    """Writes a sheet of images that are spread over the data set, with their masks; `meaning` is None if it is unclear."""
+    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
+    table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
+    if meaning:
+        table, classes, note = meaning.table, meaning.classes, meaning.note
+    pictures = []
+    for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
+        image, mask = layout.read(item, 3, None)
+        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, table[mask], classes)))
+    title = f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}"
+    _draw_sheet(path, pictures, 6, title, _class_names(config.class_names or layout.class_names, classes))
+
+
+def _draw_sheet(path, pictures, columns, title, names):
+    """pictures: list of (label, [H, W, 3] in 0..1), row by row. names: of the classes, for the legend."""
+    rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
+    tallest = min(max(picture.shape[0] / picture.shape[1] for _, picture in pictures), 2)
+    figure = Figure(figsize=(2.4 * columns, (2.4 * tallest + 0.3) * rows + 0.8), layout="constrained")
+    for axis in figure.subplots(rows, columns, squeeze=False).flat:
+        axis.set_axis_off()
+    for axis, (label, picture) in zip(figure.axes, pictures):
+        axis.imshow(picture, vmin=0, vmax=1)
+        axis.set_title("\n".join(line if len(line) <= 36 else "…" + line[-35:] for line in label.split("\n")), fontsize=7)
+    colors = mask_colors(np.arange(len(names))[None], len(names))[0]
+    patches = [Patch(facecolor=color, label=name) for color, name in zip(colors, names)]
+    patches[0] = Patch(facecolor="none", edgecolor="0.6", label=f"{names[0]} (not tinted)")
+    if len(patches) <= 64:
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 2 * columns), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def _class_names(names, classes):
+    """`names`, or what to call the classes where nothing names them."""
+    return names or Names(["background", "foreground"] if classes <= 2 else map(str, range(classes)))
+
+
+# --- what there is ---
+
+
+class Facts(NamedTuple):
+    """What is kept of an image and its mask."""
+
+    size: Size
+    color: bool
+    blank: bool  # all pixels of the image are equal
+    counts: np.ndarray  # [256] pixels of each mask value
+
+
+def look(layout, item):
+    """Reads an image and its mask -> `Facts`, or the reason why it cannot be read."""
+    try:
+        image, mask = layout.read(item, 3, None)
+    except UserError as error:
+        return str(error)
+    spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
+    blank = image.min() == image.max()
+    return Facts(Size(*mask.shape), bool(spread > 2), bool(blank), np.bincount(mask.ravel(), minlength=256))
+
+
+def survey(layout, config):
+    """Reads all images in parallel and keeps only `Facts` of them.
+
+    Returns: (summary, items, meaning): a dict that JSON can hold, the items that can be read, and what their masks mean,
+    None if that is unclear.
+
+    Raises: UserError if no image can be read.
+    """
+    pool = ThreadPoolExecutor(CORES)  # Pillow decodes without the interpreter's lock
+    try:
+        reading = pool.map(lambda item: look(layout, item), layout.items)
+        found = list(tqdm(reading, "reading", len(layout.items), unit=" images", delay=1, leave=False, disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    problems = [reason for reason in found if isinstance(reason, str)]
+    if len(problems) == len(found):
+        raise UserError(f"none of {len(found)} images can be read; the first: {problems[0]}")
+    items, facts = zip(*((item, fact) for item, fact in zip(layout.items, found) if isinstance(fact, Facts)))
+    sizes, counts = [fact.size for fact in facts], np.stack([fact.counts for fact in facts])  # [n, 256]
+
+    meaning, parts = None, {}
+    try:
+        meaning = mask_meaning(counts > 0, items, config, layout)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        parts = split(layout.items, config)  # with those that cannot be read: so does the loader
+    except UserError as error:
+        problems.append(str(error))
+    for item, fact in zip(items, facts):
+        if fact.blank:
+            problems.append(f"{item.name}: all pixels of the image are equal")
+        if np.count_nonzero(fact.counts) == 1:
+            problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
+    too_small, advice = needs([config.image_size or size for size in sizes], [item.name for item in items], config)
+    problems += too_small
+    n = len(parts["train"]) if parts else config.batch_size
+    if n < config.batch_size:
+        advice.append(f"{n} images to train on do not fill a batch of {config.batch_size}: use --batch-size {n} or less")
+    colored = sum(fact.color for fact in facts)
+    if 0 < colored < len(facts):
+        advice.append(f"{colored} images have colour, {len(facts) - colored} are gray: --channels says how all are read")
+
+    summary = {
+        "dataset": config.dataset,
+        "data_dir": str(config.data_dir) if config.data_dir else None,
+        "images": len(layout.items),
+        "readable": len(items),
+        "published_parts": dict(Counter(item.part for item in layout.items if item.part)),
+        "split": {part: len(indices) for part, indices in parts.items()},
+        "groups": _groups(layout.items, config) if parts else {},
+        "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
+        "color_images": colored,
+        "channels": config.channels or find_channels(layout),
+        "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
+        "masks": meaning and meaning.note,
+        "classes": meaning and meaning.classes,
+        "advice": advice,
+        "problems": problems,
+    }
+    for label, function in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
+        summary[label] = str(Size(*function(sizes, axis=0).astype(int)))
+    if meaning:
+        training = {layout.items[i].name for i in parts.get("train", ())}
+        training = [i for i, item in enumerate(items) if item.name in training]
+        summary |= _frequencies(counts, meaning, training, config.class_names or layout.class_names)
+    return summary, items, meaning
+
+
+def _groups(items, config):
+    """{group: images} of the groups that `split` keeps together."""
+    names = [re.search(config.group, item.name).group(1) if config.group else item.group for item in items]
+    return dict(Counter(name for name in names if name))
+
+
+def _frequencies(counts, meaning, training, names):
+    """How often each class occurs.
+
+    counts: [n, 256] pixels of each mask value. training: those of the n images to train on, which decide the weights.
+    """
+    n = max(meaning.classes, 2)
+    pixels = np.stack([counts[:, meaning.table == c].sum(axis=1) for c in range(n)], axis=1)  # [images, classes]
+    try:
+        weights = list(balanced_weights(pixels[training])) if training else [None] * n
+    except UserError:  # nothing is labelled
+        weights = [None] * n
+    shares = pixels.sum(axis=0) / max(pixels.sum(), 1)
+    rows = zip(_class_names(names, n), shares.tolist(), np.count_nonzero(pixels, axis=0).tolist(), weights, strict=True)
+    return {
+        "void_pixels": float(1 - pixels.sum() / counts.sum()),
+        "class_frequencies": [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows],
+    }
+
+
+def needs(sizes, names, config):
+    """What the network asks of images of these sizes: (problems, advice), lines for the user."""
+    problems, advice = [], []
+    step, crop = 2**config.depth, config.crop_size
+    low, high = (Size(*function(sizes, axis=0).tolist()) for function in (np.min, np.max))
+    smallest = crop or Size(min_size(config), min_size(config))
+    small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(size, smallest))]
+    if small:
+        needed = (
+            f"--crop-size {crop}" if crop else f"{smallest}, the least for --depth {config.depth} --padding {config.padding}"
+        )
+        problems.append(f"{len(small)} images are smaller than {needed}: {_listed(small)}")
+    # windows of 256 pixels, or of the largest multiple of 2**depth that all images have
+    window = max(min(*low, 256) // step, 1) * step
+    shrink = max(1, max(low) / 512)
+    resized = Size(*(max(round(n / shrink / step), 1) * step for n in low))
+    if low != high and not crop:
+        advice.append(
+            f"a batch needs images of one size: train on windows, --crop-size {window}, or resize all, --image-size {resized}"
+        )
+    elif low.height * low.width > LARGE and not crop:
+        times = round(low.height * low.width / 128**2)
+        advice.append(
+            f"a step on whole images is {times} times the work of one on 128x128: shrink them, --image-size {resized}, "
+            f"or train on windows, --crop-size {window}"
+        )
+    padded = [f"{size} to {_fitting(size, config)}" for size in sizes if size != _fitting(size, config)]
+    if padded:
+        advice.append(f"{len(padded)} of {len(sizes)} images are padded by reflection, such as {padded[0]}")
+    if crop and crop != _fitting(crop, config):
+        advice.append(f"--crop-size {crop} is padded to {_fitting(crop, config)}: crops of that size cost the same")
+    return problems, advice
+
+
+def _fitting(size, config):
+    """The next size that halves evenly at every level."""
+    return Size(*(n + missing(n, config) for n in size))
+
+
+def _listed(texts, limit=5):
+    return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
+# --- the command ---
+
+
+def _source(config):
+    return config.data_dir or "synthetic cells"
+
+
+def _synthetic(config):
+    """The drawn cells as a `Layout`."""
+    size = config.image_size or Size(128, 128)
+    images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
+    items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.images)]
+    n = max(config.classes, 2)
+
+    def read(item, channels, size):
+        image = images[item.page]
+        return (image if image.shape[-1] == channels else np.repeat(image, channels, axis=-1)), masks[item.page]
+
+    return Layout(items, read, {c: c for c in range(n)}, Names(("background", "cell", "nucleus")[:n]))
+
+
+def describe(s, source):
+    """The lines to print of the summary `s`."""
+    bad = s["images"] - s["readable"]
+    yield f"{source}: {s['images']} images with masks" + (f", {bad} of them cannot be read" if bad else "")
+    lines = {}
+    if s["published_parts"]:
+        lines["published"] = ", ".join(f"{n} {part}" for part, n in s["published_parts"].items())
+    if s["split"]:
+        lines["split"] = f"{s['split']['train']} to train on, {s['split']['val']} to validate"
+    if s["groups"]:
+        n = s["groups"].values()
+        lines["groups"] = f"{len(n)} of {min(n)} to {max(n)} images; each stays on one side of the split"
+    lines["sizes"] = f"{s['median']}, all of them"
+    if len(s["sizes"]) > 1:
+        lines["sizes"] = f"{s['smallest']} to {s['largest']}, median {s['median']}, {len(s['sizes'])} distinct"
+    kinds = {"gray": s["readable"] - s["color_images"], "RGB": s["color_images"]}
+    channels = "1 channel" if s["channels"] == 1 else f"{s['channels']} channels"
+    lines["images"] = f"{', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)}; the network reads {channels}"
+    values = [str(value) for value in s["mask_values"]]
+    lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {_listed(values, 12)}"
+    for label, text in lines.items():
+        yield f"  {label:<11}{text}"
+    if s["classes"]:
+        width = max(len(row["name"]) for row in s["class_frequencies"])
+        yield f"  {'classes':<11}{'':<{width}}  pixels   in images  balanced weight"
+        for row in s["class_frequencies"]:
+            weight = "" if row["balanced_weight"] is None else f"{row['balanced_weight']:.3g}"
+            yield f"  {'':<11}{row['name']:<{width}}  {row['pixels']:6.2%}  {row['images']:>10}  {weight:>15}"
+        if s["void_pixels"]:
+            yield f"  {'':<11}void, ignored: {s['void_pixels']:.2%} of all pixels"
+    yield from (f"  {'note':<11}{text}" for text in s["advice"])
+    n = len(s["problems"])
+    yield "no problems" if n == 0 else f"{n} problem{'s' if n > 1 else ''}:"
+    yield from (f"  {text}" for text in s["problems"])
+
+
+def main(argv=None):
+    parser = make_parser("data.overview", __doc__)
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", default=Path("runs/overview"), help="where to write (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    config = read_config(args)
+    layout = _synthetic(config) if config.dataset == "synthetic" else find_layout(config)
+    summary, items, meaning = survey(layout, config)
+    print("\n".join(describe(summary, _source(config))), flush=True)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "overview.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw_overview(args.output / "overview.png", layout, items, meaning, config)
+    print(f"see {args.output}/overview.png and overview.json")
+    return 1 if summary["problems"] else 0
+
+
+if __name__ == "__main__":
+    run_script(main)
