@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.config import Names, Size, UserError, make_parser, read_config, run_script
+from common.losses import VOID
 from common.metrics import balanced_weights
 from common.pictures import mask_colors, save_figure
 from common.shapes import min_size, missing
@@ -33,6 +34,7 @@ from tqdm import tqdm
 THUMBNAIL = 256  # pixels, the longer side of a picture in a sheet
 PICTURES = 24  # at most in overview.png
 ROWS, VERSIONS = 4, 5  # of augmentations.png
+LEGEND = 40  # mask values at most in the legend where their meaning is unclear
 LARGE = 2**20  # pixels, above which training on whole images is slow
 
 # --- pictures ---
@@ -68,40 +70,51 @@ def draw_augmentations(path, training, config):
             seen = augment(image, mask, size, config.augment, rng)
             pictures.append((f"in epoch {epoch + 1}", overlay(*seen, config.classes)))
     title = f"Training images, and what the network sees of them with --augment {config.augment}"
-    _draw_sheet(path, pictures, 1 + VERSIONS, title, _class_names(config.class_names, config.classes))
+    _draw_sheet(path, pictures, 1 + VERSIONS, title, _legend(config.class_names, config.classes, config.void_label))
 
 
-def draw_overview(path, layout, items, meaning, config):
-    """Writes a sheet of images that are spread over the data set, with their masks; `meaning` is None if it is unclear."""
+def draw_overview(path, layout, items, meaning, values, config):
+    """Writes a sheet of images that are spread over the data set, with their masks.
+
+    meaning: of the mask `values` that occur; None if it is unclear.
+    """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
-    table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
     if meaning:
         table, classes, note = meaning.table, meaning.classes, meaning.note
+        legend = _legend(config.class_names or layout.class_names, classes, meaning.void_label)
+    else:
+        table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
+        legend = {value: str(value) for value in values[:LEGEND]}
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, 3, None)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, table[mask], classes)))
     title = f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}"
-    _draw_sheet(path, pictures, 6, title, _class_names(config.class_names or layout.class_names, classes))
+    _draw_sheet(path, pictures, 6, title, legend)
 
 
-def _draw_sheet(path, pictures, columns, title, names):
-    """pictures: list of (label, [H, W, 3] in 0..1), row by row. names: of the classes, for the legend."""
+def _draw_sheet(path, pictures, columns, title, legend):
+    """pictures: list of (label, [H, W, 3] in 0..1), row by row. legend: {class index: name}."""
     rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
-    tallest = min(max(picture.shape[0] / picture.shape[1] for _, picture in pictures), 2)
-    figure = Figure(figsize=(2.4 * columns, (2.4 * tallest + 0.3) * rows + 0.8), layout="constrained")
+    shape = np.clip(np.median([picture.shape[0] / picture.shape[1] for _, picture in pictures]), 0.3, 1.5)
+    figure = Figure(figsize=(2.4 * columns, (2.4 * shape + 0.3) * rows + 0.8), layout="constrained")
     for axis in figure.subplots(rows, columns, squeeze=False).flat:
         axis.set_axis_off()
     for axis, (label, picture) in zip(figure.axes, pictures):
         axis.imshow(picture, vmin=0, vmax=1)
         axis.set_title("\n".join(line if len(line) <= 36 else "…" + line[-35:] for line in label.split("\n")), fontsize=7)
-    colors = mask_colors(np.arange(len(names))[None], len(names))[0]
-    patches = [Patch(facecolor=color, label=name) for color, name in zip(colors, names)]
-    patches[0] = Patch(facecolor="none", edgecolor="0.6", label=f"{names[0]} (not tinted)")
-    if len(patches) <= 64:
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(len(names), 2 * columns), fontsize=8)
+    colors = mask_colors(np.array([list(legend)]), max(legend) + 1)[0]
+    patches = [Patch(facecolor=color, label=name) for color, name in zip(colors, legend.values())]
+    if 0 in legend:
+        patches[0] = Patch(facecolor="none", edgecolor="0.6", label=f"{legend[0]} (not tinted)")
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(legend), 2 * columns), fontsize=8)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
+
+
+def _legend(names, classes, void_label):
+    """{class index: name}, with void if there is any."""
+    return dict(enumerate(_class_names(names, classes))) | ({} if void_label is None else {VOID: "void"})
 
 
 def _class_names(names, classes):
@@ -173,7 +186,7 @@ def survey(layout, config):
         advice.append(f"{n} images to train on do not fill a batch of {config.batch_size}: use --batch-size {n} or less")
     colored = sum(fact.color for fact in facts)
     if 0 < colored < len(facts):
-        advice.append(f"{colored} images have colour, {len(facts) - colored} are gray: --channels says how all are read")
+        advice.append(f"{colored} images have colour and {len(facts) - colored} are gray; --channels 1 reads all as gray")
 
     summary = {
         "dataset": config.dataset,
@@ -230,7 +243,7 @@ def needs(sizes, names, config):
     """What the network asks of images of these sizes: (problems, advice), lines for the user."""
     problems, advice = [], []
     step, crop = 2**config.depth, config.crop_size
-    low, high = (Size(*function(sizes, axis=0).tolist()) for function in (np.min, np.max))
+    low, middle, high = (Size(*function(sizes, axis=0).astype(int).tolist()) for function in (np.min, np.median, np.max))
     smallest = crop or Size(min_size(config), min_size(config))
     small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(size, smallest))]
     if small:
@@ -238,16 +251,16 @@ def needs(sizes, names, config):
             f"--crop-size {crop}" if crop else f"{smallest}, the least for --depth {config.depth} --padding {config.padding}"
         )
         problems.append(f"{len(small)} images are smaller than {needed}: {_listed(small)}")
-    # windows of 256 pixels, or of the largest multiple of 2**depth that all images have
+    # windows of 256 pixels, or of the largest multiple of 2**depth that all images have; 512 pixels for a typical image
     window = max(min(*low, 256) // step, 1) * step
-    shrink = max(1, max(low) / 512)
-    resized = Size(*(max(round(n / shrink / step), 1) * step for n in low))
+    shrink = max(1, max(middle) / 512)
+    resized = Size(*(max(round(n / shrink / step), 1) * step for n in middle))
     if low != high and not crop:
         advice.append(
             f"a batch needs images of one size: train on windows, --crop-size {window}, or resize all, --image-size {resized}"
         )
-    elif low.height * low.width > LARGE and not crop:
-        times = round(low.height * low.width / 128**2)
+    elif middle.height * middle.width > LARGE and not crop:
+        times = round(middle.height * middle.width / 128**2)
         advice.append(
             f"a step on whole images is {times} times the work of one on 128x128: shrink them, --image-size {resized}, "
             f"or train on windows, --crop-size {window}"
@@ -333,12 +346,15 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     config = read_config(args)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = _synthetic(config) if config.dataset == "synthetic" else find_layout(config)
     summary, items, meaning = survey(layout, config)
     print("\n".join(describe(summary, _source(config))), flush=True)
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "overview.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw_overview(args.output / "overview.png", layout, items, meaning, config)
+    draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
     print(f"see {args.output}/overview.png and overview.json")
     return 1 if summary["problems"] else 0
 

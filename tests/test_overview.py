@@ -127,7 +127,9 @@ def test_unusable_input_is_one_line(tmp_path):
     with pytest.raises(UserError, match="none of 3 images can be read; the first: .*0.png"):
         main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output")])
     with pytest.raises(UserError, match="nowhere"):
-        main(["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere")])
+        main(["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere"), "--output", str(tmp_path / "output")])
+    with pytest.raises(UserError, match="cannot write to --output .*0.png"):
+        main(["--images", "2", "--output", str(folder / "masks/0.png")])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_unusable_input_is_one_line(tmp_path):
     [
         ([(64, 64)] * 3, {}, [], []),
         ([(64, 60)] * 3, {}, [], ["3 of 3 images are padded by reflection, such as 60x64 to 64x64"]),
-        ([(64, 64), (80, 96)], {}, [], ["one size: train on windows, --crop-size 64, or resize all, --image-size 64x64"]),
+        ([(64, 64), (80, 96)], {}, [], ["one size: train on windows, --crop-size 64, or resize all, --image-size 80x64"]),
         ([(64, 64), (80, 96)], {"crop_size": Size(64, 64)}, [], []),
         ([(64, 64)], {"crop_size": Size(50, 64)}, [], ["--crop-size 64x50 is padded to 64x64"]),
         ([(1280, 1920)], {}, [], ["150 times the work of one on 128x128: shrink them, --image-size 512x336, or"]),
