@@ -38,17 +38,23 @@ def save_checkpoint(path, weights, state, **metadata):
         raise UserError(f"cannot write {path}: {error.strerror}; the file that was there before stays") from None
 
 
+def load_metadata(path):
+    """key -> value of a checkpoint, without its tensors. Raises: UserError that names the file when it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no readable checkpoint ({error}): train again, or take another file") from None
+
+
 def load_checkpoint(path, config=None):
     """-> (weights, state, metadata): name -> array, name -> array, key -> value.
 
     Raises: UserError that names the file when it is missing, damaged, or not of the network that `config` describes.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            values = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no readable checkpoint ({error}): train again, or take another file") from None
+    metadata = load_metadata(path)
+    with safe_open(path, framework="numpy") as file:
+        values = {name: file.get_tensor(name) for name in file.keys()}
     state = {name: values.pop(name) for name in list(values) if name == "iterations" or name.endswith(("/m", "/v"))}
     if config is not None:
         found = {(name, value.shape) for name, value in values.items()}

@@ -254,6 +254,27 @@ class Config:
         return {name: str(value) if isinstance(value, worded) else value for name, value in values.items()}
 
 
+# Ronneberger et al. 2015, section 3: one tile of 572 pixels a step, and a high momentum that makes up for it. The learning rate
+# and the scale of the augmentation are not in the paper.
+PRESETS = {
+    "paper": dict(
+        filters=64,
+        classes=2,
+        activation="relu",
+        padding="valid",
+        batch_norm="none",
+        dropout=0.5,
+        loss="cross_entropy",
+        weight_map=True,
+        optimizer="sgd",
+        momentum=0.99,
+        batch_size=1,
+        crop_size=Size(572, 572),
+        augment="paper",
+    )
+}
+
+
 def make_parser(prog, description):
     """An argument parser with an option for every field of `Config`. It raises `UserError` and never exits by itself."""
     parser = argparse.ArgumentParser(
@@ -264,6 +285,7 @@ def make_parser(prog, description):
         raise UserError(f"{message} (see {prog} --help)")
 
     parser.error = error
+    parser.add_argument("--preset", choices=PRESETS, help="paper: Ronneberger et al. 2015; options beside it count")
     for field in dataclasses.fields(Config):
         flag, text, kind = "--" + field.name.replace("_", "-"), field.metadata["help"], field.type
         if typing.get_origin(kind) is types.UnionType:  # Path | None
@@ -278,6 +300,21 @@ def make_parser(prog, description):
             metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
             parser.add_argument(flag, type=getattr(kind, "parse", kind), metavar=metavar, default=field.default, help=text)
     return parser
+
+
+def parse(parser, argv):
+    """The arguments, with the options of `--preset` where the command line is silent."""
+    preset = parser.parse_args(argv).preset
+    parser.set_defaults(**PRESETS.get(preset, {}))
+    return parser.parse_args(argv)
+
+
+def given_options(parser, argv):
+    """The names of the `Config` fields that stand on the command line itself."""
+    silent = argparse.Namespace(**{field.name: None for field in dataclasses.fields(Config)})
+    nothing = vars(silent).copy()
+    parser.parse_args(argv, silent)
+    return {name for name in nothing if getattr(silent, name) is not None}
 
 
 def read_config(args):

@@ -1,6 +1,10 @@
 """Scalars and pictures for TensorBoard. TensorFlow writes them without the package `tensorboard`, which only shows them."""
 
+import io
+
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 
 class EventWriter:
@@ -16,12 +20,14 @@ class EventWriter:
                 _write(tag, tf.constant(value, tf.float32), "scalars", step)
         self.writer.flush()
 
-    def picture(self, tag, path, step):
-        """path: of a PNG file."""
-        data = path.read_bytes()
-        width, height = (str(int.from_bytes(data[k : k + 4], "big")) for k in (16, 20))  # of the header
+    def pictures(self, tag, pictures, step):
+        """pictures: list of [H, W, 3], 0 to 1."""
         with self.writer.as_default():
-            _write(tag, tf.constant([width.encode(), height.encode(), data]), "images", step)
+            for k, picture in enumerate(pictures):
+                png = io.BytesIO()
+                Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(png, "PNG")
+                height, width = (str(n).encode() for n in picture.shape[:2])
+                _write(f"{tag}/{k}", tf.constant([width, height, png.getvalue()]), "images", step)
         self.writer.flush()
 
 

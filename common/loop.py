@@ -1,27 +1,38 @@
-"""What a training run does besides training: progress, validation, history, the best weights, the pictures."""
+"""What a training run does besides training: progress, validation, saving, stopping and going on, folds."""
 
 import csv
-import itertools
+import dataclasses
 import json
 import math
 import os
+import shlex
+import signal
+import statistics
+import sys
+import threading
 import time
 from pathlib import Path
 
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.config import UserError, make_parser, read_config
-from common.metrics import predicted_classes, scores
-from common.pictures import difference_colors, draw_curves, draw_grid, image_colors, mask_colors
+from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.config import Config, Stopped, UserError, given_options, make_parser, parse, read_config
+from common.events import EventWriter
+from common.pictures import image_colors, mask_colors
+from common.report import draw_results, evaluate, list_classes, predict_some, read_history, write_history
+from common.schedule import learning_rate, stops_early
+from common.summary import print_summary
 from common.weights import assign_weights, is_trainable
+from data.cache import try_lock
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
+from data.overview import draw_augmentations
+from data.splits import read_split, write_split
 from data.synthetic import otsu_dice
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-COLUMNS = ("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_accuracy", "images_per_second", "seconds")
-PICTURES = 4  # validation images in predictions.png
+# What --resume may change: the rest decides what is trained
+FREE = {"resume", "run_dir", "data_dir", "cache", "epochs", "patience", "checkpoint_every", "keep"}
 
 
 def be_deterministic():
@@ -42,11 +53,32 @@ def start(implementation, argv, description):
     Raises: UserError for an unknown option or a value that does not fit.
     """
     parser = make_parser(f"{implementation}.train", description)
+    parser.add_argument("--summary", action="store_true", help="print the layers with their shapes and parameters")
     parser.set_defaults(run_dir=Path("runs") / implementation)
-    config = read_config(parser.parse_args(argv))
+    args = parse(parser, argv)
+    config = resumed(read_config(args), given_options(parser, argv)) if args.resume else read_config(args)
     if config.deterministic:
         be_deterministic()
+    if args.summary:
+        print_summary(config)
     return config
+
+
+def resumed(config, given):
+    """The options of the run in `config.run_dir`, and of those `given` on the command line what may change in mid-run.
+
+    Raises: UserError when there is no run, or an option would make it another one.
+    """
+    path = config.run_dir / "config.json"
+    try:
+        stored = Config.from_dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"there is no run to --resume in {config.run_dir}: {path} cannot be read") from None
+    for name in sorted(given - FREE):
+        if getattr(config, name) != getattr(stored, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{config.run_dir} was trained with {flag} {getattr(stored, name)}: --resume cannot change that")
+    return dataclasses.replace(stored, **{name: getattr(config, name) for name in given & FREE}, resume=True)
 
 
 def device_name():
@@ -57,144 +89,213 @@ def device_name():
     return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
 
 
-def evaluate(eval_step, batches, classes):
-    """Mean loss, dice, IoU and pixel accuracy over all images of `batches`: {"loss": ..., "dice": ..., ...}."""
-    values = {"loss": [], "dice": [], "iou": [], "accuracy": []}
-    for images, masks in batches:
-        loss, p = eval_step(images, masks)
-        values["loss"] += [float(loss)] * len(images)  # a mean over images already
-        for name, value in scores(masks[..., 0], predicted_classes(p.numpy()), classes).items():
-            values[name] += value.tolist()
-    return {name: float(np.mean(value)) for name, value in values.items()}
+def train_folds(implementation, train, config):
+    """Calls `train(config)`: once, or for each of `config.folds` in a folder of its own, and then tells mean and deviation.
 
-
-def write_history(run_dir, rows):
-    """Writes `rows`, dicts of numbers by the names in `COLUMNS`, to history.csv, whole or not at all."""
-    path = run_dir / "history.csv"
-    with open(path.with_suffix(".part"), "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
-    os.replace(path.with_suffix(".part"), path)
-
-
-def read_history(run_dir):
-    """The rows of a run's history.csv as dicts of numbers, at least one.
-
-    Raises: UserError when there is none, or the file is damaged.
+    Folds of an interrupted cross-validation that `config.resume` finds finished are not trained again.
     """
-    path = run_dir / "history.csv"
     try:
-        with open(path, newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except OSError:
-        raise UserError(f"there is no {path}: train first, for instance `python -m {run_dir.name}.train`") from None
-    except (TypeError, ValueError):
-        raise UserError(f"{path} is damaged: train again, or take another folder") from None
-    if not rows or set(rows[0]) != set(COLUMNS):
-        raise UserError(f"{path} holds no epochs: train again, or take another folder")
-    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+        if config.folds is None or config.fold is not None:
+            train(config)
+        else:
+            _each_fold(train, config)
+    except Stopped as stopped:
+        command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.run_dir))}"
+        raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
 
 
-def predict_some(config, validation, eval_step):
-    """The first few of the validation images: [(name, image [H, W, C], truth [H', W'], prediction [H', W'], dice)]."""
+def _each_fold(train, config):
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+    names = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
     found = []
-    for images, masks in validation_batches(config, validation):
-        predictions = predicted_classes(eval_step(images, masks)[1].numpy())
-        truths = masks.numpy()[..., 0].astype(int)
-        dice = scores(truths, predictions, config.classes)["dice"]
-        found += zip(validation.names[len(found) :], images.numpy(), truths, predictions, dice)
-        if len(found) >= PICTURES:
-            return found[:PICTURES]
-    return found
+    for fold in range(config.folds):
+        run_dir = config.run_dir / f"fold{fold}"
+        print(f"fold {fold + 1} of {config.folds}", flush=True)
+        train(dataclasses.replace(config, fold=fold, run_dir=run_dir))
+        found.append(max(read_history(run_dir), key=lambda row: row["val_dice"]))
+    print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
+    lines = [[f"fold{k}, epoch {row['epoch']}", *(row[name] for name in names)] for k, row in enumerate(found)]
+    lines.append(["mean", *(statistics.mean(row[name] for row in found) for name in names)])
+    lines.append(["standard deviation", *(statistics.stdev(row[name] for row in found) for name in names)])
+    for label, *values in lines:
+        print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values)}")
+    with open(config.run_dir / "folds.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["fold", *names], *lines])
+    print(f"written to {config.run_dir / 'folds.csv'}", flush=True)
 
 
 class Run:
-    """One training run: it counts, validates, writes into `config.run_dir`; the train script does the training.
+    """One training run: it counts, sets the learning rate, validates, saves; the train script does the training.
 
-        run = Run("lowlevel", config, training, validation, weights, state, make_eval_step(model, config))
-        for _ in range(run.first_epoch, config.epochs):
-            for images, masks in run.epoch():
+        with Run("lowlevel", config, training, validation, weights, state, optimizer, make_eval_step(model, config)) as run:
+            for images, masks in run.steps():
                 run.end_step(train_step(images, masks))
-            run.end_epoch()
-        run.finish()
+            run.finish()
 
-    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.checkpoint` they are read from
-    there, and the run goes on at the epoch where that one was, with the batches that it would have seen.
+    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.resume` all goes on where the run
+    in `config.run_dir` stopped, in the middle of an epoch too. With `config.checkpoint` it starts from that file.
+
+    Raises: UserError when another process uses the folder, and for a checkpoint that does not fit.
     """
 
-    def __init__(self, implementation, config, training, validation, weights, state, eval_step):
-        self.implementation, self.state = implementation, state
-        self.config, self.training, self.validation = config, training, validation
-        self.weights, self.eval_step = weights, eval_step
+    def __init__(self, implementation, config, training, validation, weights, state, optimizer, eval_step):
+        self.implementation, self.config = implementation, config
+        self.training, self.validation = training, validation
+        self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, eval_step
         self.steps_per_epoch = steps_per_epoch(config, training)
-        self.first_epoch = self._restore() if config.checkpoint else 0
-        # of all epochs, one after the other
-        self.batches = training_batches(config, training, first_step=self.first_epoch * self.steps_per_epoch)
-        self.validation_batches = validation_batches(config, validation)
-        self.iterator = None
-        self.epochs_done = self.first_epoch
-        self.rows = self._rows_before() if self.first_epoch else []  # of history.csv
-        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)
+        self.all_steps = config.epochs * self.steps_per_epoch
+        self.step = 0  # how many are done
+        self.losses = []  # of the steps of this epoch
+        self.rows = []  # of history.csv
+        self.best = None  # the row with the best validation dice
+        self.rate = None  # the learning rate that the optimizer has
+        self.signal = None  # number of the one that asks to stop
+        self.last = config.run_dir / "last.safetensors"
+
+    def __enter__(self):
+        config = self.config
         try:
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+            self.lock = try_lock(config.run_dir / ".lock")
+            if not self.lock:
+                raise UserError(f"{config.run_dir} is in use by another process: wait for it, or take another --run-dir")
+            for left_over in config.run_dir.glob("*.part"):  # of a process that was killed while it wrote
+                left_over.unlink()
+            if config.resume and self.last.exists():
+                self._restore(self.last)
+            elif config.checkpoint:
+                self._start_from(config.checkpoint)
+            self._write_split()
+            text = json.dumps(dataclasses.replace(config, resume=False).as_dict(), indent=2) + "\n"
+            (config.run_dir / "config.json").write_text(text)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from None
-        count = sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name))
+        self.done = self.step >= self.all_steps or stops_early(config, self.rows)
+        self.batches = training_batches(config, self.training, first_step=self.step)
+        self.validation_batches = validation_batches(config, self.validation)
+        self.events = EventWriter(config.run_dir / "events")
+        if config.augment != "none" or config.crop_size:
+            draw_augmentations(config.run_dir / "augmentations.png", self.training, config)
+        count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
+        self.handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
+            self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
         self._start_epoch()
+        self._set_rate()
+        return self
 
-    def _restore(self):
-        """Takes weights and optimizer from `config.checkpoint`. Returns: the epochs that it has behind it."""
-        path = self.config.checkpoint
+    def __exit__(self, *exception):
+        self.progress.close()
+        self._restore_handlers()
+        self.lock.close()
+
+    def _restore_handlers(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _ask_to_stop(self, number, frame):
+        self.signal = number
+        self._restore_handlers()  # a second Ctrl-C stops at once
+        print(f"\n{signal.Signals(number).name}: finishing this step", file=sys.stderr, flush=True)
+
+    def _restore(self, path):
+        """All that the run knew when it wrote `path`."""
+        metadata = self._load(path)
+        if metadata.get("steps_per_epoch") != self.steps_per_epoch:
+            raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
+        self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
+        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
+        if self.rows:
+            write_history(self.config.run_dir, self.rows)  # it may be an epoch ahead
+
+    def _start_from(self, path):
+        """Weights, and if the file holds them the optimizer's state and the epoch."""
+        metadata = self._load(path)
+        self.step = metadata.get("epoch", 0) * self.steps_per_epoch
+        if self.step >= self.all_steps:
+            done = metadata["epoch"]
+            raise UserError(f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.epochs}")
+
+    def _load(self, path):
+        """-> metadata, empty if the file holds weights alone."""
         values, state, metadata = load_checkpoint(path, self.config)
         assign_weights(self.weights, values)
-        if not state or "epoch" not in metadata:  # weights alone, to start from
-            return 0
+        if not state:
+            return {}
         if state.keys() != self.state.keys():
             raise UserError(f"{path} holds the state of another optimizer: use the --optimizer of its training")
         assign_weights(self.state, state)
-        if metadata["epoch"] >= self.config.epochs:
-            raise UserError(
-                f"{path} has {metadata['epoch']} epochs behind it: nothing is left to do with --epochs {self.config.epochs}"
-            )
-        return metadata["epoch"]
+        return metadata
 
-    def _rows_before(self):
-        """The history up to the checkpoint, where the run goes on in its own folder: its best epoch stays the best."""
-        if self.config.checkpoint.parent.resolve() != self.config.run_dir.resolve():
-            return []
-        return [row for row in read_history(self.config.run_dir) if row["epoch"] <= self.first_epoch]
+    def _write_split(self):
+        """split.json; a run that goes on must find the images that it had."""
+        path, names = self.config.run_dir / "split.json", (self.training.names, self.validation.names)
+        if self.step and self.config.resume and read_split(path) != names:
+            raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
+        write_split(path, *names)
 
     def _start_epoch(self):
-        self.losses = []  # of this epoch
-        # the first step of a run traces and compiles, it says nothing about speed
-        self.untimed = 1 if self.epochs_done == self.first_epoch and self.steps_per_epoch > 1 else 0
         self.started = self.checked = time.perf_counter()
+        if self.timed is not None:
+            self.timed = 0
         self.progress = tqdm(
             total=self.steps_per_epoch * self.config.batch_size,
-            desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
+            initial=self.step % self.steps_per_epoch * self.config.batch_size,
+            desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.config.epochs}",
             unit=" images",
             leave=False,
-            disable=None,  # no bar in a file or a pipe
+            disable=None if not self.done else True,  # no bar in a file or a pipe
         )
 
-    def epoch(self):
-        """The batches of the next epoch: images [N, H, W, C] in 0..1, masks [N, H, W, 1] class indices."""
-        self.iterator = self.iterator or iter(self.batches)
-        return itertools.islice(self.iterator, self.steps_per_epoch)
+    def _set_rate(self):
+        """Gives the optimizer the learning rate of the next step."""
+        rate = learning_rate(self.config, self.step, self.all_steps, self.rows)
+        if rate != self.rate:
+            self.optimizer.learning_rate.assign(rate)
+            self.rate = rate
+
+    def steps(self):
+        """The batches until the run is done: images [N, H, W, C] in 0..1, masks [N, H, W, 1] class indices."""
+        if not self.done:
+            for images, masks in self.batches:
+                yield images, masks
+                if self.done:
+                    return
 
     def end_step(self, loss):
-        """loss: of one step, a number or a scalar tensor. It is read now and then, so that a GPU need not wait."""
+        """Counts a step, and does what is due after it: validation, checkpoints, stopping.
+
+        loss: a number or a scalar tensor. It is read now and then, so that a GPU need not wait.
+
+        Raises: UserError when a loss or a weight is not finite; Stopped when a signal has asked for it.
+        """
         self.losses.append(loss)
+        self.step += 1
         self.progress.update(self.config.batch_size)
-        if len(self.losses) == self.untimed:
+        epoch_ends = self.step % self.steps_per_epoch == 0
+        if self.timed is None:
             float(loss)
-            self.started = time.perf_counter()
+            self.started, self.timed = time.perf_counter(), 0
+        else:
+            self.timed += self.config.batch_size
+        every = self.config.checkpoint_every
+        is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
+        if epoch_ends or is_due or self.signal:
+            self._check_losses()
+            self._check_weights()
         elif time.perf_counter() - self.checked > 0.25:
             self._check_losses()
+        if epoch_ends:
+            self._end_epoch()
+        if is_due or self.done or self.signal:
+            self._save()
+        if self.signal:
+            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
+        if not self.done:
+            self._set_rate()
 
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
@@ -203,60 +304,98 @@ class Run:
         self.progress.set_postfix(loss=f"{np.mean(self.losses):.4f}", refresh=False)
         for k, loss in enumerate(self.losses):
             if not math.isfinite(loss):
-                self.progress.close()
-                step = self.epochs_done * self.steps_per_epoch + k
-                files = ", ".join(batch_names(self.config, self.training, step))
-                raise UserError(
-                    f"the loss is {loss} at step {step + 1}, on the images {files}; what was saved in "
-                    f"{self.config.run_dir} stays. Look at these images, or try a smaller --learning-rate"
-                )
+                self._refuse(f"the loss is {loss}", (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k)
 
-    def end_epoch(self):
-        """Validates, appends to history.csv, writes last.safetensors and, if the dice is the best so far, best.safetensors."""
-        self._check_losses()
+    def _check_weights(self):
+        """Raises: UserError when a weight is not finite: the gradients of a step since the last look were not."""
+        for name, weight in self.weights.items():
+            if not np.isfinite(weight.numpy()).all():
+                self._refuse(f"{name} is not finite", self.step - 1)
+
+    def _refuse(self, what, step):
+        self.progress.close()
+        files = ", ".join(batch_names(self.config, self.training, step))
+        raise UserError(
+            f"{what} at step {step + 1}, on the images {files}; what was saved in {self.config.run_dir} stays. Look at these "
+            "images, or try a smaller --learning-rate or --clip-norm 1"
+        )
+
+    def _end_epoch(self):
+        """Validates, appends to history.csv, and writes best.safetensors if the validation dice is the best so far."""
         seconds = time.perf_counter() - self.started
         self.progress.close()
-        self.epochs_done += 1
         row = {
-            "epoch": self.epochs_done,
-            "step": self.epochs_done * self.steps_per_epoch,
+            "epoch": self.step // self.steps_per_epoch,
+            "step": self.step,
             "loss": float(np.mean(self.losses)),
-            **{f"val_{name}": v for name, v in evaluate(self.eval_step, self.validation_batches, self.config.classes).items()},
-            "images_per_second": (self.steps_per_epoch - self.untimed) * self.config.batch_size / seconds,
+            **{f"val_{name}": value for name, value in self._evaluate()[0].items()},
+            "learning_rate": self.rate,
+            "images_per_second": self.timed / seconds,
             "seconds": seconds,
         }
+        self.losses = []
         self.rows.append(row)
         write_history(self.config.run_dir, self.rows)
-        metadata = dict(row, implementation=self.implementation, config=self.config.as_dict())
-        save_checkpoint(self.config.run_dir / "last.safetensors", self.weights, self.state, **metadata)
+        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
+        # before last.safetensors: killed in between, a resumed run finds the same best once more
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **metadata)
+            save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
+        self._tell_tensorboard(row)
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
             f"accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
         )
-        if self.epochs_done < self.config.epochs:
+        if not self.done:
             self._start_epoch()
+        elif self.step < self.all_steps:
+            print(f"no better validation dice in {self.config.patience} epochs: stopping early", flush=True)
+
+    def _evaluate(self):
+        return evaluate(self.eval_step, self.validation_batches, self.config.classes)
+
+    def _tell_tensorboard(self, row):
+        self.events.scalars({name: value for name, value in row.items() if name not in ("epoch", "step")}, self.step)
+        strips = []
+        for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
+            masks = [mask_colors(mask, self.config.classes) for mask in (truth, prediction)]
+            strips.append(np.hstack([image_colors(image, truth), *masks]))
+        self.events.pictures("image, truth, prediction", strips, self.step)
+
+    def _metadata(self):
+        return {
+            "implementation": self.implementation,
+            "config": dataclasses.replace(self.config, resume=False).as_dict(),
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+
+    def _save(self):
+        """Writes last.safetensors. With `config.keep` above 1 the one before it is still there as step-N.safetensors."""
+        if self.config.keep > 1 and self.last.exists():
+            step = load_metadata(self.last)["step"]
+            older = self.last.with_name(f"step-{step}.safetensors")
+            older.unlink(missing_ok=True)
+            os.link(self.last, older)  # at no moment is there no last.safetensors
+        progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
+        save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
+        older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
+        for path in older[: len(older) - (self.config.keep - 1)]:
+            path.unlink()
 
     def finish(self):
-        """Goes back to the best weights and draws curves.png and predictions.png."""
-        config = self.config
+        """Goes back to the best weights, draws curves.png and predictions.png, and lists the classes if there are many."""
+        config, best = self.config, self.best
         assign_weights(self.weights, load_checkpoint(config.run_dir / "best.safetensors")[0])
-        rows = [
-            {
-                name: image_colors(image, truth),
-                "truth": mask_colors(truth, config.classes),
-                f"prediction, dice {dice:.3f}": mask_colors(prediction, config.classes),
-                "missed orange, wrong violet": difference_colors(truth, prediction, config.classes),
-            }
-            for name, image, truth, prediction, dice in predict_some(config, self.validation, self.eval_step)
-        ]
-        draw_grid(config.run_dir / "predictions.png", rows, f"validation images, epoch {self.best['epoch']}")
-        draw_curves(config.run_dir / "curves.png", {config.run_dir.name: self.rows})
+        draw_results(config, self.rows, best, self.validation, self.eval_step)
         beside = ""
         if config.dataset == "synthetic" and config.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
-        print(f"best validation dice {self.best['val_dice']:.4f} at epoch {self.best['epoch']}{beside}; see {config.run_dir}/")
+        print(
+            f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {config.run_dir}/", flush=True
+        )
+        if config.classes > 1:
+            list_classes(config, *self._evaluate())
+        for line in self.training.left_out:
+            print(f"left out: {line}")

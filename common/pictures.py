@@ -2,11 +2,51 @@
 
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+from common.losses import VOID
 
-CLASS_COLORS = np.array([(0, 0, 0), *matplotlib.colormaps["tab20"].colors])  # index 0, the background, is black
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from skimage.color import rgb2lab
+
+GRAY = (0.5, 0.5, 0.5)  # of void
+OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Wong 2011, Nature Methods 8, 441
+# What is seen of linear RGB: by most, without green cones, without red cones. Machado, Oliveira and Fernandes 2009, severity 1.
+SIGHTS = np.array(
+    [
+        [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+        [(0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)],
+        [(0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)],
+    ]
+)
+
+
+def seen(colors):
+    """[N, 3] sRGB colours in 0..1 -> [3, N, 3] in CIELAB, where distance is difference to the eye, as `SIGHTS` see them."""
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.einsum("sij,nj->sni", SIGHTS, linear), 0, 1)
+    return rgb2lab(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def class_colors():
+    """[256, 3] sRGB in 0..1: black for class 0, gray for VOID, the palette of Okabe and Ito, and what is unlike all before.
+
+    Every further colour has the largest distance to the nearest of those before it, in the worst of the three `SIGHTS`.
+    """
+    steps = np.linspace(0, 1, 13)
+    candidates = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
+    colors, looks = [GRAY, (0, 0, 0), *map(to_rgb, OKABE_ITO)], seen(candidates)
+    nearest = np.full(len(candidates), np.inf)
+    for k in range(VOID + 1):
+        if k == len(colors):
+            colors.append(candidates[nearest.argmax()])
+        distances = np.linalg.norm(looks - seen(np.array([colors[k]])), axis=-1).min(0)
+        nearest = np.minimum(nearest, distances)
+    return np.roll(colors, -1, axis=0)  # the gray goes to the end
+
+
+CLASS_COLORS = class_colors()
 MISSED, INVENTED = (0.85, 0.37, 0.01), (0.46, 0.44, 0.70)  # ColorBrewer's Dark2: told apart by colour-blind readers too
 
 
@@ -45,18 +85,37 @@ def draw_curves(path, histories):
 
 
 def mask_colors(mask, classes):
-    """[H, W] class indices -> [H, W, 3] colours in 0..1: black and white with one class, a colour for each otherwise."""
+    """[H, W] class indices -> [H, W, 3] in 0..1: black and white with one class, a colour each otherwise; VOID is gray."""
+    colors = CLASS_COLORS.copy()
     if classes == 1:
-        return np.repeat(np.asarray(mask, float)[..., None], 3, -1)
-    return CLASS_COLORS[np.where(mask == 0, 0, (np.asarray(mask, int) - 1) % 20 + 1)]
+        colors[1] = 1
+    return colors[np.asarray(mask, int)]
 
 
 def difference_colors(mask, prediction, classes):
-    """[H, W, 3]: agreement darkened, missed foreground in orange, invented foreground and confused classes in violet."""
+    """[H, W, 3]: agreement darkened, missed foreground in orange, invented foreground and confused classes in violet.
+
+    VOID, where nothing is right or wrong, is gray.
+    """
     picture = 0.35 * mask_colors(mask, classes)
     picture[(mask != prediction) & (prediction == 0)] = MISSED
     picture[(mask != prediction) & (prediction != 0)] = INVENTED
+    picture[mask == VOID] = GRAY
     return picture
+
+
+def class_names(config):
+    """A name for every class: `config.class_names`, or "class 0" and so on. Two with one class."""
+    return config.class_names or tuple(f"class {k}" for k in range(max(config.classes, 2)))
+
+
+def legend(masks, config):
+    """{name: colour} of the classes that occur in `masks`, arrays of class indices. Empty with one class."""
+    if config.classes == 1:
+        return {}
+    names = {**dict(enumerate(class_names(config))), VOID: "void"}
+    found = sorted(set().union(*map(np.unique, masks)))
+    return {names[k]: CLASS_COLORS[k] for k in found}
 
 
 def image_colors(image, mask):
@@ -66,8 +125,11 @@ def image_colors(image, mask):
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
-def draw_grid(path, rows, title):
-    """Pictures in rows, each under its label. rows: list of {label: [H, W, 3] in 0..1}, as many in every row."""
+def draw_grid(path, rows, title, legend=None):
+    """Pictures in rows, each under its label, over the legend.
+
+    rows: list of {label: [H, W, 3] in 0..1}, as many in every row. legend: {name: colour}.
+    """
     columns = len(rows[0])
     figure = Figure(figsize=(2.5 * columns, 2.6 * len(rows) + 0.6))
     for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
@@ -77,4 +139,7 @@ def draw_grid(path, rows, title):
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
+    if legend:
+        patches = [Patch(facecolor=color, edgecolor="0.5", label=name) for name, color in legend.items()]
+        figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(patches), 6), fontsize=8)
     save_figure(figure, path)

@@ -3,12 +3,14 @@
 import comparison
 from common.checkpoint import load_checkpoint
 from common.config import Config, UserError
-from common.loop import predict_some, read_history
-from common.pictures import draw_curves, draw_grid, image_colors, mask_colors
+from common.pictures import draw_curves, draw_grid, image_colors, legend, mask_colors
+from common.report import predict_some, read_history
 from common.weights import assign_weights
 from data.loader import load_examples
 
-DATA = ("dataset", "data_dir", "images", "image_size", "validation", "seed", "channels", "classes", "depth", "padding")
+DATA = (
+    "dataset data_dir colors void_label images image_size validation group split folds fold seed channels classes depth padding"
+).split()
 
 
 def run(run_dirs, output):
@@ -35,22 +37,23 @@ def run(run_dirs, output):
         if len(configs) == 1:
             _, _, validation = load_examples(config)
         columns[str(run_dir)] = predict_some(config, validation, code.make_eval_step(model, config))
-    rows = []
+    rows, masks = [], []
     for pictures in zip(*columns.values()):
         name, image, truth, _, _ = pictures[0]
         row = {name: image_colors(image, truth), "truth": mask_colors(truth, config.classes)}
         for label, (_, _, _, prediction, dice) in zip(columns, pictures):
             row[f"{label}, dice {dice:.3f}"] = mask_colors(prediction, config.classes)
+            masks += [truth, prediction]
         rows.append(row)
-    draw_grid(output / "predictions.png", rows, "validation images, best epoch of each")
+    draw_grid(output / "predictions.png", rows, "validation images, best epoch of each", legend(masks, config))
     draw_curves(output / "curves.png", histories)
     width = max(len(label) for label in histories) + 2
-    print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'accuracy':>10}{'images/s':>10}")
+    print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():
         best = max(history, key=lambda row: row["val_dice"])
         speed = sorted(row["images_per_second"] for row in history)[len(history) // 2]
         print(
             f"{label:<{width}}{len(history):>8}{history[-1]['loss']:>12.6f}{best['val_dice']:>12.4f}"
-            f"{best['val_accuracy']:>10.4f}{speed:>10.1f}"
+            f"{best['val_mean_iou']:>10.4f}{best['val_accuracy']:>10.4f}{speed:>10.1f}"
         )
     print(f"\ndrawn to {output / 'curves.png'} and {output / 'predictions.png'}")

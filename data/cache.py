@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,20 +163,31 @@ def _key(items, channels, config):
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:20]
 
 
+def try_lock(path):
+    """The open file `path`, which no other process has locked, or None. Closing it lets go, and so does dying."""
+    file = open(path, "w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows locks nothing here
+        pass
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 @contextlib.contextmanager
 def _lock(path):
-    """One process at a time. The operating system lets go of the lock of a process that dies."""
-    with open(path, "w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two processes then both decode, and the second one's rename fails
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print("another process is decoding these images: waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    """One process at a time."""
+    file = try_lock(path)
+    if not file:
+        print("another process is decoding these images: waiting for it", flush=True)
+    while not file:
+        time.sleep(0.2)
+        file = try_lock(path)
+    with file:
         yield
 
 

@@ -108,6 +108,15 @@ def _given(items, path):
     return found
 
 
+def read_split(path):
+    """(training names, validation names) as `write_split` wrote them; empty lists if there is no such file."""
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        return lists["train"], lists["val"]
+    except (OSError, ValueError, KeyError):
+        return [], []
+
+
 def write_split(path, training_names, validation_names):
     """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images."""
     text = json.dumps({"train": training_names, "val": validation_names}, indent=1, ensure_ascii=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python highlevel/train.py` works too
 
 from common.config import run_script
-from common.loop import Run, start
+from common.loop import Run, start, train_folds
 from common.losses import probabilities, segmentation_loss
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
@@ -96,7 +96,10 @@ def make_train_step(model, config, optimizer=None):
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
         weights = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights), global_step=optimizer.iterations)
+        gradients = tape.gradient(loss, weights)
+        if config.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
+        optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
         return loss
 
     return train_step
@@ -113,19 +116,20 @@ def make_eval_step(model, config):
     return eval_step
 
 
-def main(argv=None):
-    config = start("highlevel", argv, __doc__)
+def train(config):
     config, training, validation = load_examples(config)
     model = UNet(config)
     optimizer = make_optimizer(model, config)
-    train_step = make_train_step(model, config, optimizer)
+    train_step, eval_step = make_train_step(model, config, optimizer), make_eval_step(model, config)
     weights, state = named_weights(model), named_state(model, optimizer)
-    run = Run("highlevel", config, training, validation, weights, state, make_eval_step(model, config))
-    for _ in range(run.first_epoch, config.epochs):
-        for images, masks in run.epoch():
+    with Run("highlevel", config, training, validation, weights, state, optimizer, eval_step) as run:
+        for images, masks in run.steps():
             run.end_step(train_step(images, masks))
-        run.end_epoch()
-    run.finish()
+        run.finish()
+
+
+def main(argv=None):
+    train_folds("highlevel", train, start("highlevel", argv, __doc__))
 
 
 if __name__ == "__main__":

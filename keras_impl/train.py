@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python keras_impl/train.py` works too
 
 from common.config import run_script
-from common.loop import Run, start
+from common.loop import Run, start, train_folds
 from common.losses import probabilities, segmentation_loss
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
@@ -30,7 +30,7 @@ class SegmentationLoss(keras.losses.Loss):
 
 
 class RunCallback(keras.callbacks.Callback):
-    """Tells the run about every step and every epoch of `fit`."""
+    """Tells the run about every step of `fit`. The run knows by itself where an epoch ends, and when all is done."""
 
     def __init__(self, run):
         super().__init__()
@@ -43,9 +43,7 @@ class RunCallback(keras.callbacks.Callback):
         # Keras logs the mean over the epoch so far; the run wants the loss of this step
         total, self.total = self.total, logs["loss"] * (batch + 1)
         self.run.end_step(self.total - total)
-
-    def on_epoch_end(self, epoch, logs):
-        self.run.end_epoch()
+        self.model.stop_training = self.run.done
 
 
 # --- training ---
@@ -57,10 +55,15 @@ def make_optimizer(model, config):
     number = np.float64 if config.precision == "float64" else float
     if config.optimizer == "adam":
         optimizer = keras.optimizers.Adam(
-            config.learning_rate, number(config.beta_1), number(config.beta_2), epsilon=config.epsilon
+            config.learning_rate,
+            number(config.beta_1),
+            number(config.beta_2),
+            epsilon=config.epsilon,
+            global_clipnorm=config.clip_norm,
         )
     else:
-        optimizer = keras.optimizers.SGD(config.learning_rate, momentum=number(config.momentum))
+        momentum = number(config.momentum)
+        optimizer = keras.optimizers.SGD(config.learning_rate, momentum=momentum, global_clipnorm=config.clip_norm)
     optimizer.build(model.trainable_variables)
     return optimizer
 
@@ -86,7 +89,8 @@ def make_train_step(model, config, optimizer=None):
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
         weights = model.trainable_weights
-        optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
+        gradients = tape.gradient(loss, [w.value for w in weights])
+        optimizer.apply(gradients, weights)  # clips them too, as `make_optimizer` told it to
         return loss
 
     return train_step
@@ -103,24 +107,28 @@ def make_eval_step(model, config):
     return eval_step
 
 
-def main(argv=None):
-    config = start("keras_impl", argv, __doc__)
+def train(config):
     config, training, validation = load_examples(config)
     model = UNet(config)
     optimizer = make_optimizer(model, config)
     model.compile(optimizer, SegmentationLoss(config), jit_compile=config.jit)
     weights, state = named_weights(model), named_state(model, optimizer)
-    run = Run("keras_impl", config, training, validation, weights, state, make_eval_step(model, config))
-    model.fit(
-        run.batches,
-        steps_per_epoch=run.steps_per_epoch,
-        initial_epoch=run.first_epoch,
-        epochs=config.epochs,
-        shuffle=False,  # `data.loader` shuffles, the same for all three
-        verbose=0,  # the run draws the progress bar
-        callbacks=[RunCallback(run)],
-    )
-    run.finish()
+    with Run("keras_impl", config, training, validation, weights, state, optimizer, make_eval_step(model, config)) as run:
+        if not run.done:
+            model.fit(
+                run.batches,
+                steps_per_epoch=run.steps_per_epoch,
+                initial_epoch=run.step // run.steps_per_epoch,
+                epochs=config.epochs,
+                shuffle=False,  # `data.loader` shuffles, the same for all three
+                verbose=0,  # the run draws the progress bar
+                callbacks=[RunCallback(run)],
+            )
+        run.finish()
+
+
+def main(argv=None):
+    train_folds("keras_impl", train, start("keras_impl", argv, __doc__))
 
 
 if __name__ == "__main__":

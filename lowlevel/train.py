@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python lowlevel/train.py` works too
 
 from common.config import run_script
-from common.loop import Run, start
+from common.loop import Run, start, train_folds
 from common.losses import probabilities, segmentation_loss
 from data.loader import load_examples
 from lowlevel.model import UNet, named_weights
@@ -70,6 +70,16 @@ class SGD(tf.Module):
             w.assign_add(m)
 
 
+def clip_by_global_norm(gradients, clip_norm):
+    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1, over all gradients at once: their directions stay.
+
+    gradients: canonical name -> gradient; so is the result.
+    """
+    norm = tf.sqrt(tf.reduce_sum(tf.stack([tf.reduce_sum(tf.square(g)) for g in gradients.values()])))
+    scale = clip_norm * tf.minimum(1 / norm, 1 / clip_norm)
+    return {name: g * scale for name, g in gradients.items()}
+
+
 # --- training ---
 
 
@@ -94,7 +104,10 @@ def make_train_step(model, config, optimizer=None):
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
         weights = optimizer.weights
-        optimizer.apply(tape.gradient(loss, weights))
+        gradients = tape.gradient(loss, weights)
+        if config.clip_norm:
+            gradients = clip_by_global_norm(gradients, config.clip_norm)
+        optimizer.apply(gradients)
         return loss
 
     return train_step
@@ -111,19 +124,20 @@ def make_eval_step(model, config):
     return eval_step
 
 
-def main(argv=None):
-    config = start("lowlevel", argv, __doc__)
+def train(config):
     config, training, validation = load_examples(config)
     model = UNet(config)
     optimizer = make_optimizer(model, config)
-    train_step = make_train_step(model, config, optimizer)
+    train_step, eval_step = make_train_step(model, config, optimizer), make_eval_step(model, config)
     weights, state = named_weights(model), named_state(model, optimizer)
-    run = Run("lowlevel", config, training, validation, weights, state, make_eval_step(model, config))
-    for _ in range(run.first_epoch, config.epochs):
-        for images, masks in run.epoch():
+    with Run("lowlevel", config, training, validation, weights, state, optimizer, eval_step) as run:
+        for images, masks in run.steps():
             run.end_step(train_step(images, masks))
-        run.end_epoch()
-    run.finish()
+        run.finish()
+
+
+def main(argv=None):
+    train_folds("lowlevel", train, start("lowlevel", argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, UserError
-from common.loop import read_history
+from common.report import read_history
 from common.weights import assign_weights, initial_weights
 from comparison import parity
 from tests.conftest import IMPLEMENTATIONS

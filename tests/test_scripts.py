@@ -11,7 +11,7 @@ import compare
 import comparison
 from common.checkpoint import load_checkpoint
 from common.config import UserError
-from common.loop import COLUMNS
+from common.report import COLUMNS
 from common.weights import is_trainable
 
 import numpy as np

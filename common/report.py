@@ -1,0 +1,109 @@
+"""What a run leaves for its reader: figures of every epoch, pictures of its predictions, a table of its classes."""
+
+import csv
+import math
+import os
+
+from common.config import UserError
+from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
+from common.pictures import class_names, difference_colors, draw_curves, draw_grid, image_colors, legend, mask_colors
+from data.loader import validation_batches
+
+import numpy as np
+
+COLUMNS = (
+    *("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_mean_iou", "val_accuracy"),
+    *("learning_rate", "images_per_second", "seconds"),
+)
+PICTURES = 4  # validation images in predictions.png
+
+
+def evaluate(eval_step, batches, classes):
+    """What the weights are worth on all images of `batches`: ({"loss": ..., "mean_iou": ...}, confusion matrix).
+
+    loss: the mean over the images of their batches' losses. dice, iou, accuracy: the mean over the images, see
+    `common.metrics.scores`. mean_iou: of all pixels of all images, the mean over the classes; one class: the foreground's.
+    """
+    values, matrix = {"loss": [], "dice": [], "iou": [], "accuracy": []}, 0
+    for images, masks in batches:
+        loss, p = eval_step(images, masks)
+        truths, predictions = masks.numpy()[..., 0], predicted_classes(p.numpy())
+        values["loss"] += [float(loss)] * len(images)
+        for name, value in scores(truths, predictions, classes).items():
+            values[name] += value[~np.isnan(value)].tolist()  # an image without a labelled pixel has none
+        matrix += confusion(truths, predictions, classes)
+    means = {name: float(np.mean(value)) if value else math.nan for name, value in values.items()}
+    return {**means, "mean_iou": float(mean_over_classes(class_scores(matrix)[0], classes))}, matrix
+
+
+def write_history(run_dir, rows):
+    """Writes `rows`, dicts of numbers by the names in `COLUMNS`, to history.csv, whole or not at all."""
+    path = run_dir / "history.csv"
+    with open(path.with_suffix(".part"), "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+    os.replace(path.with_suffix(".part"), path)
+
+
+def read_history(run_dir):
+    """The rows of a run's history.csv as dicts of numbers, at least one.
+
+    Raises: UserError when there is none, or the file is damaged.
+    """
+    path = run_dir / "history.csv"
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except OSError:
+        raise UserError(f"there is no {path}: train first, for instance `python -m {run_dir.name}.train`") from None
+    except (TypeError, ValueError):
+        raise UserError(f"{path} is damaged: train again, or take another folder") from None
+    if not rows or set(rows[0]) != set(COLUMNS):
+        raise UserError(f"{path} holds no epochs: train again, or take another folder")
+    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+
+
+def predict_some(config, validation, eval_step):
+    """The first few of the validation images: [(name, image [H, W, C], truth [H', W'], prediction [H', W'], dice)]."""
+    found = []
+    for images, masks in validation_batches(config, validation):
+        predictions = predicted_classes(eval_step(images, masks)[1].numpy())
+        truths = masks.numpy()[..., 0].astype(int)
+        dice = scores(truths, predictions, config.classes)["dice"]
+        found += zip(validation.names[len(found) :], images.numpy(), truths, predictions, dice)
+        if len(found) >= PICTURES:
+            return found[:PICTURES]
+    return found
+
+
+def draw_results(config, rows, best, validation, eval_step):
+    """Draws curves.png, and predictions.png with the weights that `eval_step` has, into `config.run_dir`."""
+    examples = predict_some(config, validation, eval_step)
+    pictures = [
+        {
+            name: image_colors(image, truth),
+            "truth": mask_colors(truth, config.classes),
+            f"prediction, dice {dice:.3f}": mask_colors(prediction, config.classes),
+            "missed orange, wrong violet": difference_colors(truth, prediction, config.classes),
+        }
+        for name, image, truth, prediction, dice in examples
+    ]
+    key = legend([mask for _, _, *masks, _ in examples for mask in masks], config)
+    draw_grid(config.run_dir / "predictions.png", pictures, f"validation images, epoch {best['epoch']}", key)
+    draw_curves(config.run_dir / "curves.png", {config.run_dir.name: rows})
+
+
+def list_classes(config, means, matrix):
+    """Prints IoU of every class over all validation images, as `evaluate` gives it; writes it with the dice to classes.csv."""
+    names = class_names(config)
+    rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
+    with open(config.run_dir / "classes.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "iou", "dice", "pixels"])
+        writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
+    width = max(map(len, [*names, "mean IoU"]))
+    for name, iou, _, pixels in rows:
+        print(f"  {name:<{width}}  {'-' if math.isnan(iou) else f'{iou:.4f}':>6}  {pixels:>12,} pixels")
+    print(f"  {'mean IoU':<{width}}  {means['mean_iou']:.4f}  {matrix.sum():>12,} pixels", flush=True)

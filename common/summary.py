@@ -1,0 +1,51 @@
+"""The network as a table: layers, shapes, parameters. Read off the configuration, so it is the same for all three."""
+
+from common.config import Size
+from common.shapes import margin, missing
+from common.weights import is_trainable, weight_shapes
+
+import numpy as np
+
+
+def layers(config, size):
+    """[(name, (height, width, channels), trainable parameters)] of every layer for an image of `size`, in order.
+
+    config: with `channels` and `classes`. size: (height, width), at least `shapes.min_size`.
+    """
+    height, width = (n + missing(n, config) for n in size)
+    lost = 0 if config.padding == "same" else 2  # by a 3x3 convolution
+    parameters = {}
+    for name, shape in weight_shapes(config).items():
+        layer = name.rsplit("/", 1)[0]
+        parameters[layer] = parameters.get(layer, 0) + int(np.prod(shape)) * is_trainable(name)
+    found = [("image", (*size, config.channels), 0)]
+    for layer, count in parameters.items():
+        block, _, part = layer.partition("/")
+        channels = config.classes if block == "head" else config.filters * 2 ** (int(block.strip("downup") or config.depth))
+        if part.startswith("conv"):
+            height, width = height - lost, width - lost
+        elif part == "deconv":
+            height, width = 2 * height, 2 * width
+        elif block == "head":
+            height, width = (n - margin(config.depth, config.padding) for n in size)
+        if layer == "dropout":
+            channels = config.filters * 2**config.depth
+        found.append((layer, (height, width, channels), count))
+        last = part == ("bn2" if config.batch_norm != "none" else "conv2")
+        if last and block.startswith("down") and block != f"down{config.depth}":
+            height, width = height // 2, width // 2
+            found.append((f"{block}/pool", (height, width, channels), 0))
+        if part == "deconv":
+            found.append((f"{block}/concat", (height, width, 2 * channels), 0))
+    return found
+
+
+def print_summary(config):
+    """Prints the table for the size that the options name, or 128x128, and its parameters in all."""
+    size = config.crop_size or config.image_size or Size(128, 128)
+    rows = layers(config, size)
+    print(f"{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
+    for name, (height, width, channels), count in rows:
+        print(f"{name:<16}{height:>8}{width:>8}{channels:>10}{count or '':>14}")
+    total = sum(count for _, _, count in rows)
+    print(f"{total:,} trainable parameters for {size} {'gray' if config.channels == 1 else 'RGB'} images")
