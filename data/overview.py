@@ -119,7 +119,7 @@ def _legend(names, classes, void_label):
 
 def _class_names(names, classes):
     """`names`, or what to call the classes where nothing names them."""
-    return names or Names(["background", "foreground"] if classes <= 2 else map(str, range(classes)))
+    return names or Names(["background", "foreground"] if classes <= 2 else [f"class {k}" for k in range(classes)])
 
 
 # --- what there is ---
