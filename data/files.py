@@ -5,6 +5,7 @@ scikit-image's reader shows palette masks as colours, takes a TIFF of three page
 
 import contextlib
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever 
 MAX_PIXELS = 2**28  # 16384x16384, 1 GiB while a colour image is decoded
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_PIXELS is checked here
+warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
 
 TURNS = {  # EXIF orientation, as stored to upright
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -107,9 +109,11 @@ def readable(path):
         elif Path(path).stat().st_size == 0:
             reason = "it is empty, 0 bytes; replace or remove it"
         elif isinstance(error, UnidentifiedImageError):
-            reason = f"it is no image, whatever its name says ({', '.join(FORMATS)} are known); replace or remove it"
+            known = f"known are {', '.join(FORMATS)}, colours with 8 bits"
+            reason = f"it is cut short, or no image of a known kind ({known}); save it again as PNG, or remove it"
         else:
             text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
+            text = text[0].lower() + text[1:]
             reason = f"it is damaged or cut short ({text}); replace or remove it"
         raise UserError(f"cannot read {path}: {reason}") from error
 
@@ -136,6 +140,9 @@ def _load(path, page, size, resample, draft=None, convert=lambda image: image):
             )
         if page is None and not is_jpeg and getattr(image, "n_frames", 1) > 1:
             raise UserError(f"{path} holds {image.n_frames} images: save each as a file of its own")
+        if image.format == "PNG":  # the decoder skips the checksums: 1 wrong byte in 10 would pass, and draw another mask
+            with Image.open(path, formats=["PNG"]) as twin:
+                twin.verify()
         if not is_jpeg:
             image.load()  # PNG may hold its orientation at the end; TIFF comes upright
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))

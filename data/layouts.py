@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.config import Names, Size, UserError
 from common.losses import VOID
-from data.files import Colors, count_pages, read_image, read_mask, read_pair, readable  # noqa: F401
+from data.files import Colors, count_pages, read_pair, readable
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ def find_layout(config):
             raise UserError(f"--data-dir {config.data_dir} does not exist")
         return find[config.dataset](config)
     except OSError as error:
-        reason = f"{error.strerror}; check its permissions"
+        reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or config.data_dir}: {reason}") from None
 
 
@@ -156,25 +156,21 @@ def _nyuv2(config):
 
     Of its 894 labels the most frequent become the classes, 40 or --classes, in order of frequency; the rest is void.
     """
-    import h5py  # 0.2 s that only this layout needs
+    import h5py  # comes with TensorFlow, and only this layout needs it
 
     path = config.data_dir if config.data_dir.is_file() else config.data_dir / "nyu_depth_v2_labeled.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")
+    wanted, counts = max(config.classes or 40, 2), np.zeros(2**16, np.int64)
     with readable(path):
         file = h5py.File(path, "r")  # stays open: its readers share what it has unpacked
         images, labels, names = file["images"], file["labels"], file["names"][()].ravel()
-    n, _, width, height = images.shape if images.ndim == 4 else (0, 0, 0, 0)
-    if images.shape != (n, 3, width, height) or labels.shape != (n, width, height) or not n:
-        raise UserError(f"{path} has images {images.shape} and labels {labels.shape}, not [N, 3, W, H] and [N, W, H]")
-
-    wanted = max(config.classes or 40, 2)
-    counts = np.zeros(2**16, np.int64)
-    with readable(path):
-        for start in tqdm(
-            range(0, n, 8), desc="counting labels", unit=" images", unit_scale=8, delay=1, leave=False, disable=None
-        ):
-            counts += np.bincount(labels[start : start + 8].ravel(), minlength=len(counts))  # 20 MB at a time
+        n, _, width, height = shape = images.shape
+        if not n or shape != (n, 3, width, height) or labels.shape != (n, width, height):
+            raise UserError(f"{path} has images {shape} and labels {labels.shape}, not [N, 3, W, H] and [N, W, H]")
+        starts = range(0, n, 8)  # 20 MB at a time
+        for start in tqdm(starts, desc="counting labels", unit=" images", unit_scale=8, delay=1, leave=False, disable=None):
+            counts += np.bincount(labels[start : start + 8].ravel(), minlength=len(counts))
         counts[0] = 0  # unlabelled
         frequent = np.argsort(-counts, kind="stable")[:wanted]
         frequent = frequent[counts[frequent] > 0]
@@ -345,8 +341,8 @@ def _found(present, items, config):
             f"all {len(items)} masks hold {f'only the value {top}' if values else 'nothing but void'}, so there is nothing to "
             f"learn: check {items[0].mask.parent}, or set --classes if that is meant"
         )
+    jpeg = np.array([_is_jpeg(item.mask) for item in items])
     if classes in (None, 1, 2):
-        jpeg = np.array([_is_jpeg(item.mask) for item in items])
         if values <= {0, 1}:
             return classes or 1, {0: 0, 1: 1}, "mask values 0/1"
         if values <= {0, 255}:
@@ -361,7 +357,7 @@ def _found(present, items, config):
     if classes:
         fits = max(indices, default=0) < n and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
     else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
-        fits = n <= 200 and len(absent) <= n / 4
+        fits = n <= 200 and len(absent) <= n / 4 and not jpeg.any()
     if n > 2 and fits:
         note = f"{n} classes from mask values 0 to {max(indices, default=0)}"
         if absent and not classes:
@@ -376,12 +372,13 @@ def _is_jpeg(path):
 
 def _misfit(present, items, classes):
     """The `UserError` for values that are no class indices, about the first mask that has them."""
-    values = np.flatnonzero(present.any(axis=0))
-    limit = max(classes, 2) if classes else next(v for v in range(1, 257) if v == 256 or not present[:, v].any())
-    first = int(present[:, limit if limit < 200 else 1 :].any(axis=1).argmax())
+    values = np.flatnonzero(present.any(axis=0)).tolist()
+    limit = max(classes, 2) if classes else next(v for v in range(1, 257) if v not in values)
+    bad = (present[:, limit:] if classes or limit < 200 else present[:, 2:VOID]).any(axis=1)
+    first = int(np.argmax(bad if bad.any() else [_is_jpeg(item.mask) for item in items]))
     held = [str(value) for value in np.flatnonzero(present[first])]
     shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
-    top = values[values < VOID].max()
+    top = max([value for value in values if value < VOID], default=0)
     if classes:
         allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
         allowed = f"but --classes {classes} takes {allowed}"
@@ -391,7 +388,7 @@ def _misfit(present, items, classes):
         advice = "JPEG does not keep a mask's values, save it as PNG"
     elif set(values) <= {0, 1, VOID} and limit == 2:
         advice = "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled"
-    elif top < limit:
+    elif classes and top < limit:
         advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
     elif len(held) > 32:
         advice = f"save it without smoothed edges; if it does hold class indices, set --classes {top + 1}"
@@ -400,48 +397,3 @@ def _misfit(present, items, classes):
     else:
         advice = f"if they are class indices, set --classes {top + 1}; if gray levels or colours, name them with --colors FILE"
     return UserError(f"{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}")
-
-
-# until data.loader calls the functions above
-
-
-def find_folder(data_dir):
-    return [(item.image.name, item.image, item.mask) for item in _pairs(Path(data_dir), "images", "masks")]
-
-
-def class_indices(masks, paths, classes):
-    """Decides for the whole data set what the values of its masks mean: a mask of one image may well be 0 everywhere.
-
-    Args:
-        masks: uint8 [H, W] each, from `read_mask`.
-        paths: their files.
-        classes: as in `Config`; 1 and 2 both are foreground against background, 0/1 or 0/255 in the files.
-
-    Returns: the masks as class indices, uint8 [H, W] each, and a few words on how they were read.
-
-    Raises: UserError for values that are no classes, naming the first file that has them.
-    """
-    present = np.array([np.bincount(mask.ravel(), minlength=256) > 0 for mask in masks])  # [masks, values]
-    values, limit = np.flatnonzero(present.any(axis=0)), max(classes, 2)
-    if values[-1] < limit:
-        return masks, f"mask values 0 to {values[-1]}"
-    if limit == 2 and np.isin(values, (0, 255)).all():
-        return [mask // 255 for mask in masks], "mask values 0/255 read as 0/1"
-    jpeg = np.array([path.suffix.lower() in (".jpg", ".jpeg") for path in paths])
-    if limit == 2 and values[-1] > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
-        # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
-        return [mask // 128 for mask in masks], "JPEG masks read as 0 below 128 and 1 above"
-
-    first = int(present[:, limit:].any(axis=1).argmax())
-    held = [str(value) for value in np.flatnonzero(present[first])]
-    shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
-    allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
-    if jpeg[first]:
-        advice = "JPEG does not keep a mask's values, save it as PNG"
-    elif values[values < 255][-1:] >= limit:
-        advice = f"if they are class indices, set --classes {values[values < 255][-1] + 1}, otherwise mend the mask"
-    elif limit == 2:
-        advice = "here 1 and 255 both occur"
-    else:
-        advice = "255 is foreground only with --classes 1 or 2; where it marks what nobody labelled, give it a class"
-    raise UserError(f"{paths[first]} holds {len(held)} values ({shown}), but --classes {classes} takes {allowed}: {advice}")

@@ -1,0 +1,718 @@
+"""Data sets as people have them: which file is whose mask, what is decoded, what values mean, and what is refused."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.config import Config, Size, UserError
+from common.losses import VOID
+from data.files import read_image, read_mask, read_pair
+from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+GRAY = np.repeat(NOISE[..., :1], 3, axis=-1)
+BLOBS = (NOISE[..., 0] > 128).astype(np.uint8)  # 0/1
+RAMP = np.stack(np.broadcast_arrays(*np.ogrid[:320, :480], 90), axis=-1).astype(np.float32) / (320, 480, 255) * 255
+RAMP = RAMP.round().astype(np.uint8)  # smooth, so that JPEG keeps it
+
+
+def save(path, image, **kwargs):
+    """image: an array or a Pillow image. Returns: path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **kwargs)
+    return path
+
+
+def save_pairs(folder, masks, image=NOISE):
+    for i, mask in enumerate(masks):
+        save(folder / f"images/{i}.png", image)
+        save(folder / f"masks/{i}.png", mask)
+    return folder
+
+
+def palette_image(colors, values=BLOBS):
+    image = Image.fromarray(values).convert("P")
+    image.putdata(values.ravel())
+    image.putpalette(colors)
+    return image
+
+
+def layout_of(dataset, data_dir, **options):
+    config = Config(dataset=dataset, data_dir=data_dir, **options)
+    return config, find_layout(config)
+
+
+def read_all(layout, channels=3, size=None):
+    return [layout.read(item, channels, size) for item in layout.items]
+
+
+def meaning_of(config, layout):
+    present = np.array([np.bincount(mask.ravel(), minlength=256) > 0 for _, mask in read_all(layout)])
+    return mask_meaning(present, layout.items, config, layout)
+
+
+def refused(*texts):
+    """A context that must raise a `UserError` of one line, which holds all `texts` and no noise of Python or Pillow."""
+
+    class Refused:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, kind, error, traceback):
+            assert kind is UserError, f"{kind}: {error}"
+            for text in texts:
+                assert str(text) in str(error), f"{text!r} is not in {str(error)!r}"
+            for noise in ("\n", "<_io", "BytesIO", " object at 0x"):
+                assert noise not in str(error)
+            return True
+
+    return Refused()
+
+
+# layouts
+
+
+def test_pairs_have_the_same_stem(tmp_path):
+    for stem in ("cat1", "cat", "dog", "a b.c"):
+        save(tmp_path / f"images/{stem}.JPG", NOISE)
+        save(tmp_path / f"masks/{stem}.gif", BLOBS)
+    for name in ("images/.DS_Store", "images/Thumbs.db", "masks/notes.txt", "masks/._cat.png"):
+        (tmp_path / name).write_text("no image")
+    _, layout = layout_of("folder", tmp_path)
+    assert [(item.name, item.mask.name) for item in layout.items] == [
+        ("images/a b.c.JPG", "a b.c.gif"),
+        ("images/cat.JPG", "cat.gif"),
+        ("images/cat1.JPG", "cat1.gif"),
+        ("images/dog.JPG", "dog.gif"),
+    ]
+    assert {(item.group, item.part) for item in layout.items} == {("", "")}
+
+
+def test_names_may_hold_spaces_and_any_letters(tmp_path):
+    # "é" as one letter, and as macOS stores it: an e and an accent
+    for image, mask in [("naïve café 1", "naïve café 1"), ("\u00e9", "e\u0301"), ("猫 (2)", "猫 (2)")]:
+        save(tmp_path / f"images/{image}.png", NOISE)
+        save(tmp_path / f"masks/{mask}.png", BLOBS)
+    _, layout = layout_of("folder", tmp_path)
+    assert len(read_all(layout)) == 3
+
+
+def test_folders_of_parts(tmp_path):
+    for part, n in {"train": 3, "val": 2, "test": 1}.items():
+        save_pairs(tmp_path / part, [BLOBS] * n)
+    _, layout = layout_of("folder", tmp_path)
+    assert [(item.name, item.part) for item in layout.items] == [
+        ("test/images/0.png", "test"),
+        *[(f"train/images/{i}.png", "train") for i in range(3)],
+        *[(f"val/images/{i}.png", "val") for i in range(2)],
+    ]
+    save_pairs(tmp_path, [BLOBS])
+    with refused("images/ and train/images/"):
+        layout_of("folder", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png"])
+def test_carvana(tmp_path, suffix):
+    for i, name in enumerate(("b_01", "b_02", "a_01")):
+        save(tmp_path / f"train/{name}.jpg", NOISE + np.uint8(i))
+        save(tmp_path / f"train_masks/{name}_mask{suffix}", palette_image([0, 0, 0, 255, 255, 255]))
+    config, layout = layout_of("carvana", tmp_path)
+    assert [(item.name, item.group) for item in layout.items] == [
+        ("train/a_01.jpg", "a"),
+        ("train/b_01.jpg", "b"),
+        ("train/b_02.jpg", "b"),
+    ]
+    assert layout.class_names == ("background", "car")
+    for image, mask in read_all(layout):
+        assert image.shape == (40, 48, 3)
+        np.testing.assert_array_equal(mask, 255 * BLOBS)
+    assert meaning_of(config, layout).classes == 1
+    save(tmp_path / "train/c_01.jpg", NOISE)
+    save(tmp_path / f"train_masks/c_02_mask{suffix}", BLOBS)
+    with refused("train/c_01.jpg has no mask", f"train_masks/c_02_mask{suffix} has no image"):
+        layout_of("carvana", tmp_path)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Four listed pets, one of which nobody lists, beside the litter of the real download."""
+    trimap = np.array([2, 3, 1], np.uint8)[np.add.outer(np.arange(40), np.arange(48)) // 30]
+    kinds = {"Abyssinian_1": "JPEG", "Bengal_2": "PNG", "Bengal_10": "GIF", "beagle_3": "BMP", "unlisted_4": "JPEG"}
+    for name, kind in kinds.items():  # all are named .jpg
+        save(tmp_path / f"images/{name}.jpg", GRAY if kind == "GIF" else NOISE, format=kind)
+        save(tmp_path / f"annotations/trimaps/{name}.png", trimap)
+        (tmp_path / f"annotations/trimaps/._{name}.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "images/Abyssinian_1.mat").write_bytes(b"MATLAB 5.0")
+    (tmp_path / "annotations/trainval.txt").write_text("Bengal_2 6 1 2\nAbyssinian_1 1 1 1\n\nbeagle_3 5 2 2\n")
+    (tmp_path / "annotations/test.txt").write_text("#Image CLASS-ID SPECIES BREED ID\nBengal_10 6 1 2\n")
+    return tmp_path
+
+
+def test_oxford_pet_follows_its_lists(pets):
+    config, layout = layout_of("oxford_pet", pets)
+    assert [(item.name, item.part) for item in layout.items] == [
+        ("images/Abyssinian_1.jpg", ""),
+        ("images/Bengal_10.jpg", "test"),
+        ("images/Bengal_2.jpg", ""),
+        ("images/beagle_3.jpg", ""),
+    ]
+    images = [image for image, _ in read_all(layout)]
+    np.testing.assert_array_equal(images[1:], [GRAY, NOISE, NOISE])  # decoded by content, not by name
+    lists = pets / "annotations/trainval.txt"
+    for line, texts in {
+        "Bengal_10 1": ["Bengal_10", "listed before"],
+        "pug_7 1": ["pug_7.jpg is missing", "pug_7.png"],
+    }.items():
+        lists.write_text(line)
+        with refused(pets, *texts):
+            layout_of("oxford_pet", pets)
+    for path in (lists, pets / "annotations/test.txt"):
+        path.write_text("\n")
+    with refused("trainval.txt", "lists no images"):
+        layout_of("oxford_pet", pets)
+    lists.unlink()
+    with refused("trainval.txt is missing", "oxford_pet"):
+        layout_of("oxford_pet", pets)
+
+
+@pytest.mark.parametrize(
+    "options, classes, table, names, void",
+    [
+        ({}, 3, [1, 0, 2], "background,pet,outline", None),
+        ({"classes": 1}, 1, [1, 0, 0], "background,pet", None),
+        ({"classes": 2}, 2, [1, 0, 0], "background,pet", None),
+        ({"void_label": 3}, 1, [1, 0, VOID], "background,pet", 3),
+    ],
+)
+def test_trimaps(pets, options, classes, table, names, void):
+    config, layout = layout_of("oxford_pet", pets, **options)
+    meaning = meaning_of(config, layout)
+    assert (meaning.classes, meaning.table[1:4].tolist(), str(layout.class_names)) == (classes, table, names)
+    assert meaning.void_label == void
+    save(pets / "annotations/trimaps/Bengal_2.png", BLOBS)
+    with refused("Bengal_2.png", "value 0", "oxford_pet"):
+        meaning_of(config, layout)
+
+
+def test_oxford_pet_has_no_more_classes(pets):
+    with refused("--classes 4", "3 classes"):
+        layout_of("oxford_pet", pets, classes=4)
+
+
+def save_stack(path, pages):
+    first, *rest = [Image.fromarray(page) for page in pages]
+    return save(path, first, save_all=True, append_images=rest)
+
+
+def test_isbi_reads_pages(tmp_path):
+    pages = RNG.integers(0, 256, (11, 20, 24), dtype=np.uint8)
+    labels = np.where(pages > 99, 255, 0).astype(np.uint8)
+    save_stack(tmp_path / "train-volume.tif", pages)
+    save_stack(tmp_path / "train-labels.tif", labels)
+    config, layout = layout_of("isbi", tmp_path)
+    assert [item.name for item in layout.items] == [f"train-volume.tif[{i:02}]" for i in range(11)]
+    assert layout.items == sorted(layout.items, key=lambda item: item.name)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda item: layout.read(item, 1, None), layout.items * 5))
+    np.testing.assert_array_equal([image[..., 0] for image, _ in found], np.tile(pages, (5, 1, 1)))
+    np.testing.assert_array_equal([mask for _, mask in found], np.tile(labels, (5, 1, 1)))
+    assert meaning_of(config, layout).table[[0, 255]].tolist() == [0, 1]
+    assert layout.class_names == ("membrane", "cell")
+
+    save_stack(tmp_path / "train-labels.tif", labels[:9])
+    with refused("train-volume.tif has 11 pages", "train-labels.tif has 9"):
+        layout_of("isbi", tmp_path)
+    (tmp_path / "train-labels.tif").unlink()
+    with refused("train-labels.tif is missing", "isbi"):
+        layout_of("isbi", tmp_path)
+
+
+@pytest.fixture
+def rooms(tmp_path):
+    """-> (folder with a small nyu_depth_v2_labeled.mat, images [N, H, W, 3], labels [N, H, W])"""
+    images = RNG.integers(0, 256, (10, 24, 32, 3), dtype=np.uint8)
+    labels = RNG.choice(np.array([0, 5, 300, 894, 21], np.uint16), (10, 24, 32), p=[0.1, 0.2, 0.4, 0.05, 0.25])
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["labels"] = labels.transpose(0, 2, 1)
+        for label in range(1, 895):
+            file[f"#refs#/{label}"] = np.array([[ord(letter)] for letter in f"thing {label}"], np.uint16)
+        references = [file[f"#refs#/{label}"].ref for label in range(1, 895)]
+        file.create_dataset("names", data=np.array([references], dtype=h5py.ref_dtype))
+    return tmp_path, images, labels
+
+
+@pytest.mark.parametrize(
+    "options, kept", [({}, [300, 21, 5, 894]), ({"classes": 3}, [300, 21, 5]), ({"classes": 1}, [300, 21])]
+)
+def test_nyuv2_keeps_the_most_frequent_labels(rooms, options, kept):
+    folder, images, labels = rooms
+    expected = np.full(labels.shape, VOID, np.uint8)
+    for index, label in enumerate(kept):
+        expected[labels == label] = index
+    for data_dir in (folder, folder / "nyu_depth_v2_labeled.mat"):
+        config, layout = layout_of("nyuv2", data_dir, **options)
+        assert layout.items[9].name == "nyu_depth_v2_labeled.mat[9]"
+        assert layout.class_names == tuple(f"thing {label}" for label in kept)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(layout.read, layout.items, [3] * 10, [None] * 10))
+        np.testing.assert_array_equal([image for image, _ in found], images)
+        np.testing.assert_array_equal([mask for _, mask in found], expected)
+    image, mask = layout.read(layout.items[0], 1, Size(12, 20))
+    assert image.shape == (12, 20, 1) and mask.shape == (12, 20) and find_channels(layout) == 3
+    meaning = meaning_of(config, layout)
+    assert meaning.classes == options.get("classes", 4) and meaning.void_label == VOID and "255 is void" in meaning.note
+    np.testing.assert_array_equal(meaning.table[: len(kept)], range(len(kept)))
+
+
+def test_nyuv2_that_is_no_nyuv2(rooms):
+    folder = rooms[0]
+    path = folder / "nyu_depth_v2_labeled.mat"
+    with refused(path, "4 labels", "--classes 9"):
+        layout_of("nyuv2", folder, classes=9)
+    with h5py.File(path, "a") as file:
+        del file["labels"]
+    with refused(path, "labels"):
+        layout_of("nyuv2", folder)
+    with h5py.File(path, "a") as file:
+        file["labels"] = np.zeros((10, 24, 32), np.uint16)
+    with refused(path, "(10, 3, 32, 24)", "(10, 24, 32)"):
+        layout_of("nyuv2", folder)
+    for content in (b"MATLAB 5.0 MAT-file", b""):
+        path.write_bytes(content)
+        with refused("cannot read", path):
+            layout_of("nyuv2", folder)
+    path.unlink()
+    with refused(path, "is missing", "--data-dir"):
+        layout_of("nyuv2", folder)
+
+
+COLORS = "# of CamVid\nsky 128 128 128\n\nbuilding  128 0 0  # brick\nroad marking 128 64 128\nvoid 0 0 0\n"
+
+
+def test_masks_of_colours(tmp_path):
+    indices = RNG.choice([0, 1, 2, VOID], (40, 48), p=[0.3, 0.3, 0.3, 0.1]).astype(np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:3] = (128, 128, 128), (128, 0, 0), (128, 64, 128)
+    save_pairs(tmp_path, [palette[indices], palette_image(palette.ravel().tolist(), indices), palette[0 * indices]])
+    colors = tmp_path / "colors.txt"
+    colors.write_text("\ufeff" + COLORS, encoding="utf-8")  # as Windows' editor saves it
+    config, layout = layout_of("folder", tmp_path, colors=colors)
+    for (_, mask), expected in zip(read_all(layout), [indices, indices, 0 * indices]):
+        np.testing.assert_array_equal(mask, expected)
+    resized = layout.read(layout.items[0], 3, Size(20, 24))[1]
+    np.testing.assert_array_equal(resized, indices[1::2, 1::2])  # of two pixels equally near, Pillow takes the later one
+    meaning = meaning_of(config, layout)
+    assert (meaning.classes, meaning.void_label, layout.class_names) == (3, VOID, ("sky", "building", "road marking"))
+
+    wrong = palette[indices]
+    wrong[0, :3], wrong[1, 0] = (1, 2, 3), (9, 9, 9)
+    save(tmp_path / "masks/1.png", wrong)
+    with refused("1.png", "3 pixels", "1 2 3", "1 more", colors):
+        read_all(layout)
+    config, layout = layout_of("folder", tmp_path, colors=colors, void_label=255)
+    assert (layout.read(layout.items[1], 3, None)[1][0, :3] == VOID).all()
+    with refused("3 classes", "--classes is 2"):
+        layout_of("folder", tmp_path, colors=colors, classes=2)
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("sky 1 2\n", "line 1"),
+        ("a 0 0 0\nb 0 0 256\n", "line 2"),
+        ("a 0 0 0\n\nb 0 0 0\n", "line 3"),
+        ("a 0 0 0\na 1 1 1\n", "line 2"),
+        ("a 0 0 0\nvoid 1 1 1\n", "names 1 classes"),
+        ("", "names 0 classes"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_files_of_colours_that_are_refused(tmp_path, text, problem):
+    save_pairs(tmp_path, [BLOBS])
+    if text is not None:
+        (tmp_path / "colors.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with refused(tmp_path / "colors.txt", problem):
+        layout_of("folder", tmp_path, colors=tmp_path / "colors.txt")
+
+
+# what is decoded
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "name, stored, shown",
+    [
+        ("gray.png", NOISE[..., 0], GRAY),
+        ("colour.TIF", NOISE, NOISE),
+        ("alpha.png", np.dstack([NOISE, NOISE[..., :1]]), NOISE),
+        ("gray_alpha.png", Image.merge("LA", [Image.fromarray(NOISE[..., i]) for i in range(2)]), GRAY),
+        ("cmyk.tif", Image.fromarray(NOISE).convert("CMYK"), NOISE),
+        ("gray.gif", NOISE[..., 0], GRAY),
+        ("16bit.png", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
+        ("16bit.tiff", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
+        ("16bit_big_endian.tif", NOISE[..., 0].astype(">u2") * 257, GRAY),
+        ("12bit.tif", np.rint(NOISE[..., 0] * (4095 / 255)).astype(np.uint16), GRAY),
+        ("float.tif", NOISE[..., 0].astype(np.float32) / 255, GRAY),
+        ("1bit.png", BLOBS.astype(bool), np.repeat(255 * BLOBS[..., None], 3, axis=-1)),
+        ("palette.png", palette_image([10, 20, 30, 200, 100, 50]), np.array([[10, 20, 30], [200, 100, 50]])[BLOBS]),
+    ],
+)
+def test_images_of_all_kinds_become_8_bit(tmp_path, name, stored, shown, channels):
+    image = read_image(save(tmp_path / name, stored), channels)
+    assert image.dtype == np.uint8 and image.shape == (40, 48, channels)
+    expected = shown if channels == 3 else shown @ [[0.299], [0.587], [0.114]]
+    np.testing.assert_allclose(image, expected, atol=0 if channels == 3 else 1)  # 1: rounding
+
+
+@pytest.mark.parametrize(
+    "name, stored, expected",
+    [
+        ("0_1.png", BLOBS, BLOBS),
+        ("0_255.png", 255 * BLOBS, 255 * BLOBS),
+        ("rgb.png", np.repeat(255 * BLOBS[..., None], 3, axis=-1), 255 * BLOBS),
+        ("rgba.png", np.dstack([7 * BLOBS] * 3 + [255 * BLOBS]), 7 * BLOBS),
+        ("1bit.png", BLOBS.astype(bool), BLOBS),
+        ("16bit.png", BLOBS.astype(np.uint16), BLOBS),
+        ("16bit.tif", BLOBS.astype(np.uint16) * 65535, 255 * BLOBS),
+        ("float.tif", BLOBS.astype(np.float32), BLOBS),
+        ("black_white.gif", palette_image([0, 0, 0, 255, 255, 255]), 255 * BLOBS),  # as Carvana's
+        ("white_black.png", palette_image([255, 255, 255, 0, 0, 0]), 255 * (1 - BLOBS)),
+        ("grays.png", palette_image([0, 0, 0, 7, 7, 7]), 7 * BLOBS),  # a tool has made a gray image smaller
+        ("colours.png", palette_image([0, 0, 0, 128, 0, 0]), BLOBS),  # as Pascal VOC's
+        # 2 is red in other pixels than these: what 1 means must not depend on them
+        ("unused.png", palette_image([0, 0, 0, 255, 255, 255, 255, 0, 0]), BLOBS),
+    ],
+)
+def test_masks_of_all_kinds_keep_their_values(tmp_path, name, stored, expected):
+    path = save(tmp_path / name, stored)
+    mask = read_mask(path)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(read_mask(path, Size(20, 24)), expected[1::2, 1::2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape, size", [((1280, 1918), (320, 480)), ((640, 960), (600, 900)), ((300, 400), (400, 800))])
+def test_a_jpeg_decoded_at_a_smaller_scale_shows_the_same(tmp_path, shape, size, channels):
+    photo = Image.fromarray(RAMP).resize(shape[::-1], Image.BICUBIC)
+    expected = np.asarray(photo.resize(size[::-1], Image.BOX).convert("RGB" if channels == 3 else "L"))
+    image = read_image(save(tmp_path / "photo.jpg", photo, quality=95), channels, Size(*size))
+    assert image.shape == (*size, channels)
+    # 4: JPEG at 95 and rounding; a shift by one pixel of the small image is worth 1 only, so the mean is bounded as well
+    difference = image.astype(int) - expected.reshape(image.shape)
+    assert abs(difference).max() <= 4
+    np.testing.assert_allclose(difference.mean(axis=(0, 1)), 0, atol=0.3)
+
+
+def test_resizing_a_jpeg_does_not_alias(tmp_path):
+    stripes = np.kron(np.indices((640, 960)).sum(axis=0) % 2, np.ones((1, 1))).astype(np.uint8) * 255
+    image = read_image(save(tmp_path / "stripes.jpg", stripes, quality=95), 1, Size(200, 300))
+    np.testing.assert_allclose(image, 127.5, atol=4)  # a checkerboard of single pixels is gray from afar
+
+
+ORIENTED = {  # EXIF orientation: what a viewer does to the stored array to show it upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_photos_come_upright(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = save(tmp_path / f"photo{suffix}", RAMP, exif=exif, **({"quality": 95} if suffix == ".jpg" else {}))
+    upright = ORIENTED[orientation](RAMP)
+    np.testing.assert_allclose(read_image(path, 3).astype(int), upright, atol=4)  # 4: JPEG at 95
+    small = Size(upright.shape[0] // 4, upright.shape[1] // 4)
+    expected = np.asarray(Image.fromarray(np.ascontiguousarray(upright)).resize(small[::-1], Image.BOX)).astype(int)
+    np.testing.assert_allclose(read_image(path, 3, small), expected, atol=4)
+
+    mask = save(tmp_path / "mask.png", np.ascontiguousarray(upright[..., 0]))
+    assert read_pair(path, mask, 3)[1].shape == upright.shape[:2]
+    if orientation >= 5 and suffix != ".tif":
+        save(mask, RAMP[..., 0])
+        with refused("photo" + suffix, "is 320x480 pixels", "mask.png is 480x320", "EXIF orientation"):
+            read_pair(path, mask, 3)
+
+
+def test_a_mask_as_large_as_another_image_is_refused(tmp_path):
+    save_pairs(tmp_path, [BLOBS[:, :40]])
+    _, layout = layout_of("folder", tmp_path)
+    for size in (None, Size(20, 24)):
+        with refused("images/0.png is 48x40", "masks/0.png is 40x40"):
+            layout.read(layout.items[0], 3, size)
+
+
+def test_channels_are_those_of_the_images(tmp_path):
+    image = np.asarray(Image.fromarray(GRAY)).copy()
+    image[0, 0] += np.array([0, 1, 2], np.uint8)  # a rounding of JPEG
+    save_pairs(tmp_path, [BLOBS] * 9, image)
+    _, layout = layout_of("folder", tmp_path)
+    assert find_channels(layout) == 1
+    (tmp_path / "images/0.png").write_bytes(b"")  # reported when it is decoded
+    assert find_channels(layout) == 1
+    image[0, 0] = 100, 104, 100
+    save(tmp_path / "images/8.png", image)
+    assert find_channels(layout) == 3
+
+
+def test_threads_of_a_fresh_process_read_all_formats(tmp_path):
+    """Pillow loads its decoders when the first file needs them."""
+    for i in range(16):
+        save(tmp_path / f"images/{i}.{('png', 'jpg', 'tif', 'gif')[i % 4]}", NOISE)
+        save(tmp_path / f"masks/{i}.{('gif', 'tif', 'png')[i % 3]}", BLOBS)
+    code = (
+        "import sys, concurrent.futures as f; from pathlib import Path; from common.config import Config\n"
+        "from data.layouts import find_layout\n"
+        "layout = find_layout(Config(dataset='folder', data_dir=Path(sys.argv[1])))\n"
+        "print(len(list(f.ThreadPoolExecutor(8).map(lambda item: layout.read(item, 3, None), layout.items))))"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "16\n", done.stderr
+
+
+# what the values mean
+
+
+def meaning(*values, suffix=".png", **options):
+    """`mask_meaning` of one mask for each of `values`, which lists what the mask holds."""
+    items = [Item(f"images/{i}.png", Path(f"images/{i}.png"), Path(f"masks/{i}{suffix}")) for i in range(len(values))]
+    present = np.zeros((len(values), 256), bool)
+    for row, held in zip(present, values):
+        row[list(held)] = True
+    config = Config(dataset="folder", data_dir=Path("."), **options)
+    found = mask_meaning(present, items, config, Layout(items, None))
+    assert found.table.dtype == np.uint8 and found.table.shape == (256,)
+    return found
+
+
+FOUND = [  # masks, options, classes, void, {value: class index}, note
+    ([[0], [0, 1]], {}, 1, None, {0: 0, 1: 1}, "0/1"),
+    ([[0], [0, 255]], {}, 1, None, {0: 0, 255: 1}, "0/255 read as 0/1"),
+    ([[0], [0, 255]], {"classes": 2}, 2, None, {0: 0, 255: 1}, "0/255 read as 0/1"),
+    ([[0], [0]], {"classes": 1}, 1, None, {0: 0}, "0/1"),
+    ([[0, 1, 2]], {}, 3, None, {0: 0, 1: 1, 2: 2}, "3 classes from mask values 0 to 2"),
+    ([[0, 2], [1, 2], [0, 255]], {}, 3, 255, {0: 0, 1: 1, 2: 2, 255: VOID}, "255 is void"),
+    ([range(7), range(8, 12)], {}, 12, None, {11: 11}, "12 classes from mask values 0 to 11 without 7"),
+    ([[0, 3]], {"classes": 12}, 12, None, {0: 0, 3: 3, 11: 11}, "12 classes"),
+    ([[0, 1, 255]], {"classes": 12}, 12, 255, {1: 1, 255: VOID}, "255 is void"),
+    ([[0, 1], [0, 255]], {"void_label": 255}, 1, 255, {0: 0, 1: 1, 255: VOID}, "255 is void"),
+    ([[0, 128, 255]], {"void_label": 128}, 1, 128, {0: 0, 128: VOID, 255: 1}, "128 is void"),
+    ([[0, 1, 2, 9]], {"void_label": 9, "classes": 4}, 4, 9, {2: 2, 9: VOID}, "9 is void"),
+    ([[0, 1]], {"void_label": 255}, 1, 255, {0: 0, 1: 1, 255: VOID}, "255 is void"),
+]
+
+
+@pytest.mark.parametrize("masks, options, classes, void, table, note", FOUND)
+def test_what_mask_values_mean(masks, options, classes, void, table, note):
+    found = meaning(*masks, **options)
+    assert (found.classes, found.void_label) == (classes, void)
+    assert {value: found.table[value] for value in table} == table
+    assert note in found.note and "\n" not in found.note
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 1}, {"classes": 2}])
+def test_jpeg_masks_are_black_and_white(options):
+    found = meaning([0, 1, 3, 127, 128, 250, 255], [0, 2], suffix=".jpg", **options)
+    np.testing.assert_array_equal(found.table, [0] * 128 + [1] * 128)
+    assert found.classes == options.get("classes", 1) and found.void_label is None and "JPEG" in found.note
+
+
+MISFITS = {
+    "empty masks": ([[0], [0]], {}, ["all 2 masks", "only the value 0", "--classes"]),
+    "only void": ([[9], [9]], {"void_label": 9}, ["nothing but void"]),
+    "0 and 2": ([[0], [0, 2]], {}, ["masks/1.png holds 2 values (0, 2)", "--classes 3"]),
+    "0 and 2, one class": (
+        [[0], [0, 2]],
+        {"classes": 1},
+        ["1.png holds 2 values (0, 2)", "--classes 1 takes 0/1", "--classes 3"],
+    ),
+    "0, 1 and 255": ([[0, 1], [0, 255]], {}, ["1.png", "(0, 255)", "1 and 255 both occur", "--void-label 255"]),
+    "0, 1 and 255, one class": ([[0, 1], [0, 255]], {"classes": 1}, ["1.png", "1 and 255 both occur", "--void-label 255"]),
+    "gray levels": ([[0, 38], [0, 75]], {}, ["0.png holds 2 values (0, 38)", "--colors"]),
+    "smoothed edges": ([[0, 255], range(256)], {}, ["1.png holds 256 values", "smoothed edges"]),
+    "class too many": (
+        [[0, 1], range(16)],
+        {"classes": 12},
+        ["1.png holds 16 values (0, 1, 2, 3, 4, 5, ..., 15)", "--classes 12 takes 0 to 11", "set --classes 16"],
+    ),
+    "no class": ([[0, 255]], {"classes": 4}, ["0.png", "--classes 4 takes 0 to 3", "--void-label 255"]),
+    "all 255": ([[255]], {"classes": 4}, ["0.png", "--classes 4 takes 0 to 3"]),
+    "another void": ([[0, 1, 2, 9, 255]], {"void_label": 9, "classes": 3}, ["0.png", "255", "--classes 3"]),
+    "jpeg": ([[0, 5, 80]], {"suffix": ".jpg"}, ["0.jpg", "JPEG does not keep"]),
+    "jpeg of classes": ([[0], range(14)], {"suffix": ".jpeg"}, ["JPEG does not keep"]),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_mask_values_that_mean_nothing(case):
+    masks, options, texts = MISFITS[case]
+    with refused(*texts):
+        meaning(*masks, **options)
+
+
+# bad input
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow's, on what is cut short; data.files drops it outside of pytest
+@pytest.mark.parametrize("kind", ["cut", "header", "empty", "overwritten"])
+@pytest.mark.parametrize("name, options", [("a.png", {}), ("a.jpg", {}), ("a.gif", {}), ("a.tif", {"compression": "tiff_lzw"})])
+def test_damaged_files(tmp_path, name, options, kind):
+    path = save(tmp_path / name, np.tile(NOISE, (3, 3, 1)), **options)
+    content = path.read_bytes()
+    half = len(content) // 2
+    # JPEG and GIF have no checksums: noise is found that is no code in GIF, and a marker that has no place there in JPEG
+    noise = np.random.default_rng(0).bytes(200) + b"\xff\xc0" * 100
+    spoiled = {
+        "cut": content[:half],
+        "header": content[:20],
+        "empty": b"",
+        "overwritten": content[:half] + noise + content[half + 400 :],
+    }
+    path.write_bytes(spoiled[kind])
+    for read in (lambda: read_image(path, 3), lambda: read_image(path, 1, Size(20, 24)), lambda: read_mask(path)):
+        with refused(f"cannot read {path}", "remove it", *(["0 bytes"] if kind == "empty" else [])):
+            read()
+
+
+def test_a_wrong_byte_in_a_mask_is_found(tmp_path):
+    """PNG has checksums, and without them other masks than the stored one would come out."""
+    disk = (np.hypot(*np.mgrid[-60:60, -60:60]) < 40).astype(np.uint8)
+    path = save(tmp_path / "disk.png", disk)
+    content = path.read_bytes()
+    for position in range(60, len(content) - 16, 7):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with refused(f"cannot read {path}"):
+            read_mask(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not an image\nat all", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"version https://git"]
+)
+def test_text_that_is_named_png(tmp_path, content):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with refused(f"cannot read {path}", "no image"):
+        read_image(path, 3)
+
+
+def png_header(width, height):
+    """A PNG of that size, black, as small as it can be: the pixels are missing."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
+    parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    path.write_bytes(png_header(50_000, 50_000))
+    monkeypatch.setattr(Image.core, "new", lambda *args: pytest.fail("allocated"))
+    for read in (lambda: read_image(path, 3), lambda: read_image(path, 3, Size(64, 64)), lambda: read_mask(path)):
+        with refused(path, "50000x50000", "tiles"):
+            read()
+
+
+def test_several_pages_in_one_file_are_refused(tmp_path):
+    for name in ("pages.tif", "pages.gif", "pages.png"):
+        path = save(tmp_path / name, NOISE, save_all=True, append_images=[Image.fromarray(255 - NOISE)])
+        with refused(path, "holds 2 images"):
+            read_image(path, 3)
+        with refused(path, "holds 2 images"):
+            read_mask(path)
+    # the second one of a phone is a preview
+    phone = save(tmp_path / "phone.jpg", NOISE, format="MPO", save_all=True, append_images=[Image.fromarray(NOISE[::2, ::2])])
+    assert read_image(phone, 3).shape == NOISE.shape
+
+
+@pytest.mark.parametrize(
+    "name, stored, read, texts",
+    [
+        ("image.tif", np.float32(NOISE[..., 0]), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
+        ("image.tif", np.full((4, 4), np.nan, np.float32), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
+        ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 4095"]),
+        ("mask.png", NOISE, read_mask, ["is a colour image", "--colors FILE"]),
+        ("mask.tif", BLOBS / np.float32(2), read_mask, ["holds the value 0.5"]),
+        ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value"]),
+    ],
+)
+def test_values_outside_of_8_bits(tmp_path, name, stored, read, texts):
+    path = save(tmp_path / name, stored)
+    with refused(path, *texts):
+        read(path)
+
+
+def write(path, content=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+FOLDERS = {
+    "no folder": (lambda d: None, lambda d: d / "nowhere", ["nowhere", "--data-dir"]),
+    "a file": (lambda d: None, lambda d: d / "images/0.png", ["--data-dir", "images/"]),
+    "no masks": (lambda d: (d / "masks").rename(d / "labels"), lambda d: d, ["masks is missing", "--data-dir"]),
+    "no images": (lambda d: (d / "images").rename(d / "photos"), lambda d: d, ["images is missing", "--data-dir"]),
+    "empty": (lambda d: [p.unlink() for p in d.glob("*/*")], lambda d: d, ["images holds no images", ".png"]),
+    "unpaired": (
+        lambda d: [*[write(d / f"images/a{i:02}.png") for i in range(11)], write(d / "masks/zebra.png")],
+        lambda d: d,
+        ["images/a00.png has no mask", "images/a09.png has no mask", ", and 2 more"],
+    ),
+    "mask only": (lambda d: write(d / "masks/zebra.gif"), lambda d: d, ["masks/zebra.gif has no image"]),
+    "same stem": (lambda d: write(d / "images/0.jpg"), lambda d: d, ["0.jpg", "0.png", "same name"]),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_that_are_no_data_set(tmp_path, case):
+    spoil, data_dir, texts = FOLDERS[case]
+    spoil(save_pairs(tmp_path, [BLOBS] * 2))
+    with refused(*texts):
+        layout_of("folder", data_dir(tmp_path))
+
+
+def test_what_must_not_be_read_is_named(tmp_path, monkeypatch):
+    """As root everything can be read, so the operating system's answer is played."""
+    save_pairs(tmp_path, [BLOBS])
+    _, layout = layout_of("folder", tmp_path)
+
+    def deny(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", deny)
+        with refused(tmp_path / "images", "Permission denied"):
+            layout_of("folder", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", deny)
+        with refused(tmp_path / "images/0.png", "Permission denied"):
+            layout.read(layout.items[0], 3, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission(tmp_path):
+    save_pairs(tmp_path, [BLOBS])
+    (tmp_path / "images").chmod(0)
+    try:
+        with refused(tmp_path / "images", "Permission denied"):
+            layout_of("folder", tmp_path)
+    finally:
+        (tmp_path / "images").chmod(0o755)
