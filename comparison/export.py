@@ -1,0 +1,236 @@
+"""Trained networks for use without this project: a Keras file, a SavedModel, or StableHLO text.
+
+Each answers float32 images [N, H, W, channels] in 0..1 with probabilities [N, H - margin, W - margin, classes]; the margin is
+0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json:
+
+keras       model.keras, for `keras.saving.load_model`, made of Keras's own layers and operations only: nothing of this
+            project is needed to load it. Any H and W. It can be trained on; the layers have the canonical names, "_" for "/",
+            and the logits are `model.get_layer("probabilities").input`.
+savedmodel  for `tf.saved_model.load` and TensorFlow Serving: signature serving_default, images -> probabilities in float32.
+            Any N, H and W. `loaded.weights` holds the variables by their canonical names.
+stablehlo   model.mlir for one image of one size, and weights.safetensors. The weights are arguments of its function and not
+            constants in the text, which stays readable: export.json tells the order of the arguments.
+
+All compute in the precision of the training: bfloat16 is not widened, and in float64 only the probabilities are narrowed to
+float32 (not in the Keras file). Weights are shared, so a checkpoint of any implementation is exported through any.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import comparison
+from common import shapes
+from common.config import Size, UserError
+from common.losses import probabilities
+from common.weights import assign_weights
+from keras_impl.model import CropOutput, FusedBatchNormalization, Head, PadInput, named_weights
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+from safetensors.numpy import save
+
+FILES = {
+    "keras": {"export.json", "model.keras"},
+    "savedmodel": {"export.json", "saved_model.pb", "fingerprint.pb", "variables", "assets"},
+    "stablehlo": {"export.json", "model.mlir", "weights.safetensors"},
+}
+OPTIONS = ("channels", "classes", "class_names", "image_size", "filters", "depth", "activation", "padding", "batch_norm")
+OPTIONS += ("bn_epsilon", "precision")  # that export.json repeats
+
+
+@contextlib.contextmanager
+def replaced_folder(path, files):
+    """Gives a new folder that takes the place of `path` at the end. If anything fails, what was at `path` stays.
+
+    Raises: UserError when `path` cannot be written, or holds anything but an earlier export, which is made of `files`.
+    """
+    target = Path(path).resolve()  # of a link, where it points; "." has a name
+    new, old = (target.with_name(f"{target.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    try:
+        found = set(os.listdir(target)) if target.exists() else set()
+        if found and not ("export.json" in found and found <= files):
+            raise UserError(f"--output {path} holds something else than an export of this kind: take another folder")
+        new.mkdir(parents=True)
+        yield new
+        if target.exists():  # no system call swaps two folders everywhere
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def restore(implementation, config, weights):
+    """-> (model, canonical name -> variable), with the values of `weights`."""
+    code = importlib.import_module(f"{implementation}.model")
+    model = code.UNet(config)
+    variables = code.named_weights(model)
+    assign_weights(variables, weights)
+    return model, variables
+
+
+def serving_function(model):
+    """images [N, H, W, channels] -> {"probabilities": float32 [N, H', W', classes]}, not traced yet."""
+
+    def serve(images):
+        return {"probabilities": tf.cast(probabilities(model(images, training=False)), tf.float32)}
+
+    return serve
+
+
+# --- Keras ---
+
+
+def fitting_indices(images, axis, config):
+    """What `shapes.pad_input` and `shapes.crop_output` do along an axis, as indices for `ops.take`: (of pixels, of logits).
+
+    In a functional model `ops.shape` gives None for sizes that are not known yet, and `ops.pad` and slices take numbers only.
+    So sizes are counted: a vector of ones is as long as the axis, every 2**depth-th of it as long as there are blocks.
+    """
+    margin, block = shapes.margin(config.depth, config.padding), 2**config.depth
+    rest = shapes.missing(0, config)  # a size that fits is `rest` and a number of blocks; 0 with padding "same"
+
+    def ones(start=0, step=1):
+        line = images[0, start::step, 0, 0] if axis == 1 else images[0, 0, start::step, 0]
+        return ops.ones_like(line, dtype="int32")
+
+    size = ops.sum(ones())
+    fitting = ops.pad(ops.repeat(ones(rest, block), block), [(rest, 0)], constant_values=1)  # ones, as many as fit
+    before = (ops.sum(fitting) - size) // 2
+    position = ops.cumsum(fitting) - 1 - before  # negative before the first pixel
+    pixels = size - 1 - ops.abs(size - 1 - ops.abs(position))  # reflected at the first, then at the last
+    return pixels, ops.cumsum(ones(margin)) - 1 + before
+
+
+def stock_model(model, config):
+    """The model of keras_impl with Keras's own layers and operations in the place of its four, and probabilities behind it.
+
+    Weights are new. In inference `BatchNormalization` computes what `FusedBatchNormalization` does, but for rounding.
+    """
+    stock = {FusedBatchNormalization: layers.BatchNormalization, Head: layers.Conv2D}
+
+    def clone(layer):
+        if isinstance(layer, PadInput):  # and CropOutput: `call` does without it
+            return layer
+        return stock.get(type(layer), type(layer)).from_config(layer.get_config())
+
+    def call(layer, x, *args, **kwargs):
+        if not isinstance(layer, PadInput):
+            return layer(x, *args, **kwargs)
+        images, which = (args[0], 1) if isinstance(layer, CropOutput) else (x, 0)
+        for axis in (1, 2):
+            x = ops.take(x, fitting_indices(images, axis, config)[which], axis=axis)
+        return x
+
+    network = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    activation = "sigmoid" if config.classes == 1 else "softmax"
+    p = layers.Activation(activation, dtype=config.variable_dtype, name="probabilities")(network.output)
+    return keras.Model(network.input, p, name="unet")
+
+
+def write_keras(folder, implementation, config, weights):
+    model = stock_model(restore(implementation, config, weights)[0], config)
+    assign_weights(named_weights(model), weights)
+    model.save(folder / "model.keras")
+
+
+# --- SavedModel ---
+
+
+def write_savedmodel(folder, implementation, config, weights):
+    model, variables = restore(implementation, config, weights)
+    images = tf.TensorSpec([None, None, None, config.channels], tf.float32, name="images")
+    module = tf.Module()
+    module.weights = variables  # a SavedModel holds what a module reaches, under the names of its attributes
+    tf.saved_model.save(module, str(folder), tf.function(serving_function(model), input_signature=[images]))
+
+
+# --- StableHLO ---
+
+
+def without_locations(text):
+    """An MLIR text without its `loc(...)`, which name files of this machine."""
+    text = re.sub(r"^#loc.*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r' loc\((?:"[^"]*"|[^()"])*\)', "", text)
+
+
+def write_stablehlo(folder, implementation, config, weights, size):
+    """Returns: {"arguments": names in the order of the function's, "logits_size": [height, width] of the probabilities}."""
+    model, variables = restore(implementation, config, weights)
+    images = tf.TensorSpec([1, *size, config.channels], tf.float32, name="images")
+    function = tf.function(serving_function(model), jit_compile=True)
+    with warnings.catch_warnings():
+        # `device_name` is deprecated; without it TensorFlow draws a random number, only to see which device is in use
+        warnings.simplefilter("ignore")
+        text = function.experimental_get_compiler_ir(images)(
+            stage="stablehlo", device_name="/job:localhost/replica:0/task:0/device:CPU:0"
+        )
+    (folder / "model.mlir").write_text(without_locations(text))
+    names = {id(variable.handle): name for name, variable in variables.items()}
+    captured = [names[id(handle)] for handle in function.get_concrete_function(images).captured_inputs]  # follow the images
+    (folder / "weights.safetensors").write_bytes(save({name: variables[name].numpy() for name in captured}))
+    margin = shapes.margin(config.depth, config.padding)
+    return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
+
+
+def stablehlo_size(config, size=None):
+    """`size`, or else the one that the network was trained for. Raises: UserError when there is none, or it is too small."""
+    size = size or config.image_size or config.crop_size
+    if not size and config.dataset == "synthetic":
+        size = Size(128, 128)  # as `data.synthetic` draws them
+    if not size:
+        raise UserError("--export stablehlo is for one image size, and the training had none: add --image-size WIDTHxHEIGHT")
+    smallest = shapes.min_size(config)
+    if min(size) < smallest:
+        raise UserError(f"--image-size {Size(*size)} is too small: this network needs at least {smallest} pixels")
+    return size
+
+
+# --- all ---
+
+
+def export(kind, implementation, config, weights, path, size=None):
+    """Writes the network into the folder `path`, whole or not at all. An earlier export of the same kind is replaced.
+
+    kind: "keras", "savedmodel" or "stablehlo".
+    implementation: through which one. The Keras file is made by keras_impl, whichever trained the weights.
+    config, weights: of the training; canonical name -> array, as `load_checkpoint` returns them.
+    size: (height, width) of the image for StableHLO; by default the --image-size or --crop-size of the training.
+
+    Raises: UserError for an implementation that cannot make this kind, and a `path` that is in use or cannot be written.
+    """
+    if implementation not in comparison.IMPLEMENTATIONS:
+        raise UserError(f"there is no implementation {implementation!r}: {', '.join(comparison.IMPLEMENTATIONS)}")
+    if kind == "keras" and implementation != "keras_impl":
+        raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
+    about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__}
+    about.update({name: config.as_dict()[name] for name in OPTIONS})
+    words = "images of any size"
+    if kind == "stablehlo":
+        size = stablehlo_size(config, size)
+        words = f"one image of {Size(*size)}"
+    with replaced_folder(path, FILES[kind]) as folder:
+        if kind == "keras":
+            write_keras(folder, implementation, config, weights)
+        elif kind == "savedmodel":
+            write_savedmodel(folder, implementation, config, weights)
+        else:
+            about.update(write_stablehlo(folder, implementation, config, weights, size))
+        (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
+        total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")
