@@ -580,8 +580,8 @@ def test_damaged_files(tmp_path, name, options, kind):
     path = save(tmp_path / name, np.tile(NOISE, (3, 3, 1)), **options)
     content = path.read_bytes()
     half = len(content) // 2
-    # JPEG and GIF have no checksums: noise is found that is no code in GIF, and a marker that has no place there in JPEG
-    noise = np.random.default_rng(0).bytes(200) + b"\xff\xc0" * 100
+    # JPEG and GIF have no checksums: in GIF a block of length 0 ends the data, in JPEG the marker has no place there
+    noise = bytes(300) + b"\xff\xc0" * 50
     spoiled = {
         "cut": content[:half],
         "header": content[:20],
@@ -590,7 +590,8 @@ def test_damaged_files(tmp_path, name, options, kind):
     }
     path.write_bytes(spoiled[kind])
     for read in (lambda: read_image(path, 3), lambda: read_image(path, 1, Size(20, 24)), lambda: read_mask(path)):
-        with refused(f"cannot read {path}", "remove it", *(["0 bytes"] if kind == "empty" else [])):
+        # what is left of the GIF may look like two images
+        with refused(path, *{"empty": ["cannot read", "0 bytes"], "overwritten": []}.get(kind, ["cannot read", "remove it"])):
             read()
 
 
