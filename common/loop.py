@@ -32,7 +32,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 # What --resume may change: the rest decides what is trained
-FREE = {"resume", "run_dir", "data_dir", "cache", "epochs", "patience", "checkpoint_every", "keep"}
+FREE = {"run_dir", "data_dir", "cache", "epochs", "patience", "checkpoint_every", "keep"}
 
 
 def be_deterministic():
@@ -74,7 +74,7 @@ def resumed(config, given):
         stored = Config.from_dict(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError):
         raise UserError(f"there is no run to --resume in {config.run_dir}: {path} cannot be read") from None
-    for name in sorted(given - FREE):
+    for name in sorted(given - FREE - {"resume"}):
         if getattr(config, name) != getattr(stored, name):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{config.run_dir} was trained with {flag} {getattr(stored, name)}: --resume cannot change that")

@@ -36,13 +36,9 @@ class RunCallback(keras.callbacks.Callback):
         super().__init__()
         self.run = run
 
-    def on_epoch_begin(self, epoch, logs):
-        self.total = 0.0
-
     def on_train_batch_end(self, batch, logs):
-        # Keras logs the mean over the epoch so far; the run wants the loss of this step
-        total, self.total = self.total, logs["loss"] * (batch + 1)
-        self.run.end_step(self.total - total)
+        self.run.end_step(logs["loss"])
+        self.model.reset_metrics()  # Keras logs the mean since the last reset; the run wants the loss of each step
         self.model.stop_training = self.run.done
 
 
