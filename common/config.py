@@ -199,18 +199,15 @@ class Config:
         require(
             not (self.jit and self.deterministic), "--jit and --deterministic exclude each other: XLA chooses its own order"
         )
-        smallest = min_size(self)
         for name in ("image_size", "crop_size"):
             size = getattr(self, name)
+            # with "valid" padding the loader mirrors an image around its border, a crop it cannot
+            smallest = 2**self.depth if name == "image_size" else min_size(self)
             require(
                 size is None or min(size) >= smallest,
                 f"--{name.replace('_', '-')} {size} is too small: {self.depth} poolings with {self.padding!r} padding need at "
                 f"least {smallest} pixels; use a larger size or a smaller --depth",
             )
-        require(
-            self.image_size is None or self.crop_size is None or all(c <= i for c, i in zip(self.crop_size, self.image_size)),
-            f"--crop-size {self.crop_size} does not fit into --image-size {self.image_size}",
-        )
         on_disk = self.dataset != "synthetic"
         require(not on_disk or self.data_dir is not None, f"--dataset {self.dataset} needs --data-dir DIR")
         require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
@@ -266,6 +263,7 @@ PRESETS = {
         dropout=0.5,
         loss="cross_entropy",
         weight_map=True,
+        class_weights=Weights(),
         optimizer="sgd",
         momentum=0.99,
         batch_size=1,

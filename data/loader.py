@@ -13,6 +13,7 @@ from common.config import Size, UserError, Weights
 from common.metrics import balanced_weights
 from common.shapes import margin, min_size
 from data.augment import AUGMENT, augment
+from data.borders import border_weights
 from data.cache import prepare
 from data.layouts import Item, find_channels, find_layout, mask_meaning
 from data.splits import split
@@ -138,12 +139,13 @@ def _check_sizes(config, training, validation):
         raise UserError(f"{n} images to train on, but --batch-size is {config.batch_size}: use a smaller batch or more images")
     smallest, crop = min_size(config), config.crop_size or Size(0, 0)
     for name, size in zip(training.names + validation.names, training.sizes + validation.sizes):
-        if min(size) < smallest:
+        grown = _grown(config, size)
+        if min(grown) < smallest:
             raise UserError(
                 f"{name} is {size} pixels, but {config.depth} poolings with {config.padding!r} padding need at least "
                 f"{smallest}: use a smaller --depth or a larger --image-size"
             )
-        if size.height < crop.height or size.width < crop.width:
+        if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
     first = training.sizes[0]
     for name, size in zip(training.names, training.sizes):
@@ -152,6 +154,24 @@ def _check_sizes(config, training, validation):
                 f"the images of a batch need one size, but {training.names[0]} is {first} pixels and {name} is "
                 f"{size}: use --crop-size to train on windows of one size, or --image-size to resize them all"
             )
+
+
+def _mirror(config):
+    """Pixels of margin around every image: with "valid" padding the network predicts that much less on each side, and the
+    image is mirrored there, so that all of it is predicted (Ronneberger et al. 2015, figure 2)."""
+    return margin(config.depth, config.padding) // 2
+
+
+def _grown(config, size):
+    return Size(size.height + 2 * _mirror(config), size.width + 2 * _mirror(config))
+
+
+def _example(config, examples, i):
+    """image uint8 [H, W, C] and mask uint8 [H, W], with the margin around both."""
+    image, mask, pad = examples.images[i], examples.masks[i], _mirror(config)
+    if not pad:
+        return image, mask
+    return np.pad(image, [(pad, pad), (pad, pad), (0, 0)], "reflect"), np.pad(mask, pad, "reflect")
 
 
 def steps_per_epoch(config, training):
@@ -173,14 +193,14 @@ def batch_names(config, training, step):
 
 def training_batches(config, training, first_step=0):
     """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements."""
-    size = config.crop_size or training.sizes[0]
+    size = config.crop_size or _grown(config, training.sizes[0])
 
     def draw(step):
         epoch, indices = _batch(config, training, step)
         images, masks = [], []
         for i in indices:
             rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
-            image, mask = augment(training.images[i], training.masks[i], size, config.augment, rng)
+            image, mask = augment(*_example(config, training, i), size, config.augment, rng)
             images.append(image)
             masks.append(mask)
         return np.stack(images), np.stack(masks)
@@ -192,12 +212,13 @@ def training_batches(config, training, first_step=0):
 def validation_batches(config, validation):
     """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `_pipeline`."""
     n, sizes = len(validation.names), set(validation.sizes)
-    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+    height, width = _grown(config, sizes.pop()) if len(sizes) == 1 else (None, None)
     batch_size = config.batch_size if height else 1
 
     def read(step):
         part = range(step * batch_size, min((step + 1) * batch_size, n))
-        return np.stack([validation.images[i] for i in part]), np.stack([validation.masks[i] for i in part])
+        images, masks = zip(*(_example(config, validation, i) for i in part))
+        return np.stack(images), np.stack(masks)
 
     return _pipeline(config, range(-(-n // batch_size)), read, [None if n % batch_size else batch_size, height, width])
 
@@ -206,18 +227,26 @@ def _pipeline(config, steps, batch, shape):
     """The data set of `batch(step)`, uint8 images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
-    the logits, which "valid" padding makes smaller than the image.
+    the logits, which "valid" padding makes smaller than the image. With `config.weight_map` masks have a second channel,
+    the weights of the pixels.
     """
-    cut = margin(config.depth, config.padding) // 2  # pixels on each side
+    cut = _mirror(config)
+
+    def weigh(masks):
+        return np.stack([border_weights(mask, config.class_weights or [1.0] * 255) for mask in masks])
 
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
         images, masks = tf.numpy_function(batch, [step], (tf.uint8, tf.uint8), stateful=False)
         images = tf.ensure_shape(images, [*shape, config.channels])
-        masks = tf.ensure_shape(masks, shape)[..., tf.newaxis]
+        masks = tf.ensure_shape(masks, shape)
         if cut:
             masks = masks[:, cut:-cut, cut:-cut]
-        return tf.cast(images, tf.float32) / 255, tf.cast(masks, tf.float32)
+        channels = [tf.cast(masks, tf.float32)]
+        if config.weight_map:
+            weights = tf.numpy_function(weigh, [masks], tf.float32, stateful=False)
+            channels.append(tf.ensure_shape(weights, masks.shape))
+        return tf.cast(images, tf.float32) / 255, tf.stack(channels, axis=-1)
 
     batches = tf.data.Dataset.range(steps.start, steps.stop).map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
     # Nothing is left to tune, and the tuner's thread wakes up less and less often, in the end every 60 s: whoever drops the

@@ -235,7 +235,6 @@ def test_predicted_classes():
         (dict(batch_size=0), "--batch-size"),
         (dict(precision="float64"), "--batch-norm explicit"),
         (dict(crop_size=(8, 8)), "--crop-size"),
-        (dict(crop_size=(64, 64), image_size=(32, 96)), "does not fit"),
         (dict(dataset="folder"), "--data-dir"),
         (dict(learning_rate=0.0), "--learning-rate"),
         (dict(channels=2), "--channels"),
