@@ -416,9 +416,25 @@ def test_a_jpeg_decoded_at_a_smaller_scale_shows_the_same(tmp_path, shape, size,
     np.testing.assert_allclose(difference.mean(axis=(0, 1)), 0, atol=0.3)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_jpeg_decoded_at_a_smaller_scale_keeps_its_place(tmp_path, axis):
+    """An eighth of 409 pixels is decoded as 52, of which 51.125 are the image; all 52 would stretch it by 4.5 at the end."""
+    ramp = np.tile((np.arange(409) + 0.5) / 409 * 255, (409, 1)).round().astype(np.uint8)
+    path = save(tmp_path / "ramp.jpg", ramp.T.copy() if axis == 0 else ramp, quality=95)
+    profile = read_image(path, 1, Size(51, 51))[..., 0].mean(axis=1 - axis)
+    np.testing.assert_allclose(profile, (np.arange(51) + 0.5) / 51 * 255, atol=1)  # 1: rounding, twice
+
+
+def test_a_jpeg_is_not_decoded_smaller_than_asked_for(tmp_path):
+    waves = np.tile(127.5 + 100 * np.sin(np.arange(960) * np.pi / 4), (640, 1)).round().astype(np.uint8)
+    path = save(tmp_path / "waves.jpg", waves, quality=95)
+    shrunk = np.asarray(Image.fromarray(waves).resize((480, 320), Image.BILINEAR))
+    assert read_image(path, 1, Size(320, 480)).std() > 0.9 * shrunk.std()  # from a quarter of the size it would be 0.55
+
+
 def test_resizing_a_jpeg_does_not_alias(tmp_path):
-    stripes = np.kron(np.indices((640, 960)).sum(axis=0) % 2, np.ones((1, 1))).astype(np.uint8) * 255
-    image = read_image(save(tmp_path / "stripes.jpg", stripes, quality=95), 1, Size(200, 300))
+    board = (np.indices((640, 960)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    image = read_image(save(tmp_path / "board.jpg", board, quality=95), 1, Size(200, 300))
     np.testing.assert_allclose(image, 127.5, atol=4)  # a checkerboard of single pixels is gray from afar
 
 
