@@ -131,7 +131,8 @@ def draw_grid(path, rows, title, legend=None):
     rows: list of {label: [H, W, 3] in 0..1}, as many in every row. legend: {name: colour}.
     """
     columns = len(rows[0])
-    figure = Figure(figsize=(2.5 * columns, 2.6 * len(rows) + 0.6))
+    tallest = max(picture.shape[0] / picture.shape[1] for row in rows for picture in row.values())
+    figure = Figure(figsize=(2.5 * columns, (2.4 * tallest + 0.3) * len(rows) + 0.5))
     for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
         for axis, (label, picture) in zip(axes, row.items()):
             axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")

@@ -90,7 +90,7 @@ def draw_results(config, rows, best, validation, eval_step):
         }
         for name, image, truth, prediction, dice in examples
     ]
-    key = legend([mask for _, _, *masks, _ in examples for mask in masks], config)
+    key = legend([mask for _, _, truth, prediction, _ in examples for mask in (truth, prediction)], config)
     draw_grid(config.run_dir / "predictions.png", pictures, f"validation images, epoch {best['epoch']}", key)
     draw_curves(config.run_dir / "curves.png", {config.run_dir.name: rows})
 
@@ -104,6 +104,7 @@ def list_classes(config, means, matrix):
         writer.writerow(["name", "iou", "dice", "pixels"])
         writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
     width = max(map(len, [*names, "mean IoU"]))
+    print(f"{'class':<{width}}     IoU  pixels in the truth")
     for name, iou, _, pixels in rows:
-        print(f"  {name:<{width}}  {'-' if math.isnan(iou) else f'{iou:.4f}':>6}  {pixels:>12,} pixels")
-    print(f"  {'mean IoU':<{width}}  {means['mean_iou']:.4f}  {matrix.sum():>12,} pixels", flush=True)
+        print(f"{name:<{width}}  {'-' if math.isnan(iou) else f'{iou:.4f}':>6}  {pixels:>19,}")
+    print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}  {matrix.sum():>19,}", flush=True)

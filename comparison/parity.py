@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+from pathlib import Path
 
 import comparison
-from common.config import Config, Size, UserError
+from common.config import Config, Size, UserError, Weights
 from common.loop import be_deterministic
-from common.losses import segmentation_loss
+from common.losses import VOID, segmentation_loss
 from common.pictures import save_figure
 from common.weights import assign_weights, initial_weights, is_trainable
 from comparison import finder
@@ -26,11 +27,25 @@ USUAL_CONSTANTS = dict(learning_rate=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-
 
 ARCHITECTURES = {
     "default": {},
-    # the paper's network; its training, cross entropy with SGD, is not what differs between the APIs
-    "paper": dict(padding="valid", activation="relu", batch_norm="none", classes=2, image_size=Size(188, 204)),
+    # the paper's network and loss; SGD is climbed with below
+    "paper": dict(
+        padding="valid", activation="relu", batch_norm="none", classes=2, loss="cross_entropy", image_size=Size(188, 204)
+    ),
     "multi-class": dict(channels=3, classes=3),
     "odd-size": dict(image_size=Size(51, 77), activation="relu"),
     "no-batch-norm": dict(batch_norm="none"),
+}
+
+# The losses that an architecture climbs with besides its own: (title, changes of the configuration, options of `Case`)
+LOSSES = {
+    "default": [
+        ("cross_entropy", dict(loss="cross_entropy"), {}),
+        ("dice_ce", dict(loss="dice_ce"), {}),
+    ],
+    "multi-class": [
+        ("cross_entropy", dict(loss="cross_entropy"), {}),
+        ("dice_ce, weights, void", dict(loss="dice_ce", class_weights=Weights((0.5, 1.0, 2.5))), dict(void=True)),
+    ],
 }
 
 
@@ -42,6 +57,7 @@ class Case:
     config: Config
     steps: int
     halve_rate: bool = False  # the learning rate, half way through the steps
+    void: bool = False  # some pixels of every batch are void, see `with_void`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +87,7 @@ def cases(name, config, steps, precision=None):
     """The ways in which the architecture `name`, made from `config`, climbs the ladder; those of one `precision` on request.
 
     The default architecture climbs in every way. The others differ from it in the network and not in the training, so
-    they climb in both precisions that can prove something, with few steps.
+    they climb in both precisions that can prove something, with few steps; so do the `LOSSES`, which all three share.
     """
     config = dataclasses.replace(config, **ARCHITECTURES[name])
     explicit = "none" if config.batch_norm == "none" else "explicit"
@@ -87,13 +103,24 @@ def cases(name, config, steps, precision=None):
         ("explicit, XLA", dict(batch_norm=explicit, jit=True), {}),
     ]
     chosen = every if name == "default" else [every[0], every[2]]
+    for title, changes, options in LOSSES.get(name, []):
+        for of in ("float32", "float64"):
+            chosen.append((title, dict(batch_norm=explicit, precision=of, **changes), options))
     if explicit == "none":
         chosen = [(title.replace("explicit", "no batch norm"), *rest) for title, *rest in chosen if "fused" not in title]
     for title, changes, options in chosen:
         changed = dataclasses.replace(config, **{"precision": "float32", **changes})
         if precision in (None, changed.precision):
-            few = steps if name == "default" else min(steps, 10)
+            few = steps if name == "default" and "loss" not in changes else min(steps, 10)
             yield Case(f"{name}: {changed.precision}, {title}", changed, few, **options)
+
+
+def with_void(masks):
+    """[N, H, W, 1] class indices with VOID all over the first image and in the upper quarter of the others."""
+    masks = masks.copy()
+    masks[0] = VOID
+    masks[:, : masks.shape[1] // 4] = VOID
+    return masks
 
 
 def observe(implementation, case, batches):
@@ -242,7 +269,7 @@ def climb(case, batches):
 def print_table(checks):
     """A row for every rung: the differences of the three pairs, the tolerance, the verdict."""
     pairs = list(dict.fromkeys(check.pair for check in checks))
-    print(f"\n{checks[0].case:<42}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>11}")
+    print(f"\n{checks[0].case:<45}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>11}")
     for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
         row = list(row)
         cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
@@ -250,7 +277,7 @@ def print_table(checks):
         allowed = " / ".join(words.get(t, f"{t:.0e}") for t in sorted({c.tolerance for c in row}))
         failed = sorted({c.worst for c in row if not c.passed})
         verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
-        print(f"{rung:<42}{cells}{allowed:>11}  {verdict}", flush=True)
+        print(f"{rung:<45}{cells}{allowed:>11}  {verdict}", flush=True)
 
 
 def draw(losses, path):
@@ -295,6 +322,12 @@ def run(todo, path):
             found = {name: getattr(config, name) for name in FOUND}
             batches[data] = found, [(i.numpy(), m.numpy()) for i, m in training_batches(config, training).take(10)]
         found, examples = batches[data]
+        if case.config.class_weights:  # given, or of the case
+            found = {**found, "class_weights": case.config.class_weights}
+        if case.void:
+            # drawn cells hold no void and `Config` would refuse it; where masks come from is all one behind the loader
+            found = {**found, "void_label": VOID, "dataset": "folder", "data_dir": case.config.data_dir or Path()}
+            examples = [(images, with_void(masks)) for images, masks in examples]
         case = dataclasses.replace(case, config=dataclasses.replace(case.config, **found))
         if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
             with multiprocessing.get_context("spawn").Pool(1) as pool:

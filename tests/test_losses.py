@@ -1,11 +1,16 @@
 """The losses against the same formulas in numpy, and the measures of a segmentation by hand."""
 
+import dataclasses
 import itertools
+import json
 import types
 
-from common.config import UserError, Weights
+from common.config import Config, Size, UserError, Weights
 from common.losses import VOID, cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
+from common.pictures import CLASS_COLORS, INVENTED, difference_colors, legend, mask_colors, seen
+from common.report import evaluate, list_classes
+from comparison import parity
 
 import numpy as np
 import pytest
@@ -15,8 +20,8 @@ WEIGHTS = {1: (0.5, 2.0), 3: (0.5, 2.0, 1.25)}
 
 
 def loss_config(loss="dice", class_weights=None, void_label=None):
-    """The three fields of a `Config` that the losses read."""
-    return types.SimpleNamespace(loss=loss, class_weights=class_weights, void_label=void_label)
+    """The fields of a `Config` that the losses read."""
+    return types.SimpleNamespace(loss=loss, class_weights=class_weights, void_label=void_label, weight_map=False)
 
 
 def random_case(classes, void=False, weight_map=False, n=3, size=(4, 5), seed=0):
@@ -158,6 +163,19 @@ def test_an_absent_class_is_driven_out():
     assert float(dice_loss(masks, tf.constant(perfect))) < 1e-12
 
 
+@pytest.mark.parametrize(("classes", "precision"), [(1, "float32"), (3, "float64")])
+def test_parity_with_weights_and_void(classes, precision, tmp_path):
+    """The command's own case, with a small network."""
+    config = Config(filters=2, depth=1, images=8, batch_size=2, image_size=Size(16, 16), **parity.EXACT_CONSTANTS)
+    [case] = [case for case in parity.cases("multi-class", config, 3, precision) if case.void]
+    if classes == 1:
+        changes = dict(classes=1, channels=1, class_weights=Weights((0.5, 2.0)))
+        case = dataclasses.replace(case, config=dataclasses.replace(case.config, **changes))
+    assert parity.run([case], tmp_path / "parity.json")
+    [losses] = json.loads((tmp_path / "parity.json").read_text())["losses"].values()
+    assert np.isfinite(list(losses.values())).all()
+
+
 # --- measures ---
 
 
@@ -198,3 +216,47 @@ def test_balanced_weights_by_hand():
     assert weights == (0.533333, 1.0, 4.0, 0.0)
     with pytest.raises(UserError, match="labelled"):
         balanced_weights(np.zeros((2, 3), int))
+
+
+def test_report_of_classes(tmp_path, capsys):
+    """Void counts in no measure; an image of nothing else is left out; what occurs nowhere has no IoU."""
+    config = types.SimpleNamespace(classes=3, class_names=("sky", "road", "car"), run_dir=tmp_path)
+    masks = np.array([[0, 0, 1, 1], [VOID] * 4, [0, 0, 0, VOID]], np.float32).reshape(3, 1, 4, 1)
+    predictions = np.array([[0, 1, 1, 1], [2, 2, 2, 2], [0, 0, 0, 2]]).reshape(3, 1, 4)
+    batches = [(np.zeros((2, 1, 4, 1)), tf.constant(masks[:2])), (np.zeros((1, 1, 4, 1)), tf.constant(masks[2:]))]
+    answers = iter([(1.0, tf.one_hot(predictions[:2], 3)), (4.0, tf.one_hot(predictions[2:], 3))])
+    means, matrix = evaluate(lambda images, masks: next(answers), batches, 3)
+    assert matrix.tolist() == [[4, 1, 0], [0, 2, 0], [0, 0, 0]]
+    ious = (4 / 5, 2 / 3)
+    expected = {"loss": 2, "dice": (np.mean([2 / 3, 4 / 5]) + 1) / 2, "iou": (np.mean([1 / 2, 2 / 3]) + 1) / 2}
+    assert means == pytest.approx({**expected, "accuracy": (3 / 4 + 1) / 2, "mean_iou": np.mean(ious)})
+    list_classes(config, means, matrix)
+    assert (tmp_path / "classes.csv").read_text().split() == [
+        "name,iou,dice,pixels",
+        "sky,0.8,0.8888889,5",
+        "road,0.6666667,0.8,2",
+        "car,nan,nan,0",
+    ]
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[1:] == [["sky", "0.8000", "5"], ["road", "0.6667", "2"], ["car", "-", "0"], ["mean", "IoU", "0.7333", "7"]]
+
+
+# --- colours ---
+
+
+def test_class_colors_are_told_apart():
+    """Forty classes and void, by those with and without red and green cones; a distance of 2.3 in CIELAB is just seen."""
+    looks = seen(CLASS_COLORS[[*range(40), VOID]])  # [3, 41, 3]
+    distances = np.linalg.norm(looks[:, :, None] - looks[:, None], axis=-1)
+    assert (distances + 100 * np.eye(41)).min() > 3 * 2.3
+
+
+def test_void_is_gray_and_never_wrong():
+    mask, prediction = np.array([[VOID, 1, 0]]), np.array([[1, 1, 1]])
+    for classes in (1, 3):
+        assert mask_colors(mask, classes)[0, 0].tolist() == [0.5] * 3
+        picture = difference_colors(mask, prediction, classes)
+        assert picture[0, 0].tolist() == [0.5] * 3 and picture[0, 2].tolist() == list(INVENTED)
+    config = types.SimpleNamespace(classes=3, class_names=None)
+    assert list(legend([mask, prediction], config)) == ["class 0", "class 1", "void"]
+    assert legend([mask], types.SimpleNamespace(classes=1)) == {}
