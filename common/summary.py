@@ -21,15 +21,14 @@ def layers(config, size):
     found = [("image", (*size, config.channels), 0)]
     for layer, count in parameters.items():
         block, _, part = layer.partition("/")
-        channels = config.classes if block == "head" else config.filters * 2 ** (int(block.strip("downup") or config.depth))
+        level = int(block[-1]) if block[-1].isdigit() else config.depth  # "dropout" is at the bottom
+        channels = config.classes if block == "head" else config.filters * 2**level
         if part.startswith("conv"):
             height, width = height - lost, width - lost
         elif part == "deconv":
             height, width = 2 * height, 2 * width
         elif block == "head":
             height, width = (n - margin(config.depth, config.padding) for n in size)
-        if layer == "dropout":
-            channels = config.filters * 2**config.depth
         found.append((layer, (height, width, channels), count))
         last = part == ("bn2" if config.batch_norm != "none" else "conv2")
         if last and block.startswith("down") and block != f"down{config.depth}":

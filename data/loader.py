@@ -191,18 +191,20 @@ def batch_names(config, training, step):
     return [training.names[i] for i in _batch(config, training, step)[1]]
 
 
+def augmented(config, training, epoch, i):
+    """What the network sees of training image `i` in an epoch, counted from 0: image uint8 [h, w, C], mask uint8 [h, w]."""
+    size = config.crop_size or _grown(config, training.sizes[0])
+    rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
+    return augment(*_example(config, training, i), size, config.augment, rng)
+
+
 def training_batches(config, training, first_step=0):
     """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements."""
     size = config.crop_size or _grown(config, training.sizes[0])
 
     def draw(step):
         epoch, indices = _batch(config, training, step)
-        images, masks = [], []
-        for i in indices:
-            rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
-            image, mask = augment(*_example(config, training, i), size, config.augment, rng)
-            images.append(image)
-            masks.append(mask)
+        images, masks = zip(*(augmented(config, training, epoch, i) for i in indices))
         return np.stack(images), np.stack(masks)
 
     steps = range(first_step, config.epochs * steps_per_epoch(config, training))

@@ -18,9 +18,9 @@ from common.losses import VOID
 from common.metrics import balanced_weights
 from common.pictures import mask_colors, save_figure
 from common.shapes import min_size, missing
-from data.augment import AUGMENT, augment
 from data.cache import CORES
 from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
+from data.loader import augmented
 from data.splits import split
 from data.synthetic import make_cells
 
@@ -60,15 +60,13 @@ def draw_augmentations(path, training, config):
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-    n, size = len(training.names), config.crop_size or training.masks[0].shape
+    n = len(training.names)
     pictures = []
     for i in np.unique(np.linspace(0, n - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
         pictures.append((f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, config.classes)))
         for epoch in range(VERSIONS):
-            rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
-            seen = augment(image, mask, size, config.augment, rng)
-            pictures.append((f"in epoch {epoch + 1}", overlay(*seen, config.classes)))
+            pictures.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), config.classes)))
     title = f"Training images, and what the network sees of them with --augment {config.augment}"
     _draw_sheet(path, pictures, 1 + VERSIONS, title, _legend(config.class_names, config.classes, config.void_label))
 

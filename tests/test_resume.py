@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from common.checkpoint import load_checkpoint
-from tests.conftest import IMPLEMENTATIONS
 
 import numpy as np
 import pytest
