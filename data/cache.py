@@ -154,7 +154,7 @@ def _key(items, channels, config):
         "options": [config.dataset, str(config.image_size), channels, config.skip_bad],
         # where a layout maps mask values by itself
         "classes": config.classes if config.dataset in ("nyuv2", "oxford_pet") else None,
-        "colors": config.colors.read_text(encoding="utf-8") if config.colors else None,
+        "colors": [config.colors.read_text(encoding="utf-8"), config.void_label is not None] if config.colors else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]
             for item in items

@@ -280,7 +280,7 @@ def find_channels(layout, samples=5):
     n = len(layout.items)
     for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
         try:
-            image, _ = layout.read(layout.items[i], 3, None)
+            image, _ = layout.read(layout.items[i], 3, Size(256, 256))  # a JPEG is decoded no larger, which saves most of it
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2
