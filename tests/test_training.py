@@ -1,0 +1,261 @@
+"""What surrounds the training steps: schedules, stopping, saving, folds, and what a run refuses."""
+
+import csv
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import comparison
+from common import loop
+from common.checkpoint import load_checkpoint, load_metadata
+from common.config import Config, Every, Stopped, UserError
+from common.report import read_history
+from common.schedule import learning_rate, plateaus, stops_early
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = Path(__file__).parents[1]
+TINY = "--images 10 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()  # 4 steps an epoch
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than these runs, and other tests look at them."""
+    for name in ("draw_results", "draw_augmentations"):
+        monkeypatch.setattr(loop, name, lambda *_: None)
+
+
+def train(run_dir, *options, implementation="lowlevel"):
+    comparison.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+
+
+def rows(*dice):
+    return [{"val_dice": value} for value in dice]
+
+
+# schedules
+
+
+def test_warm_up_and_constant():
+    config = Config(learning_rate=0.4, warmup=4)
+    assert [learning_rate(config, step, 100, []) for step in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_cosine_ends_near_zero():
+    config = Config(learning_rate=2.0, warmup=10, schedule="cosine")
+    rates = [learning_rate(config, step, 110, []) for step in range(110)]
+    assert rates[10] == 2 and rates[60] == pytest.approx(1) and rates[109] < 0.001
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[35] == pytest.approx(1 + math.cos(math.pi / 4))
+
+
+def test_plateau_counts_epochs_without_a_better_dice():
+    assert plateaus(rows(0.1, 0.2, 0.2, 0.19, 0.3, 0.3), patience=2) == 1
+    assert plateaus(rows(0.5, *[0.4] * 5), patience=2) == 2
+    config = Config(learning_rate=1.0, schedule="plateau", plateau_factor=0.1, plateau_patience=2)
+    assert learning_rate(config, 9, 99, rows(0.5, *[0.4] * 5)) == pytest.approx(0.01)
+
+
+def test_early_stopping_waits_for_its_patience():
+    config = Config(patience=2)
+    assert not stops_early(config, rows(0.1, 0.3, 0.2)) and stops_early(config, rows(0.1, 0.3, 0.2, 0.3))
+    assert not stops_early(config, []) and not stops_early(Config(), rows(0.3, *[0.1] * 50))
+
+
+def test_the_optimizer_gets_the_rate_of_every_step(implementation, tmp_path, monkeypatch):
+    """Read from the optimizer's own variable, after the step that used it."""
+    seen = []
+    before = loop.Run.end_step
+
+    def end_step(self, loss):
+        seen.append(float(np.asarray(self.optimizer.learning_rate)))
+        before(self, loss)
+
+    monkeypatch.setattr(loop.Run, "end_step", end_step)
+    train(tmp_path, "--schedule", "cosine", "--warmup", "2", "--learning-rate", "0.5", implementation=implementation)
+    config = Config(learning_rate=0.5, warmup=2, schedule="cosine")
+    np.testing.assert_allclose(seen, [learning_rate(config, step, 12, []) for step in range(12)], rtol=1e-6)  # float32
+    assert read_history(tmp_path)[2]["learning_rate"] == pytest.approx(seen[-1])
+
+
+def test_a_plateau_ends_the_training_early(implementation, tmp_path, capsys):
+    # a rate of 1e-30 changes no weight, so no epoch is better than the first
+    options = ["--epochs", "9", "--patience", "2", "--learning-rate", "1e-30", "--batch-norm", "none"]
+    train(tmp_path, *options, implementation=implementation)
+    assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2, 3]
+    assert "no better validation dice in 2 epochs: stopping early" in capsys.readouterr().out
+    train(tmp_path, "--resume", implementation=implementation)
+    assert len(read_history(tmp_path)) == 3, "it is over, and stays over"
+
+
+# saving
+
+
+@pytest.mark.parametrize(
+    "text, every", [("3", (3, "step")), ("2steps", (2, "step")), ("1epoch", (1, "epoch")), ("5 epochs", (5, "epoch"))]
+)
+def test_how_often(text, every):
+    assert Every.parse(text) == every and Every.parse(str(Every.parse(text))) == every
+
+
+def test_the_newest_are_kept(tmp_path):
+    train(tmp_path, "--checkpoint-every", "3", "--keep", "3")
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == ["best.safetensors", "last.safetensors", "step-6.safetensors", "step-9.safetensors"]
+    assert [load_metadata(tmp_path / name)["step"] for name in names[1:]] == [12, 6, 9]
+    best = load_metadata(tmp_path / "best.safetensors")
+    assert best["val_dice"] == max(row["val_dice"] for row in load_metadata(tmp_path / "last.safetensors")["rows"])
+
+
+def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
+    train(tmp_path / "whole", "--epochs", "4", "--augment", "paper")
+    train(tmp_path / "run", "--epochs", "2", "--augment", "paper")
+    comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--epochs", "4"])
+    whole, run = (load_checkpoint(tmp_path / name / "last.safetensors")[0] for name in ("whole", "run"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(run[name], value, err_msg=name)
+    with pytest.raises(UserError, match="was trained with --augment paper: --resume cannot change that"):
+        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--augment", "none"])
+    with pytest.raises(UserError, match=f"there is no run to --resume in {tmp_path / 'nothing'}"):
+        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "nothing")])
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    (tmp_path / "run" / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
+    with pytest.raises(UserError, match="the images are not those of .*split.json"):
+        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--epochs", "5"])
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    from data.cache import try_lock
+
+    with try_lock(tmp_path / ".lock"):
+        with pytest.raises(UserError, match="is in use by another process: wait for it, or take another --run-dir"):
+            train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_tensorboard_finds_scalars_and_images(tmp_path):
+    train(tmp_path)
+    found = {}
+    for path in (tmp_path / "events").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault((value.metadata.plugin_data.plugin_name, value.tag), []).append((event.step, value.tensor))
+    rows = read_history(tmp_path)
+    losses = found["scalars", "val_loss"]
+    assert [step for step, _ in losses] == [4, 8, 12]
+    np.testing.assert_allclose([tf.make_ndarray(value) for _, value in losses], [row["val_loss"] for row in rows], rtol=1e-6)
+    width, height, png = tf.make_ndarray(found["images", "image, truth, prediction/0"][0][1])
+    assert (width, height) == (b"48", b"16") and png.startswith(b"\x89PNG")
+
+
+# folds
+
+
+def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
+    train(tmp_path, "--folds", "2", "--epochs", "1", implementation=implementation)
+    with open(tmp_path / "folds.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert [line[0] for line in table] == ["fold", "fold0, epoch 1", "fold1, epoch 1", "mean", "standard deviation"]
+    figures = np.array([line[1:] for line in table[1:]], float)
+    np.testing.assert_allclose(figures[2], figures[:2].mean(0))
+    np.testing.assert_allclose(figures[3], figures[:2].std(0, ddof=1), atol=1e-12)
+    splits = [json.loads((tmp_path / f"fold{k}" / "split.json").read_text()) for k in (0, 1)]
+    assert sorted(splits[0]["val"]) == sorted(splits[1]["train"]), "what validates in one trains in the other"
+    before = (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns
+    (tmp_path / "fold1" / "last.safetensors").unlink()  # as if it had been killed there
+    capsys.readouterr()
+    comparison.load(implementation).main(["--resume", "--run-dir", str(tmp_path)])
+    assert (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns == before, "not trained again"
+    with open(tmp_path / "folds.csv", newline="") as file:
+        assert list(csv.reader(file)) == table
+
+
+# stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, tmp_path):
+    command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(tmp_path / "a run")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "a run" / "best.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    step = load_metadata(tmp_path / "a run" / "last.safetensors")["step"]
+    assert stderr.splitlines()[-1] == (
+        f"stopped after step {step} of 400000; go on with: python -m keras_impl.train --resume --run-dir '{tmp_path / 'a run'}'"
+    )
+    assert "Traceback" not in stderr
+
+
+def test_a_stop_in_mid_epoch_is_resumed(implementation, tmp_path, monkeypatch):
+    before = loop.Run.end_step
+
+    def end_step(self, loss):
+        if self.step == 5:
+            self.signal = signal.SIGTERM
+        before(self, loss)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Run, "end_step", end_step)
+        with pytest.raises(Stopped, match="stopped after step 6 of 12; go on with"):
+            train(tmp_path / "stopped", implementation=implementation)
+    assert load_metadata(tmp_path / "stopped" / "last.safetensors")["step"] == 6
+    comparison.load(implementation).main(["--resume", "--run-dir", str(tmp_path / "stopped")])
+    train(tmp_path / "whole", implementation=implementation)
+    stopped, whole = (load_checkpoint(tmp_path / name / "last.safetensors") for name in ("stopped", "whole"))
+    for name, value in {**whole[0], **whole[1]}.items():
+        np.testing.assert_array_equal({**stopped[0], **stopped[1]}[name], value, err_msg=name)
+
+
+# guards
+
+
+def test_infinite_gradients_keep_the_last_good_checkpoint(implementation, tmp_path):
+    with pytest.raises(UserError, match=r"at step \d+, on the images synthetic image \d+, .*; what was saved in .* stays"):
+        train(tmp_path, "--learning-rate", "1e38", "--optimizer", "sgd", "--batch-norm", "none", implementation=implementation)
+    for path in tmp_path.glob("*.safetensors"):
+        for name, value in load_checkpoint(path)[0].items():
+            assert np.isfinite(value).all(), name
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    from common.config import run_script
+
+    def main():
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
+
+
+def test_clipping_bounds_the_step_in_all_three(tmp_path):
+    """SGD without momentum moves the weights by the learning rate times the clipped gradients."""
+    from common.weights import initial_weights
+    from tests.test_network import random_batch
+
+    config = Config(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, clip_norm=0.01, batch_norm="none")
+    for name in comparison.IMPLEMENTATIONS:
+        code = comparison.load(name)
+        model = code.UNet(config)
+        code.make_train_step(model, config)(*random_batch(config))
+        moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(config).items()]
+        norm = math.sqrt(sum((difference**2).sum() for difference in moved))
+        assert norm == pytest.approx(0.01, rel=1e-3), name  # float32
+    unclipped = dataclasses.replace(config, clip_norm=1e6)
+    code = comparison.load("lowlevel")
+    model = code.UNet(unclipped)
+    code.make_train_step(model, unclipped)(*random_batch(unclipped))
+    moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped).items()]
+    assert math.sqrt(sum((difference**2).sum() for difference in moved)) > 0.02
