@@ -27,9 +27,10 @@ USUAL_CONSTANTS = dict(learning_rate=1e-3, beta_1=0.9, beta_2=0.999, epsilon=1e-
 
 ARCHITECTURES = {
     "default": {},
-    # the paper's network and loss; SGD is climbed with below
+    # the paper's network and loss, on images that are mirrored to 208x224; SGD is climbed with below
     "paper": dict(
-        padding="valid", activation="relu", batch_norm="none", classes=2, loss="cross_entropy", image_size=Size(188, 204)
+        **dict(padding="valid", activation="relu", batch_norm="none", dropout=0.5, classes=2),
+        **dict(loss="cross_entropy", weight_map=True, image_size=Size(24, 40)),
     ),
     "multi-class": dict(channels=3, classes=3),
     "odd-size": dict(image_size=Size(51, 77), activation="relu"),
@@ -99,6 +100,8 @@ def cases(name, config, steps, precision=None):
         ("explicit, 0.9 and 0.999", dict(batch_norm=explicit, precision="float64", **USUAL_CONSTANTS), {}),
         ("explicit, SGD, rate halved", dict(batch_norm=explicit, optimizer="sgd"), dict(halve_rate=True)),
         ("explicit, SGD, rate halved", dict(batch_norm=explicit, optimizer="sgd", precision="float64"), dict(halve_rate=True)),
+        ("explicit, dropout, clipped", dict(batch_norm=explicit, dropout=0.5, clip_norm=0.1), {}),
+        ("explicit, dropout, clipped", dict(batch_norm=explicit, dropout=0.5, clip_norm=0.1, precision="float64"), {}),
         ("fused", dict(batch_norm="fused", precision="bfloat16"), {}),
         ("explicit, XLA", dict(batch_norm=explicit, jit=True), {}),
     ]
@@ -316,7 +319,7 @@ def run(todo, path):
     be_deterministic()
     checks, losses, batches = [], {}, {}
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
-        data = case.config.channels, case.config.classes, case.config.image_size, case.config.padding
+        data = case.config.channels, case.config.classes, case.config.image_size, case.config.padding, case.config.weight_map
         if data not in batches:
             config, training, _ = load_examples(case.config)
             found = {name: getattr(config, name) for name in FOUND}
