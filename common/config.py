@@ -166,6 +166,7 @@ class Config:
     )
 
     # where results go
+    summary: bool = option(False, "print the layers with their shapes and parameters")
     run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)")
 
     def __post_init__(self):

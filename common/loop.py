@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -53,14 +54,11 @@ def start(implementation, argv, description):
     Raises: UserError for an unknown option or a value that does not fit.
     """
     parser = make_parser(f"{implementation}.train", description)
-    parser.add_argument("--summary", action="store_true", help="print the layers with their shapes and parameters")
     parser.set_defaults(run_dir=Path("runs") / implementation)
     args = parse(parser, argv)
     config = resumed(read_config(args), given_options(parser, argv)) if args.resume else read_config(args)
     if config.deterministic:
         be_deterministic()
-    if args.summary:
-        print_summary(config)
     return config
 
 
@@ -104,7 +102,17 @@ def train_folds(implementation, train, config):
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
 
 
+def set_aside(run_dir):
+    """Renames the folder of an earlier run, so that nothing in it is lost."""
+    names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
+    kept = next(name for name in names if not name.exists())
+    run_dir.rename(kept)
+    print(f"the earlier run in {run_dir}/ is kept as {kept}/", flush=True)
+
+
 def _each_fold(train, config):
+    if not config.resume and (config.run_dir / "config.json").exists():
+        set_aside(config.run_dir)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
     names = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
@@ -156,10 +164,11 @@ class Run:
     def __enter__(self):
         config = self.config
         try:
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-            self.lock = try_lock(config.run_dir / ".lock")
-            if not self.lock:
-                raise UserError(f"{config.run_dir} is in use by another process: wait for it, or take another --run-dir")
+            self._take_folder()
+            if self.last.exists() and not config.resume:
+                self.lock.close()
+                set_aside(config.run_dir)
+                self._take_folder()
             for left_over in config.run_dir.glob("*.part"):  # of a process that was killed while it wrote
                 left_over.unlink()
             if config.resume and self.last.exists():
@@ -177,6 +186,8 @@ class Run:
         self.events = EventWriter(config.run_dir / "events")
         if config.augment != "none" or config.crop_size:
             draw_augmentations(config.run_dir / "augmentations.png", self.training, config)
+        if config.summary:
+            print_summary(config)
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
         self.handlers = {}
@@ -191,6 +202,17 @@ class Run:
         self.progress.close()
         self._restore_handlers()
         self.lock.close()
+
+    def _take_folder(self):
+        run_dir, checkpoint = self.config.run_dir, self.config.checkpoint
+        if checkpoint and not self.config.resume and checkpoint.parent.resolve() == run_dir.resolve():
+            raise UserError(
+                f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another folder"
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.lock = try_lock(run_dir / ".lock")
+        if not self.lock:
+            raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
 
     def _restore_handlers(self):
         for number, handler in self.handlers.items():

@@ -119,17 +119,20 @@ def test_train_scripts_take_over_from_each_other(tmp_path):
         comparison.load("lowlevel").main([*options, *handed_over, "--optimizer", "sgd", "--run-dir", str(tmp_path / "sgd")])
 
 
-def test_going_on_in_the_same_folder_keeps_history_and_best(tmp_path):
-    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
-    options += ["--run-dir", str(tmp_path)]
+def test_an_earlier_run_is_kept(tmp_path, capsys):
+    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25 --epochs 1".split()
+    run_dir = tmp_path / "run"
     main = comparison.load("lowlevel").main
-    main([*options, "--epochs", "2"])
-    before = (tmp_path / "history.csv").read_text()
-    main([*options, "--epochs", "3", "--checkpoint", str(tmp_path / "last.safetensors"), "--learning-rate", "1e-9"])
-    after = (tmp_path / "history.csv").read_text()
-    assert after.startswith(before) and len(after.splitlines()) == 4
-    best = load_checkpoint(tmp_path / "best.safetensors")[2]
-    assert best["val_dice"] == pytest.approx(max(row["val_dice"] for row in read_history(tmp_path)), abs=1e-6)
-    (tmp_path / "history.csv").write_text(after.splitlines()[0] + "\n1,2\n")
+    for seed in ("0", "1", "2"):
+        main([*options, "--seed", seed, "--run-dir", str(run_dir)])
+    assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
+    for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
+        assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
+    with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
+        main([*options, "--checkpoint", str(run_dir / "last.safetensors"), "--run-dir", str(run_dir)])
+    main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
+    history = (run_dir / "history.csv").read_text()
+    assert len(history.splitlines()) == 3
+    (run_dir / "history.csv").write_text(history.splitlines()[0] + "\n1,2\n")
     with pytest.raises(UserError, match="history.csv"):
-        read_history(tmp_path)
+        read_history(run_dir)
