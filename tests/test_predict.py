@@ -1,0 +1,414 @@
+"""Prediction from a checkpoint: tiles without seams, what is written, what is measured, and what bad input gets."""
+
+import csv
+import json
+import re
+import unicodedata
+
+import predict
+from common.checkpoint import save_checkpoint
+from common.config import Config, Names, Size, UserError
+from common.metrics import predicted_classes
+from common.pictures import CLASS_COLORS
+from common.shapes import margin, missing
+from common.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
+from common.weights import initial_weights
+from data.files import read_image, read_mask
+from tests.conftest import IMPLEMENTATIONS
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+ROUNDING = 1e-6  # of probabilities, sums of a few hundred products of order 1 in float32; the order may vary with the size
+
+
+def noise(height, width, channels=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def random_network(implementation="lowlevel", **options):
+    config = Config(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
+    return config, predict.make_network(implementation, config, initial_weights(config))
+
+
+def assembled(parts, shape):
+    """One array out of parts that cover it exactly once."""
+    whole, covered = np.full(shape, np.nan, np.float32), np.zeros(shape[:2], int)
+    for rows, columns, part in parts:
+        whole[rows, columns] = part
+        covered[rows, columns] += 1
+    assert (covered == 1).all()
+    return whole
+
+
+# --- tiles ---
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_windows_of_an_axis(depth, padding):
+    config = Config(depth=depth, padding=padding)
+    unit, lost = 2**depth, margin(depth, padding)
+    for tile in (smallest_tile(config), smallest_tile(config) + unit + 1):
+        for size in range(smallest_image(config), 4 * tile, 7):
+            windows = cut(size, tile, config)
+            assert [i for w in windows for i in range(w.target.start, w.target.stop)] == list(range(size))
+            length = len(windows[0].pixels)
+            assert all(len(w.pixels) == length for w in windows) and length <= tile and missing(length, config) == 0
+            for w in windows:
+                logits = w.pixels[lost // 2 : length - lost // 2]
+                np.testing.assert_array_equal(logits[w.source], np.arange(size)[w.target])
+            starts = [w.target.start - w.source.start for w in windows]
+            assert all((start - starts[0]) % unit == 0 for start in starts), "the poolings lie on one grid"
+
+
+@pytest.mark.parametrize("height, width", [(117, 75), (60, 200), (53, 4)])
+def test_tiled_equals_untiled(implementation, height, width):
+    config, network = random_network(implementation, classes=3, channels=3)
+    image = noise(height, width, 3)
+    whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config)), whole.shape)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=ROUNDING)
+
+
+def test_a_smaller_halo_shows_seams(monkeypatch):
+    """What the test above can see: 4 pixels less are too few."""
+    config, network = random_network()
+    image = noise(117, 75)
+    whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
+    monkeypatch.setattr("common.tiles.HALO", HALO - 1)
+    tiled = assembled(predict_tiles(network, image, config, 52), whole.shape)
+    assert np.abs(tiled - whole).max() > 1e-3
+
+
+def test_valid_padding_covers_the_image(implementation):
+    config, network = random_network(implementation, padding="valid")
+    image, lost = noise(117, 75), margin(2, "valid") // 2
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config)), (117, 75, 1))
+    once = assembled(predict_tiles(network, image, config, 1000), (117, 75, 1))
+    np.testing.assert_allclose(tiled, once, rtol=0, atol=ROUNDING)
+    mirrored = np.pad(image, ((lost, lost), (lost, lost), (0, 0)), mode="reflect")
+    whole = network(mirrored[np.newaxis].astype(np.float32) / 255)[0]
+    # what the network itself pads to a size that fits is another mirror image, and reaches 4 pixels into the prediction
+    np.testing.assert_allclose(tiled[4:-4, 4:-4], whole[4:-4, 4:-4], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("height, width, number", [(64, 64, 8), (64, 96, 4)])
+def test_tta_is_the_mean_over_the_symmetries(height, width, number):
+    config, network = random_network(classes=3)
+    image = noise(height, width)
+    seen = image[np.newaxis].astype(np.float32) / 255
+    views = [(lambda x: x, lambda x: x)]
+    views += [(lambda x, a=axes: np.flip(x, a), lambda x, a=axes: np.flip(x, a)) for axes in (1, 2, (1, 2))]
+    if number == 8:
+        transpose = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
+        views += [(lambda x, t=there: transpose(t(x)), lambda p, b=back: b(transpose(p))) for there, back in views]
+    expected = np.mean([back(network(there(seen))) for there, back in views], axis=0)[0]
+    result = assembled(predict_tiles(network, image, config, 1000, tta=True), expected.shape)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config), tta=True), expected.shape)
+    np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
+    assert np.abs(expected - network(seen)[0]).max() > 1e-3, "this network is not symmetric"
+
+
+def test_resized_prediction_comes_back_bilinearly():
+    config, network = random_network(classes=2)
+    small = noise(40, 52)
+    p = network(small[np.newaxis].astype(np.float32) / 255)[0]
+    result = assembled(predict_resized(network, small, (600, 90), config, 1000), (600, 90, 2))
+    for c in range(2):
+        whole = np.asarray(Image.fromarray(p[..., c]).resize((90, 600), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(result[..., c], whole, rtol=0, atol=ROUNDING, err_msg="strips show seams")
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """make(**options) -> the path of a checkpoint: a small network with random weights, trained by lowlevel by its metadata."""
+
+    def make(implementation="lowlevel", **options):
+        config = Config(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
+        weights = {name: tf.constant(value) for name, value in initial_weights(config).items()}
+        path = tmp_path / "best.safetensors"
+        save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation, epoch=1)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four files in four formats, of odd sizes; a name that is not ASCII, one that macOS hides, one that is no image."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for k, name in enumerate(["a.png", "b.tif", "c.gif", "größe 図.jpg"]):
+        Image.fromarray(noise(61 + 2 * k, 90 - k, seed=k)[..., 0]).save(path / name)
+    (path / "._a.png").write_bytes(b"")
+    (path / "notes.txt").write_text("")
+    return path
+
+
+def run(checkpoint, *arguments, output):
+    return predict.main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, arguments)])
+
+
+def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_path, capsys):
+    """With all that is written; and tiles give the same files as the whole image."""
+    results = {}
+    for name in IMPLEMENTATIONS:
+        out = tmp_path / name
+        extra = ["--implementation", name, "--probabilities", "--overlay", *(["--tile", "52"] if name == "highlevel" else [])]
+        assert run(trained(), folder, *extra, output=out) == 0
+        stems = ["a", "b", "c", "größe 図"]
+        assert sorted(path.name for path in out.glob("*.*")) == [f"{stem}.png" for stem in stems]
+        results[name] = [np.load(out / "probabilities" / f"{stem}.npy") for stem in stems]
+        for stem, p in zip(stems, results[name]):
+            with Image.open(out / f"{stem}.png") as mask:
+                assert mask.mode == "L"
+                np.testing.assert_array_equal(np.asarray(mask), 255 * predicted_classes(p[np.newaxis])[0])
+    lines = capsys.readouterr().out.splitlines()
+    share = 100 * (results["lowlevel"][0] >= 0.5).mean()
+    assert lines[0] == f"a.png  90x61  foreground {share:.1f}%"
+    assert lines[4].startswith("4 of 4 images")
+    for name in IMPLEMENTATIONS[1:]:
+        for p, q in zip(results["lowlevel"], results[name]):
+            np.testing.assert_allclose(p, q, rtol=0, atol=ROUNDING, err_msg=name)
+
+
+def test_the_default_is_the_implementation_that_trained(trained, folder, tmp_path, monkeypatch):
+    built = []
+    make = predict.make_network
+    monkeypatch.setattr(predict, "make_network", lambda name, *rest: built.append(name) or make(name, *rest))
+    run(trained("highlevel"), folder / "a.png", output=tmp_path / "out")
+    run(trained("highlevel"), folder / "a.png", "--implementation", "lowlevel", output=tmp_path / "out")
+    assert built == ["highlevel", "lowlevel"]
+
+
+def test_masks_of_many_classes_can_be_read_back(trained, folder, tmp_path, capsys):
+    """A palette for the eye, in the colours of all pictures; the numbers are the class indices."""
+    out = tmp_path / "out"
+    checkpoint = trained(classes=3, class_names=Names(("sky", "road", "car")))
+    run(checkpoint, folder / "a.png", "--probabilities", "--overlay", output=out)
+    classes = np.load(out / "probabilities" / "a.npy").argmax(-1)
+    assert set(np.unique(classes)) == {0, 1, 2}, "the test needs all of them"
+    np.testing.assert_array_equal(read_mask(out / "a.png"), classes)
+    with Image.open(out / "a.png") as mask:
+        shown = np.asarray(mask.convert("RGB"))
+    np.testing.assert_array_equal(shown, np.rint(255 * CLASS_COLORS[classes]))
+    assert "sky" in capsys.readouterr().out
+
+    image = np.repeat(read_image(folder / "a.png", 1), 3, axis=-1).astype(float)
+    overlay = read_image(out / "overlays" / "a.png", 3)
+    np.testing.assert_array_equal(overlay[classes == 0], image[classes == 0])
+    mixed = (image + 255 * CLASS_COLORS[classes]) / 2
+    np.testing.assert_allclose(overlay[classes > 0], mixed[classes > 0], atol=1.5)  # both halves are rounded down
+
+
+def test_pages_of_a_stack(trained, tmp_path, capsys):
+    pages = [Image.fromarray(noise(60, 60, seed=k)[..., 0]) for k in range(3)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    pages[1].save(tmp_path / "alone.png")
+    run(trained(), tmp_path / "stack.tif", tmp_path / "alone.png", output=tmp_path / "out")
+    names = ["alone.png", "stack_1.png", "stack_2.png", "stack_3.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert (tmp_path / "out" / "alone.png").read_bytes() == (tmp_path / "out" / "stack_2.png").read_bytes()
+    assert capsys.readouterr().out.startswith("stack.tif[1]  60x60")
+    masks = [Image.open(tmp_path / "out" / f"stack_{k}.png") for k in (1, 2, 3)]
+    masks[0].save(tmp_path / "labels.tif", save_all=True, append_images=masks[1:])
+    for truth in ("labels.tif", "out"):  # page by page, and by name
+        run(trained(), tmp_path / "stack.tif", "--evaluate", tmp_path / truth, output=tmp_path / "second")
+        assert [row["dice"] for row in read_metrics(tmp_path / "second").values()] == [1] * 5
+
+
+def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
+    checkpoint = trained(image_size=Size(32, 48))
+    run(checkpoint, folder / "a.png", "--probabilities", output=tmp_path / "out")
+    config, network = random_network(image_size=Size(32, 48))
+    small = read_image(folder / "a.png", 1, Size(32, 48))
+    p = network(small[np.newaxis].astype(np.float32) / 255)[0, ..., 0]
+    expected = np.asarray(Image.fromarray(p).resize((90, 61), Image.Resampling.BILINEAR))
+    result = np.load(tmp_path / "out" / "probabilities" / "a.npy")[..., 0]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
+    assert read_mask(tmp_path / "out" / "a.png").shape == (61, 90)
+
+
+def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: np.zeros([*images.shape[:3], 1], np.float32))
+    run(trained(), folder / "a.png", output=tmp_path / "out")
+    captured = capsys.readouterr()
+    assert "warning: a.png: every pixel of the mask is background" in captured.err
+    assert "foreground 0.0%" in captured.out
+
+
+# --- evaluation ---
+
+
+def half_bright(monkeypatch):
+    """A network whose foreground is what is brighter than the middle."""
+    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: images)
+
+
+def read_metrics(path):
+    with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
+        return {row.pop("image"): {name: float(v) for name, v in row.items()} for row in csv.DictReader(file)}
+
+
+def test_metrics_by_hand(trained, tmp_path, monkeypatch, capsys):
+    """8x8 pixels: 16 predicted; of the first truth 24 pixels 8 are found, of the second all of its 16."""
+    half_bright(monkeypatch)
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    prediction = np.zeros((8, 8), np.uint8)
+    prediction[:4, :4] = 1
+    truth = np.zeros((8, 8), np.uint8)
+    truth[2:, :4] = 1
+    name = unicodedata.normalize("NFC", "é")
+    for stem, mask in (("a", truth), (name, prediction)):
+        Image.fromarray(200 * prediction).save(images / f"{stem}.png")
+        Image.fromarray(255 * mask).save(masks / f"{unicodedata.normalize('NFD', stem)}.gif")
+    assert run(trained(), images, "--evaluate", masks, output=tmp_path / "out") == 0
+    rows = read_metrics(tmp_path / "out")
+    assert [*rows] == ["a.png", f"{name}.png", "mean of the images", "all pixels"]
+    first = {"dice": 16 / 40, "iou": 8 / 32, "accuracy": 40 / 64, "iou_background": 32 / 56, "iou_foreground": 8 / 32}
+    assert rows["a.png"] == pytest.approx(first)
+    assert set(rows[f"{name}.png"].values()) == {1.0}
+    assert rows["mean of the images"] == pytest.approx({key: (value + 1) / 2 for key, value in first.items()})
+    both = {"dice": 48 / 72, "iou": 24 / 48, "accuracy": 104 / 128, "iou_background": 80 / 104, "iou_foreground": 24 / 48}
+    assert rows["all pixels"] == pytest.approx(both)
+    output = capsys.readouterr().out
+    assert "dice 0.4000  iou 0.2500  accuracy 0.6250" in output
+    assert re.search(r"^iou_background +0\.7857 +0\.7692$", output, re.MULTILINE)
+
+
+def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
+    """Classes 0 and 1 predicted half and half; the truth is 1, 2 and void. Mean IoU over the classes that occur."""
+    wide = np.zeros((8, 8, 3), np.float32)
+    wide[:4, :, 0], wide[4:, :, 1] = 1, 1
+    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: wide[np.newaxis])
+    truth = np.full((8, 8), 1, np.uint8)
+    truth[:2], truth[6:] = 255, 2
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    Image.fromarray(noise(8, 8)[..., 0]).save(tmp_path / "a.png")
+    run(trained(classes=3), tmp_path / "a.png", "--evaluate", tmp_path / "truth.png", output=tmp_path / "out")
+    rows = read_metrics(tmp_path / "out")
+    assert rows["a.png"]["accuracy"] == pytest.approx(16 / 48)
+    assert rows["a.png"]["iou"] == pytest.approx((0 / 16 + 16 / 48 + 0 / 16) / 3)
+    assert rows["a.png"]["dice"] == pytest.approx(2 * 16 / 64 / 3)
+
+
+def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
+    half_bright(monkeypatch)
+    (tmp_path / "colors.txt").write_text("grass 0 128 0\ncow 200 0 0\n")
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[..., 1] = 128
+    mask[:2] = (200, 0, 0)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(np.where(mask[..., 0] == 200, 255, 0).astype(np.uint8)).save(tmp_path / "a.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "colors": tmp_path / "colors.txt"}
+    run(trained(**options), tmp_path / "a.png", "--evaluate", tmp_path / "mask.png", output=tmp_path / "out")
+    assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
+
+
+def test_predictions_evaluated_against_themselves(trained, folder, tmp_path):
+    """What was written is read back as what it was, in a second run."""
+    for classes in (1, 2, 3):
+        checkpoint = trained(classes=classes)
+        run(checkpoint, folder, output=tmp_path / f"first{classes}")
+        run(checkpoint, folder, "--evaluate", tmp_path / f"first{classes}", output=tmp_path / "second")
+        assert all(row["dice"] == row["accuracy"] == 1 for row in read_metrics(tmp_path / "second").values())
+
+
+# --- bad input ---
+
+
+def test_bad_images_can_be_skipped(trained, folder, tmp_path, capsys):
+    (folder / "b.tif").write_bytes((folder / "b.tif").read_bytes()[:500])
+    Image.fromarray(noise(3, 50)[..., 0]).save(folder / "d.png")
+    with pytest.raises(UserError, match="b.tif"):
+        run(trained(), folder, output=tmp_path / "out")
+    assert run(trained(), folder, "--skip-bad", "--probabilities", output=tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "3 of 5 images" in captured.out
+    left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
+    assert "b.tif" in left_out[0] and "d.png is 50x3 pixels" in left_out[1] and len(left_out) == 2
+    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").iterdir()) == ["a.npy", "c.npy", "größe 図.npy"]
+
+
+def test_bad_masks_can_be_skipped(trained, folder, tmp_path, capsys):
+    run(trained(), folder, output=tmp_path / "masks")
+    (tmp_path / "masks" / "a.png").write_bytes(b"")
+    Image.fromarray(255 * (noise(3, 50)[..., 0] // 128)).save(tmp_path / "masks" / "b.png")
+    arguments = [folder, "--evaluate", tmp_path / "masks"]
+    with pytest.raises(UserError, match="a.png"):
+        run(trained(), *arguments, output=tmp_path / "out")
+    assert run(trained(), *arguments, "--skip-bad", output=tmp_path / "out") == 1
+    assert "b.tif is 89x63 pixels, its true mask 50x3" in capsys.readouterr().err
+    assert len(read_metrics(tmp_path / "out")) == 4
+
+
+def replace_metadata(path, **changes):
+    from safetensors.numpy import load_file, save_file
+
+    config = json.loads(json.dumps(Config(filters=2, depth=2).as_dict()))
+    metadata = {"config": {**config, **changes}, "implementation": "lowlevel"}
+    save_file(load_file(path), path, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "best.safetensors is no readable checkpoint"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "best.safetensors is no readable checkpoint"),
+        (lambda path: save_checkpoint(path, {"w": tf.constant(1.0)}, {}), "not written by a train script"),
+        (lambda path: replace_metadata(path, colour="red"), "another version of the project .*colour"),
+        (lambda path: replace_metadata(path, filters=4), "best.safetensors holds another network"),
+    ],
+)
+def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
+    checkpoint = trained()
+    damage(checkpoint)
+    with pytest.raises(UserError, match=words):
+        run(checkpoint, folder, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "words"),
+    [
+        (None, ["nowhere"], "nowhere does not exist"),
+        (lambda path: (path / "empty").mkdir(), ["empty"], "empty holds no images"),
+        (lambda path: (path / "empty").mkdir(), ["images", "--evaluate", "empty"], "empty holds no mask for a:"),
+        (None, ["images", "--evaluate", "nowhere"], "--evaluate nowhere does not exist"),
+        (None, ["images", "--evaluate", "images/a.png"], "holds 1 masks for 4 images"),
+        (lambda path: noise_file(path / "images/a.gif"), ["images/b.tif", "--evaluate", "images"], "keep one of them"),
+        (None, ["images", "--tile", "51"], "--tile must be at least 52"),
+        (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
+        (None, ["images/b.tif", "--evaluate", "images/a.png", "--output", "."], None),
+        (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
+        (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
+        (lambda path: (path / "file").write_text(""), ["images", "--output", "file/out"], "cannot write to --output"),
+        (None, ["images", "--implementation", "torch"], "--implementation"),
+    ],
+)
+def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if prepare:
+        prepare(tmp_path)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    if words is None:
+        Image.fromarray(255 * (noise(63, 89)[..., 0] // 128)).save(folder / "a.png")
+        assert run(trained(), *arguments, output="out") == 0
+        return
+    with pytest.raises(UserError, match=words) as error:
+        run(trained(), *arguments, output="out")
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def noise_file(path):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(noise(60, 60)[..., 0]).save(path)
