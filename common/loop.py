@@ -364,10 +364,11 @@ class Run:
             self.best = row
             save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
         self._tell_tensorboard(row)
+        of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.classes > 1 else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
-            f"accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
+            f"{of_classes}accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
         )
         if not self.done:

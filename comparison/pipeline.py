@@ -51,7 +51,9 @@ def time_first_epoch(config):
     with tempfile.TemporaryDirectory() as cache:
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):  # it was said once
-            config, training, validation = load_examples(dataclasses.replace(config, cache=Path(cache), epochs=1))
+            config, training, validation = load_examples(
+                dataclasses.replace(config, cache=Path(cache), epochs=1, augment="none")
+            )
         for batches in (training_batches(config, training), validation_batches(config, validation)):
             for _ in batches:
                 pass

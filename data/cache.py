@@ -104,9 +104,10 @@ def _decode_all(layout, items, channels, config, file):
 
     def read(item):
         try:
-            return layout.read(item, channels, config.image_size)
+            image, mask = layout.read(item, channels, config.image_size)
         except UserError as error:
             return error
+        return image, mask, np.bincount(mask.ravel(), minlength=256)
 
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):
@@ -116,8 +117,8 @@ def _decode_all(layout, items, channels, config, file):
                 raise UserError(f"{found} (--skip-bad goes on without it)")
             left_out[i] = str(found)
             continue
-        image, mask = found
-        sizes[i], counts[i] = mask.shape, np.bincount(mask.ravel(), minlength=256)
+        image, mask, counts[i] = found
+        sizes[i] = mask.shape
         for values in (image, mask):
             buffer = memoryview(np.ascontiguousarray(values)).cast("B")
             while buffer:  # a write may take less than all

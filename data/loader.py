@@ -237,6 +237,7 @@ def _pipeline(config, steps, batch, shape):
     def weigh(masks):
         return np.stack([border_weights(mask, config.class_weights or [1.0] * 255) for mask in masks])
 
+    @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
         images, masks = tf.numpy_function(batch, [step], (tf.uint8, tf.uint8), stateful=False)
