@@ -3,6 +3,7 @@
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks
     python predict.py --checkpoint runs/lowlevel/best.safetensors a.png stack.tif --output masks --overlay --tta
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --evaluate truth/
+    python predict.py --checkpoint runs/lowlevel/best.safetensors --export savedmodel --output exported
 
 DIR/STEM.png is the mask of STEM.*: 0 and 255 with one class, else the class indices with a palette of colours. Both can be
 read back as masks to train on. The pages of a TIFF or GIF that holds many become STEM_1.png, STEM_2.png and so on.
@@ -32,6 +33,7 @@ from common.metrics import class_scores, confusion, mean_over_classes, predicted
 from common.pictures import CLASS_COLORS, class_names
 from common.tiles import predict_resized, predict_tiles, smallest_image, smallest_tile
 from common.weights import assign_weights
+from comparison.export import FILES, export
 from data.files import count_pages, read_image, read_mask
 from data.layouts import EXTENSIONS, Item, Layout, _by_index, _read_colors, mask_meaning
 
@@ -64,9 +66,9 @@ def read_command_line(argv):
         raise UserError(f"{message} (see predict.py --help)")
 
     parser.error = error
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_DIR", help="images, or folders of images")
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE_OR_DIR", help="images, or folders of images")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, made if it is missing")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
     parser.add_argument("--implementation", choices=comparison.IMPLEMENTATIONS, help="default: the one that trained")
     parser.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     parser.add_argument("--overlay", action="store_true", help="also DIR/overlays/STEM.png, the mask in colours on the image")
@@ -76,7 +78,12 @@ def read_command_line(argv):
     parser.add_argument("--tta", action="store_true", help="mean over the 8 symmetries of a square image, the 4 of another")
     parser.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
-    return parser.parse_args(argv)
+    parser.add_argument("--export", choices=FILES, help="no masks: write the network into DIR, for use without this project")
+    parser.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo (default: the training's)")
+    args = parser.parse_args(argv)
+    if bool(args.images) == bool(args.export):
+        raise UserError("name images to predict, or a kind of --export, and not both")
+    return args
 
 
 # --- the network ---
@@ -163,7 +170,7 @@ def pages_of(path):
 
 
 def find_masks(path, sources):
-    """The true masks for --evaluate `path`: {stem of a source: Source}. A page has its mask in a page, or in a file.
+    """The true masks for --evaluate `path`: {stem of a source: Source}. STEM or, as in Carvana, STEM_mask belongs to STEM.
 
     Raises: UserError for an image without a mask, and for one with two.
     """
@@ -179,11 +186,15 @@ def find_masks(path, sources):
         if len(masks) != len(sources):
             raise UserError(f"--evaluate {path} holds {len(masks)} masks for {len(sources)} images: name a folder of masks")
         return {source.stem: mask for source, mask in zip(sources, masks.values())}
-    wanted = {source.stem: unicodedata.normalize("NFC", source.stem) for source in sources}
-    alone = [stem for stem, name in wanted.items() if name not in masks]
-    if alone:
-        raise UserError(f"--evaluate {path} holds no mask for {alone[0]}: a mask is named as its image, up to the extension")
-    return {stem: masks[name] for stem, name in wanted.items()}
+    found = {}
+    for source in sources:
+        stem = unicodedata.normalize("NFC", source.stem)
+        found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
+        if not found[source.stem]:
+            raise UserError(
+                f"--evaluate {path} holds no mask for {source.path}: it would be called {stem} or {stem}_mask, with any extension"
+            )
+    return found
 
 
 def outputs(source, args):
@@ -389,6 +400,10 @@ def main(argv=None):
     """Returns the exit code."""
     args = read_command_line(argv)
     config, weights, trained_by = read_checkpoint(args.checkpoint)
+    if args.export:
+        implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
+        export(args.export, implementation, config, weights, args.output, args.image_size)
+        return 0
     if args.tile < smallest_tile(config):
         raise UserError(f"--tile must be at least {smallest_tile(config)} for {config.depth} poolings, got {args.tile}")
     sources = find_images(args.images)

@@ -270,7 +270,8 @@ def test_metrics_by_hand(trained, tmp_path, monkeypatch, capsys):
     name = unicodedata.normalize("NFC", "é")
     for stem, mask in (("a", truth), (name, prediction)):
         Image.fromarray(200 * prediction).save(images / f"{stem}.png")
-        Image.fromarray(255 * mask).save(masks / f"{unicodedata.normalize('NFD', stem)}.gif")
+        ending = "_mask" if stem == "a" else ""  # as in Carvana
+        Image.fromarray(255 * mask).save(masks / f"{unicodedata.normalize('NFD', stem)}{ending}.gif")
     assert run(trained(), images, "--evaluate", masks, output=tmp_path / "out") == 0
     rows = read_metrics(tmp_path / "out")
     assert [*rows] == ["a.png", f"{name}.png", "mean of the images", "all pixels"]
@@ -381,7 +382,7 @@ def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
     [
         (None, ["nowhere"], "nowhere does not exist"),
         (lambda path: (path / "empty").mkdir(), ["empty"], "empty holds no images"),
-        (lambda path: (path / "empty").mkdir(), ["images", "--evaluate", "empty"], "empty holds no mask for a:"),
+        (lambda path: (path / "empty").mkdir(), ["images", "--evaluate", "empty"], "empty holds no mask for images/a.png"),
         (None, ["images", "--evaluate", "nowhere"], "--evaluate nowhere does not exist"),
         (None, ["images", "--evaluate", "images/a.png"], "holds 1 masks for 4 images"),
         (lambda path: noise_file(path / "images/a.gif"), ["images/b.tif", "--evaluate", "images"], "keep one of them"),
@@ -412,3 +413,22 @@ def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, mon
 def noise_file(path):
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(noise(60, 60)[..., 0]).save(path)
+
+
+# --- export ---
+
+
+@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo"])
+def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys):
+    arguments = ["--checkpoint", str(trained("highlevel")), "--output", str(tmp_path / "out")]
+    assert predict.main([*arguments, "--export", kind, "--image-size", "32"]) == 0
+    through = "keras_impl" if kind == "keras" else "highlevel"
+    assert f"{through} exported to {tmp_path / 'out'} ({kind}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "export.json").read_text())
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_images_or_export_and_not_both(tmp_path):
+    for images in ([], ["a.png", "--export", "keras"]):
+        with pytest.raises(UserError, match="name images to predict, or a kind of --export, and not both"):
+            predict.main([*images, "--checkpoint", "x", "--output", str(tmp_path)])
