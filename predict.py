@@ -192,7 +192,7 @@ def find_masks(path, sources):
         found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
         if not found[source.stem]:
             raise UserError(
-                f"--evaluate {path} holds no mask for {source.path}: it would be called {stem} or {stem}_mask, with any extension"
+                f"--evaluate {path} holds no mask for {source.path}: it is looked for as {stem} or {stem}_mask, any extension"
             )
     return found
 
