@@ -35,7 +35,7 @@ from common.tiles import predict_resized, predict_tiles, smallest_image, smalles
 from common.weights import assign_weights
 from comparison.export import FILES, export
 from data.files import count_pages, read_image, read_mask
-from data.layouts import EXTENSIONS, Item, Layout, _by_index, _read_colors, mask_meaning
+from data.layouts import EXTENSIONS, Item, Layout, by_index, mask_meaning, read_colors
 
 import numpy as np
 import tensorflow as tf
@@ -83,6 +83,8 @@ def read_command_line(argv):
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
+    if args.image_size and args.export != "stablehlo":
+        raise UserError("--image-size goes with --export stablehlo; a prediction takes that of the training")
     return args
 
 
@@ -306,7 +308,7 @@ def truth_reader(masks, config, skip_bad):
 
     masks: stem of the image -> `Source` of its mask, from `find_masks`.
     """
-    colors = _read_colors(config) if config.colors else None
+    colors = read_colors(config) if config.colors else None
 
     def read(mask):
         return read_mask(mask.path, page=mask.page, colors=colors)
@@ -316,7 +318,7 @@ def truth_reader(masks, config, skip_bad):
         with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
             present[mask] = count_values(read(mask)) > 0
     items = [Item(str(mask), mask.path, mask.path) for mask in present]
-    layout = Layout(items, None, _by_index(max(config.classes, 2)) if colors else None)
+    layout = Layout(items, None, by_index(max(config.classes, 2)) if colors else None)
     table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
     return lambda source: table[read(masks[source.stem])]
 
@@ -346,7 +348,7 @@ def write_metrics(path, matrices, config):
         "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
         "all pixels": measures(sum(matrices.values()), config.classes),
     }
-    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names_of(config))]
+    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(config))]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
@@ -360,13 +362,9 @@ def write_metrics(path, matrices, config):
 # --- the command ---
 
 
-def names_of(config):
-    return class_names(config) if config.class_names or config.classes > 1 else ("background", "foreground")
-
-
 def describe(source, mask, config):
     """One line on a mask: its size and the share of every class in it. Warns of a mask that is the same all over."""
-    names = names_of(config)
+    names = class_names(config)
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
         print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)

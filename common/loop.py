@@ -408,7 +408,7 @@ class Run:
             path.unlink()
 
     def finish(self):
-        """Goes back to the best weights, draws curves.png and predictions.png, and lists the classes if there are many."""
+        """Goes back to the best weights, draws curves.png and predictions.png, and lists the classes."""
         config, best = self.config, self.best
         assign_weights(self.weights, load_checkpoint(config.run_dir / "best.safetensors")[0])
         draw_results(config, self.rows, best, self.validation, self.eval_step)
@@ -418,7 +418,6 @@ class Run:
         print(
             f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {config.run_dir}/", flush=True
         )
-        if config.classes > 1:
-            list_classes(config, *self._evaluate())
+        list_classes(config, *self._evaluate())
         for line in self.training.left_out:
             print(f"left out: {line}")

@@ -105,8 +105,10 @@ def difference_colors(mask, prediction, classes):
 
 
 def class_names(config):
-    """A name for every class: `config.class_names`, or "class 0" and so on. Two with one class."""
-    return config.class_names or tuple(f"class {k}" for k in range(max(config.classes, 2)))
+    """A name for every class: `config.class_names`, or "class 0" and so on; with one class "background" and "foreground"."""
+    if config.class_names or config.classes > 1:
+        return config.class_names or tuple(f"class {k}" for k in range(config.classes))
+    return "background", "foreground"
 
 
 def legend(masks, config):

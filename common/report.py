@@ -96,7 +96,7 @@ def draw_results(config, rows, best, validation, eval_step):
 
 
 def list_classes(config, means, matrix):
-    """Prints IoU of every class over all validation images, as `evaluate` gives it; writes it with the dice to classes.csv."""
+    """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
     with open(config.run_dir / "classes.csv", "w", newline="") as file:
@@ -104,7 +104,9 @@ def list_classes(config, means, matrix):
         writer.writerow(["name", "iou", "dice", "pixels"])
         writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
     width = max(map(len, [*names, "mean IoU"]))
-    print(f"{'class':<{width}}     IoU  pixels in the truth")
-    for name, iou, _, pixels in rows:
-        print(f"{name:<{width}}  {'-' if math.isnan(iou) else f'{iou:.4f}':>6}  {pixels:>19,}")
-    print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}  {matrix.sum():>19,}", flush=True)
+    print(f"{'class':<{width}}     IoU    dice  pixels in the truth")
+    for name, *measures, pixels in rows:
+        shown = "".join(f"{'-' if math.isnan(value) else f'{value:.4f}':>8}" for value in measures)
+        print(f"{name:<{width}}{shown}  {pixels:>19,}")
+    if config.classes > 1:
+        print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)

@@ -80,7 +80,7 @@ def _reader(has_pages=False, colors=None):
 
 def _folder(config):
     """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
-    data_dir, colors = config.data_dir, _read_colors(config) if config.colors else None
+    data_dir, colors = config.data_dir, read_colors(config) if config.colors else None
     parts = [part for part in ("train", "val", "test") if (data_dir / part / "images").is_dir()]
     if not parts:
         items = _pairs(data_dir, "images", "masks")
@@ -92,7 +92,7 @@ def _folder(config):
             for part in parts
             for item in _pairs(data_dir / part, "images", "masks")
         ]
-    classes, names = (_by_index(len(colors.names)), colors.names) if colors else (None, None)
+    classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
     return Layout(sorted(items, key=lambda item: item.name), _reader(colors=colors), classes, names)
 
 
@@ -191,7 +191,7 @@ def _nyuv2(config):
 
     digits = len(str(n - 1))
     items = [Item(f"{path.name}[{i:0{digits}}]", path, path, i) for i in range(n)]
-    return Layout(items, read, _by_index(len(frequent)), class_names)
+    return Layout(items, read, by_index(len(frequent)), class_names)
 
 
 def _pairs(folder, images, masks, mask_ending=""):
@@ -236,12 +236,12 @@ def _listed(texts, limit=10):
     return ", ".join(texts[:limit]) + more
 
 
-def _by_index(n):
+def by_index(n):
     """`Layout.classes` where `read` maps to class indices itself."""
     return {**{i: i for i in range(n)}, VOID: VOID}
 
 
-def _read_colors(config):
+def read_colors(config):
     """Reads a line `name red green blue` for every class -> `Colors`; the class named void has no index.
 
     Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.

@@ -238,7 +238,12 @@ def test_report_of_classes(tmp_path, capsys):
         "car,nan,nan,0",
     ]
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert printed[1:] == [["sky", "0.8000", "5"], ["road", "0.6667", "2"], ["car", "-", "0"], ["mean", "IoU", "0.7333", "7"]]
+    assert printed[1:] == [
+        ["sky", "0.8000", "0.8889", "5"],
+        ["road", "0.6667", "0.8000", "2"],
+        ["car", "-", "-", "0"],
+        ["mean", "IoU", "0.7333", "7"],
+    ]
 
 
 # --- colours ---
