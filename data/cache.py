@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from common.config import Size, UserError
 
 import numpy as np
 import PIL
+from PIL import Image
 from tqdm import tqdm
 
-VERSION = 1  # of the format, and of how files are decoded
+VERSION = 2  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -93,7 +95,7 @@ def prepare(layout, items, channels, config):
             prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, index["sizes"], index["counts"], left_out)
         if os.path.getsize(folder / "pixels") != prepared.starts[-1]:
             raise ValueError
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         raise UserError(f"the cache {folder} is damaged: remove it, and it will be made again") from None
     return prepared
 
@@ -107,7 +109,7 @@ def _decode_all(layout, items, channels, config, file):
             image, mask = layout.read(item, channels, config.image_size)
         except UserError as error:
             return error
-        return image, mask, np.bincount(mask.ravel(), minlength=256)
+        return image, mask, Image.fromarray(mask).histogram()  # a tenth of the time of np.bincount
 
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):

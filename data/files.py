@@ -201,9 +201,9 @@ def _read_mask(path, size, page, colors):
             values = np.asarray(image)
         elif image.mode == "P":
             palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-            values = np.asarray(image)
             if (palette == palette[:, :1]).all():
-                values = np.pad(palette[:, 0], (0, 256 - len(palette)))[values]
+                image = image.point(np.pad(palette[:, 0], (0, 256 - len(palette))).tolist())  # gray levels, and no indices
+            values = np.asarray(image)
         else:
             rgb = np.asarray(image.convert("RGB"))
             values = rgb[..., 0]
@@ -217,7 +217,7 @@ def _read_mask(path, size, page, colors):
         wrong = values[~np.isin(values, np.arange(256))]
         if wrong.size:
             raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
-    return values.astype(np.uint8), size, stored
+    return values.astype(np.uint8, copy=False), size, stored
 
 
 def _class_of_colors(rgb, path, colors):
