@@ -5,7 +5,7 @@
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
-    python compare.py bench --data --dataset ...  images per second of the input pipeline alone
+    python compare.py bench --data --dataset ...  images per second of the input pipeline, and whether training waits
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.config import Size, UserError, make_parser, read_config, run_script
+from common.config import Size, UserError, make_parser, parse, read_config, run_script
 from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
@@ -50,14 +50,14 @@ def read_command_line(argv):
         parser.set_defaults(**parity.EXACT_CONSTANTS)
     if command in ("bench", None):
         parser.add_argument("--rounds", type=count, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
-    if command == "relay" or command == "parity" and parser.parse_args(argv).config == "all":
+    if command == "relay" or command == "parity" and parse(parser, argv).config == "all":
         parser.set_defaults(filters=8, batch_size=4)  # a long way to go: with a small network
-        given = parser.parse_args(argv)
+        given = parse(parser, argv)
         if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
             parser.set_defaults(image_size=Size(64, 64))
     if command == "bench":
         parser.add_argument("--data", action="store_true", help="bench: the input pipeline, and whether training waits for it")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
     args.cases = args.precision  # of parity; the configuration that they are made from is in float32

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import comparison
-from common.checkpoint import load_checkpoint, load_metadata
+from common.checkpoint import load_checkpoint, load_metadata, replacing
 from common.config import Config, Size, UserError, run_script
 from common.losses import probabilities
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes
@@ -226,17 +226,6 @@ def prepare_output(args, sources, masks):
             raise UserError(f"cannot write to --output {folder}: {error.strerror}") from None
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """A path to write to, which becomes `path` at the end. If anything fails, what was at `path` stays."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # --- one image ---
 
 
@@ -259,6 +248,8 @@ def predict_mask(network, source, config, args, save_to=None):
         parts = predict_resized(network, resized, (height, width), config, args.tile, args.tta, str(source))
     if save_to:
         np.lib.format.open_memmap(save_to, "w+", np.float32, (height, width, config.classes))
+        with open(save_to, "r+b") as file:  # a disk that is full says so now; where pages are mapped it would kill the process
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(save_to))
     mask = np.empty((height, width), np.uint8)
     for rows, columns, p in parts:
         mask[rows, columns] = predicted_classes(p[np.newaxis])[0]

@@ -7,6 +7,7 @@
 The file's metadata holds the configuration and the progress, each as JSON. Any implementation goes on from any other's.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -19,6 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """A path to write to, which becomes `path` at the end. If anything fails, what was at `path` stays."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def save_checkpoint(path, weights, state, **metadata):
     """Writes `weights`, the optimizer's `state` (both: name -> variable) and `metadata` (what JSON takes), atomically.
 
@@ -26,15 +38,12 @@ def save_checkpoint(path, weights, state, **metadata):
     """
     path = Path(path)
     tensors = {name: np.asarray(variable.numpy()) for name, variable in {**weights, **state}.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             file.write(save(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; the file that was there before stays") from None
 
 

@@ -138,7 +138,7 @@ class Config:
     batch_size: int = option(8, "images per step")
     epochs: int = option(16, "passes over the training images")
     resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options")
-    checkpoint: Path | None = option(None, "start from this file of any implementation: last.safetensors of a run, or best")
+    checkpoint: Path | None = option(None, "start from this file: best.safetensors of any run, or last with its optimizer")
     checkpoint_every: Every = option(Every(1, "epoch"), "when last.safetensors is written: 100 for steps, or 1epoch")
     keep: int = option(1, "how many of these to keep: last.safetensors and, before it, step-N.safetensors")
     seed: int = option(0, "of the weights, the cells, the split, the order and the augmentation")
@@ -175,8 +175,8 @@ class Config:
                 raise UserError(message)
 
         if self.dataset == "synthetic":
-            object.__setattr__(self, "channels", self.channels or 1)
-            object.__setattr__(self, "classes", self.classes or 1)
+            for name in ("channels", "classes"):
+                object.__setattr__(self, name, 1 if getattr(self, name) is None else getattr(self, name))
         lowest = dict(classes=1, filters=1, depth=1, batch_size=1, epochs=1, images=2, void_label=0, folds=2, fold=0)
         lowest |= dict(warmup=0, plateau_patience=1, patience=1, keep=1)
         for name, low in lowest.items():

@@ -7,15 +7,17 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
-from common.config import Config, Stopped, UserError, given_options, make_parser, parse, read_config
+from common.checkpoint import load_checkpoint, load_metadata, replacing, save_checkpoint
+from common.config import Config, Stopped, UserError, Weights, given_options, make_parser, parse, read_config
 from common.events import EventWriter
 from common.pictures import image_colors, mask_colors
 from common.report import draw_results, evaluate, list_classes, predict_some, read_history, write_history
@@ -56,27 +58,31 @@ def start(implementation, argv, description):
     parser = make_parser(f"{implementation}.train", description)
     parser.set_defaults(run_dir=Path("runs") / implementation)
     args = parse(parser, argv)
-    config = resumed(read_config(args), given_options(parser, argv)) if args.resume else read_config(args)
+    config = resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
     if config.deterministic:
         be_deterministic()
     return config
 
 
-def resumed(config, given):
-    """The options of the run in `config.run_dir`, and of those `given` on the command line what may change in mid-run.
+def resumed(args, given):
+    """The options of the run in `args.run_dir`, and of those `given` on the command line what may change in mid-run.
 
     Raises: UserError when there is no run, or an option would make it another one.
     """
-    path = config.run_dir / "config.json"
+    if args.preset:
+        raise UserError("--resume goes on with the options of its run: leave --preset out")
+    path = args.run_dir / "config.json"
     try:
         stored = Config.from_dict(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError):
-        raise UserError(f"there is no run to --resume in {config.run_dir}: {path} cannot be read") from None
+        raise UserError(f"there is no run to --resume in {args.run_dir}: {path} cannot be read") from None
     for name in sorted(given - FREE - {"resume"}):
-        if getattr(config, name) != getattr(stored, name):
+        wanted = getattr(args, name)
+        if wanted != getattr(stored, name) and wanted != Weights():  # "balanced" has become numbers
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{config.run_dir} was trained with {flag} {getattr(stored, name)}: --resume cannot change that")
-    return dataclasses.replace(stored, **{name: getattr(config, name) for name in given & FREE}, resume=True)
+            raise UserError(f"{args.run_dir} was trained with {flag} {getattr(stored, name)}: --resume cannot change that")
+    changed = {name: getattr(args, name) for name in given & FREE} | {"run_dir": args.run_dir, "resume": True}
+    return dataclasses.replace(stored, **changed)
 
 
 def device_name():
@@ -102,26 +108,52 @@ def train_folds(implementation, train, config):
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
 
 
+def take_folder(run_dir):
+    """Makes the folder of a run, and locks it until the result is closed. Raises: UserError when another process has it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(run_dir / ".lock")
+    if not lock:
+        raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
+    return lock
+
+
 def set_aside(run_dir):
     """Renames the folder of an earlier run, so that nothing in it is lost."""
+    run_dir = run_dir.resolve()
     names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
     kept = next(name for name in names if not name.exists())
     run_dir.rename(kept)
     print(f"the earlier run in {run_dir}/ is kept as {kept}/", flush=True)
 
 
+def take_new_folder(config):
+    """`take_folder`; what an earlier run left there is set aside, unless `config.resume` goes on with it."""
+    run_dir = config.run_dir
+    lock = take_folder(run_dir)
+    if not config.resume and any((run_dir / name).exists() for name in ("last.safetensors", "fold0")):
+        set_aside(run_dir)
+        lock.close()
+        lock = take_folder(run_dir)
+    return lock
+
+
+def write_config(config):
+    """config.json, which --resume reads."""
+    with replacing(config.run_dir / "config.json") as part:
+        part.write_text(json.dumps(dataclasses.replace(config, resume=False).as_dict(), indent=2) + "\n")
+
+
 def _each_fold(train, config):
-    if not config.resume and (config.run_dir / "config.json").exists():
-        set_aside(config.run_dir)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "config.json").write_text(json.dumps(config.as_dict(), indent=2) + "\n")
     names = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
     found = []
-    for fold in range(config.folds):
-        run_dir = config.run_dir / f"fold{fold}"
-        print(f"fold {fold + 1} of {config.folds}", flush=True)
-        train(dataclasses.replace(config, fold=fold, run_dir=run_dir))
-        found.append(max(read_history(run_dir), key=lambda row: row["val_dice"]))
+    # without --cache the folds share one that is gone with them
+    with take_new_folder(config), tempfile.TemporaryDirectory() as cache:
+        write_config(config)
+        for fold in range(config.folds):
+            run_dir = config.run_dir / f"fold{fold}"
+            print(f"fold {fold + 1} of {config.folds}", flush=True)
+            train(dataclasses.replace(config, fold=fold, run_dir=run_dir, cache=config.cache or Path(cache)))
+            found.append(max(read_history(run_dir), key=lambda row: row["val_dice"]))
     print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
     lines = [[f"fold{k}, epoch {row['epoch']}", *(row[name] for name in names)] for k, row in enumerate(found)]
     lines.append(["mean", *(statistics.mean(row[name] for row in found) for name in names)])
@@ -164,11 +196,12 @@ class Run:
     def __enter__(self):
         config = self.config
         try:
-            self._take_folder()
-            if self.last.exists() and not config.resume:
-                self.lock.close()
-                set_aside(config.run_dir)
-                self._take_folder()
+            checkpoint = config.checkpoint
+            if checkpoint and not config.resume and checkpoint.parent.resolve() == config.run_dir.resolve():
+                raise UserError(
+                    f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
+                )
+            self.lock = take_new_folder(config)
             for left_over in config.run_dir.glob("*.part"):  # of a process that was killed while it wrote
                 left_over.unlink()
             if config.resume and self.last.exists():
@@ -176,8 +209,7 @@ class Run:
             elif config.checkpoint:
                 self._start_from(config.checkpoint)
             self._write_split()
-            text = json.dumps(dataclasses.replace(config, resume=False).as_dict(), indent=2) + "\n"
-            (config.run_dir / "config.json").write_text(text)
+            write_config(config)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from None
         self.done = self.step >= self.all_steps or stops_early(config, self.rows)
@@ -187,7 +219,7 @@ class Run:
         if config.augment != "none" or config.crop_size:
             draw_augmentations(config.run_dir / "augmentations.png", self.training, config)
         if config.summary:
-            print_summary(config)
+            print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
         self.handlers = {}
@@ -201,18 +233,8 @@ class Run:
     def __exit__(self, *exception):
         self.progress.close()
         self._restore_handlers()
+        self.events.close()
         self.lock.close()
-
-    def _take_folder(self):
-        run_dir, checkpoint = self.config.run_dir, self.config.checkpoint
-        if checkpoint and not self.config.resume and checkpoint.parent.resolve() == run_dir.resolve():
-            raise UserError(
-                f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another folder"
-            )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.lock = try_lock(run_dir / ".lock")
-        if not self.lock:
-            raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
 
     def _restore_handlers(self):
         for number, handler in self.handlers.items():
@@ -239,7 +261,10 @@ class Run:
         self.step = metadata.get("epoch", 0) * self.steps_per_epoch
         if self.step >= self.all_steps:
             done = metadata["epoch"]
-            raise UserError(f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.epochs}")
+            raise UserError(
+                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.epochs}; "
+                "from best.safetensors a run starts with its weights and at epoch 1"
+            )
 
     def _load(self, path):
         """-> metadata, empty if the file holds weights alone."""
@@ -310,9 +335,11 @@ class Run:
             self._check_weights()
         elif time.perf_counter() - self.checked > 0.25:
             self._check_losses()
+        best = self.best
         if epoch_ends:
             self._end_epoch()
-        if is_due or self.done or self.signal:
+        # with every new best, so that a run that goes on has made the steps that led to it
+        if is_due or self.done or self.signal or self.best is not best:
             self._save()
         if self.signal:
             raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
@@ -352,7 +379,7 @@ class Run:
             "loss": float(np.mean(self.losses)),
             **{f"val_{name}": value for name, value in self._evaluate()[0].items()},
             "learning_rate": self.rate,
-            "images_per_second": self.timed / seconds,
+            "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
         self.losses = []
@@ -400,7 +427,10 @@ class Run:
             step = load_metadata(self.last)["step"]
             older = self.last.with_name(f"step-{step}.safetensors")
             older.unlink(missing_ok=True)
-            os.link(self.last, older)  # at no moment is there no last.safetensors
+            try:
+                os.link(self.last, older)  # at no moment is there no last.safetensors
+            except OSError:  # a file system without hard links
+                shutil.copy2(self.last, older)
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
         older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
@@ -421,3 +451,5 @@ class Run:
         list_classes(config, *self._evaluate())
         for line in self.training.left_out:
             print(f"left out: {line}")
+        if self.signal:  # it came while the pictures were drawn: of a cross-validation there may be more to do
+            raise Stopped("stopped after the last step", self.signal)

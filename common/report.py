@@ -2,8 +2,8 @@
 
 import csv
 import math
-import os
 
+from common.checkpoint import replacing
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
 from common.pictures import class_names, difference_colors, draw_curves, draw_grid, image_colors, legend, mask_colors
@@ -39,12 +39,11 @@ def evaluate(eval_step, batches, classes):
 def write_history(run_dir, rows):
     """Writes `rows`, dicts of numbers by the names in `COLUMNS`, to history.csv, whole or not at all."""
     path = run_dir / "history.csv"
-    with open(path.with_suffix(".part"), "w", newline="") as file:
+    with replacing(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in rows:
             writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
-    os.replace(path.with_suffix(".part"), path)
 
 
 def read_history(run_dir):
@@ -99,7 +98,7 @@ def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
-    with open(config.run_dir / "classes.csv", "w", newline="") as file:
+    with open(config.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "iou", "dice", "pixels"])
         writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)

@@ -21,7 +21,8 @@ def layers(config, size):
     found = [("image", (*size, config.channels), 0)]
     for layer, count in parameters.items():
         block, _, part = layer.partition("/")
-        level = int(block[-1]) if block[-1].isdigit() else config.depth  # "dropout" is at the bottom
+        number = block.removeprefix("down").removeprefix("up")
+        level = int(number) if number.isdigit() else config.depth  # "dropout" is at the bottom
         channels = config.classes if block == "head" else config.filters * 2**level
         if part.startswith("conv"):
             height, width = height - lost, width - lost
@@ -39,9 +40,9 @@ def layers(config, size):
     return found
 
 
-def print_summary(config):
-    """Prints the table for the size that the options name, or 128x128, and its parameters in all."""
-    size = config.crop_size or config.image_size or Size(128, 128)
+def print_summary(config, size):
+    """Prints the table for training on images of `size`, a `Size`, or on the crops that the options name."""
+    size = config.crop_size or Size(*(n + margin(config.depth, config.padding) for n in size))  # mirrored around the border
     rows = layers(config, size)
     print(f"{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
     for name, (height, width, channels), count in rows:

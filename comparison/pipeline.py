@@ -121,7 +121,7 @@ def run(config, rounds, path):
     for _ in tqdm(range(rounds), desc="reading", unit="round", leave=False, disable=None):
         seconds["pillow"].append(time_pillow(items, config))
         seconds["first epoch"].append(time_first_epoch(config))
-    rates = {f"{label}": [len(items) / s for s in values] for label, values in seconds.items()}
+    rates = {label: [len(items) / s for s in values] for label, values in seconds.items()}
     later = time_later_epochs(config, training, AUGMENTATIONS, rounds)
     rates.update({f"later epochs, augment {kind}": values for kind, values in later.items()})
     base = statistics.median(rates["pillow"])

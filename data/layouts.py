@@ -288,6 +288,17 @@ def find_channels(layout, samples=5):
     return 1
 
 
+def class_names(config, layout, classes):
+    """The names on the command line, or those of the layout if there is one for each class, or None.
+
+    Raises: UserError when the names on the command line are too few or too many.
+    """
+    needed, given = max(classes, 2), config.class_names
+    if given and len(given) != needed:
+        raise UserError(f"--class-names needs one for each of {needed} classes, got {len(given)}")
+    return given or (layout.class_names if layout.class_names and len(layout.class_names) == needed else None)
+
+
 def mask_meaning(present, items, config, layout):
     """Decides for the whole data set what the values of its masks mean: a mask of one image may well be 0 everywhere.
 

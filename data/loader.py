@@ -15,7 +15,7 @@ from common.shapes import margin, min_size
 from data.augment import AUGMENT, augment
 from data.borders import border_weights
 from data.cache import prepare
-from data.layouts import Item, find_channels, find_layout, mask_meaning
+from data.layouts import Item, class_names, find_channels, find_layout, mask_meaning
 from data.splits import split
 from data.synthetic import make_cells
 
@@ -102,7 +102,7 @@ def _read(config):
         channels=channels,
         classes=meaning.classes,
         void_label=meaning.void_label,
-        class_names=config.class_names or layout.class_names,
+        class_names=class_names(config, layout, meaning.classes),
     )
     table = meaning.table
     same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()

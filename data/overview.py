@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import Names, Size, UserError, make_parser, read_config, run_script
+from common.config import Names, Size, UserError, make_parser, parse, read_config, run_script
 from common.losses import VOID
 from common.metrics import balanced_weights
 from common.pictures import mask_colors, save_figure
 from common.shapes import min_size, missing
 from data.cache import CORES
-from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
+from data.layouts import Item, Layout, class_names, find_channels, find_layout, mask_meaning
 from data.loader import augmented
 from data.splits import split
 from data.synthetic import make_cells
@@ -79,7 +79,7 @@ def draw_overview(path, layout, items, meaning, values, config):
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
         table, classes, note = meaning.table, meaning.classes, meaning.note
-        legend = _legend(config.class_names or layout.class_names, classes, meaning.void_label)
+        legend = _legend(class_names(config, layout, classes), classes, meaning.void_label)
     else:
         table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
         legend = {value: str(value) for value in values[:LEGEND]}
@@ -208,13 +208,14 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, config.class_names or layout.class_names)
+        summary |= _frequencies(counts, meaning, training, class_names(config, layout, meaning.classes))
     return summary, items, meaning
 
 
 def _groups(items, config):
     """{group: images} of the groups that `split` keeps together."""
-    names = [re.search(config.group, item.name).group(1) if config.group else item.group for item in items]
+    found = [re.search(config.group, item.name) for item in items] if config.group else items
+    names = [match and match.group(1) for match in found] if config.group else [item.group for item in found]
     return dict(Counter(name for name in names if name))
 
 
@@ -342,7 +343,7 @@ def main(argv=None):
     parser.add_argument(
         "--output", type=Path, metavar="PATH", default=Path("runs/overview"), help="where to write (default: %(default)s)"
     )
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     config = read_config(args)
     try:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import json
 import re
 
+from common.checkpoint import replacing
 from common.config import UserError
 
 import numpy as np
@@ -120,4 +121,5 @@ def read_split(path):
 def write_split(path, training_names, validation_names):
     """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images."""
     text = json.dumps({"train": training_names, "val": validation_names}, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
