@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.config import Size, UserError, make_parser, parse, read_config, run_script
+from common.config import Size, UserError, given_options, make_parser, parse, read_config, run_script
 from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
@@ -49,17 +49,22 @@ def read_command_line(argv):
     if command in ("parity", "relay", None):
         parser.set_defaults(**parity.EXACT_CONSTANTS)
     if command in ("bench", None):
-        parser.add_argument("--rounds", type=count, metavar="N", default=15 if command else 6, help="bench: interleaved rounds")
+        parser.add_argument("--rounds", type=count, metavar="N", help="bench: interleaved rounds (default: 5 to 9)")
     if command == "relay" or command == "parity" and parse(parser, argv).config == "all":
         parser.set_defaults(filters=8, batch_size=4)  # a long way to go: with a small network
         given = parse(parser, argv)
         if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
             parser.set_defaults(image_size=Size(64, 64))
     if command == "bench":
+        matrix = parser.add_mutually_exclusive_group()
+        matrix.add_argument("--quick", action="store_const", const="quick", dest="matrix", help="bench: without XLA, 2 minutes")
+        matrix.add_argument("--full", action="store_const", const="full", dest="matrix", help="bench: other sizes too, an hour")
+        parser.add_argument("--against", type=Path, metavar="OLD.json", help="bench: what has changed since")
         parser.add_argument("--data", action="store_true", help="bench: the input pipeline, and whether training waits for it")
     args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
+    args.given = given_options(parser, argv)
     args.cases = args.precision  # of parity; the configuration that they are made from is in float32
     if command in ("parity", None):
         args.precision = "float32"
@@ -85,9 +90,12 @@ def main(argv=None):
     if command is None:
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
     if command == "bench" and args.data:
-        pipeline.run(config, min(args.rounds, 5), output / "pipeline.json")
-    elif command in ("bench", None):
-        bench.run(config, args.rounds, {"train": 3, "infer": 5}, output / "bench.json")
+        pipeline.run(config, min(args.rounds or 5, 5), output / "pipeline.json")
+    elif command == "bench":
+        matrix = args.matrix or "default"
+        bench.run(config, args.given, matrix, args.rounds or bench.ROUNDS[matrix], output / "bench.json", args.against)
+    elif command is None:
+        bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
     return 0 if passed else 1
 
 

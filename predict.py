@@ -32,7 +32,7 @@ from common.losses import probabilities
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes
 from common.pictures import CLASS_COLORS, class_names
 from common.tiles import predict_resized, predict_tiles, smallest_image, smallest_tile
-from common.weights import assign_weights
+from common.weights import assign_weights, fold_batch_norm
 from comparison.export import FILES, export
 from data.files import count_pages, read_image, read_mask
 from data.layouts import EXTENSIONS, Item, Layout, by_index, mask_meaning, read_colors
@@ -109,6 +109,7 @@ def read_checkpoint(path):
 def make_network(implementation, config, weights):
     """-> network: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], numpy arrays."""
     code = comparison.load(implementation)
+    config, weights = fold_batch_norm(config, weights)  # twice as fast in bfloat16
     model = code.UNet(config)
     assign_weights(code.named_weights(model), weights)
 

@@ -3,6 +3,8 @@
 The same seed gives different numbers in TensorFlow's, tf.layers' and Keras's initializers, so none of them is used.
 """
 
+import dataclasses
+
 import numpy as np
 
 
@@ -57,6 +59,34 @@ def initial_weights(config):
         return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, config.variable_dtype)
 
     return {name: draw(name, shape) for name, shape in weight_shapes(config).items()}
+
+
+def fold_batch_norm(config, weights):
+    """The network for inference: every batch normalization becomes part of the convolution before it.
+
+    gamma (k * x - mean) / sqrt(variance + epsilon) + beta is a convolution by a scaled kernel k, and a bias. Without the
+    normalization between them TensorFlow runs convolution, bias and activation as one kernel (`_FusedConv2D`).
+
+    weights: canonical name -> array, moving statistics among them. Returns: (config, weights) of a network with
+    batch_norm "none", which `UNet` and `assign_weights` take; both as they were if there is nothing to fold.
+    """
+    if config.batch_norm == "none":
+        return config, weights
+    config = dataclasses.replace(config, batch_norm="none")
+    folded = {}
+    for name, shape in weight_shapes(config).items():
+        block, part = name.rpartition("/")[::2]
+        norm = block.replace("/conv", "/bn")
+        if norm == block:  # an up-convolution or the head: nothing behind it to fold
+            folded[name] = weights[name]
+            continue
+        gamma, beta, mean, variance = (
+            weights[f"{norm}/{s}"].astype(np.float64) for s in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        scale = gamma / np.sqrt(variance + config.bn_epsilon)
+        value = weights[name] * scale if part == "kernel" else beta - mean * scale
+        folded[name] = value.astype(config.variable_dtype).reshape(shape)
+    return config, folded
 
 
 def assign_weights(variables, values):

@@ -6,8 +6,8 @@ import json
 import re
 
 import comparison
-from common import shapes
 from common.weights import is_trainable, weight_shapes
+from comparison.roofline import convolution_flops
 from data.loader import load_examples, training_batches
 
 import tensorflow as tf
@@ -19,28 +19,6 @@ from tensorflow.python.eager import context  # for the optimized graphs, which n
 # The order of what goes into an operation is not seen here: the numbers of `compare.py parity` see it.
 MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce", "concatenate", "exponential_minus_one")
 MATHEMATICS += ("maximum", "rsqrt", "logistic", "exponential")
-
-
-def convolution_flops(config, height, width):
-    """(inference, training) floating-point operations of the convolutions for one image of "same" padding.
-
-    A multiplication and an addition each; the image is as large as `shapes.pad_input` makes it. Training: every
-    convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as itself.
-    """
-    height, width = height + shapes.missing(height, config), width + shapes.missing(width, config)
-    forward, first = 0, None
-    for name, shape in weight_shapes(config).items():
-        if not name.endswith("/kernel"):
-            continue
-        block = name.split("/")[0]
-        level = 0 if block == "head" else int(block.strip("downup"))
-        pixels = (height // 2**level) * (width // 2**level)
-        multiplications = shape[0] * shape[1] * shape[2] * shape[3]
-        # the 2x2 up-convolution with stride 2 reaches every output pixel once: a quarter of its kernel each
-        flops = 2 * pixels * multiplications // (4 if "/deconv/" in name else 1)
-        first = flops if first is None else first
-        forward += flops
-    return forward, 3 * forward - first
 
 
 def programs(implementation, config):
@@ -164,12 +142,11 @@ def run(config, path, save=None):
     parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config).items() if is_trainable(n))
     print(f"\n{parameters:,} trainable parameters", end="")
     record["parameters"] = parameters
-    if config.padding == "same":
-        height, width = images.shape[1:3]
-        forward, training_flops = convolution_flops(config, height, width)
-        gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
-        print(f"; for an image of {width}x{height} {gflop}", end="")
-        record.update(forward_flops=forward, training_flops=training_flops)
+    height, width = images.shape[1:3]
+    forward, training_flops = convolution_flops(config, height, width)
+    gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
+    print(f"; for an image of {width}x{height} {gflop}", end="")
+    record.update(forward_flops=forward, training_flops=training_flops)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(f"\nwritten to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))

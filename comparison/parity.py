@@ -11,7 +11,7 @@ from common.config import Config, Size, UserError, Weights
 from common.loop import be_deterministic
 from common.losses import VOID, segmentation_loss
 from common.pictures import save_figure
-from common.weights import assign_weights, initial_weights, is_trainable
+from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
 from comparison import finder
 from data.loader import FOUND, load_examples, training_batches
 
@@ -176,6 +176,12 @@ def observe(implementation, case, batches):
     rungs[f"weights, {steps} steps"] = values(trained=True)
     rungs[f"moving statistics, {steps} steps"] = values(trained=False)
     rungs[f"inference, {steps} steps"] = {"logits": forward(images).numpy()}
+    if config.batch_norm != "none":
+        folded, values = fold_batch_norm(config, {name: w.numpy() for name, w in weights.items()})
+        model = code.UNet(folded)
+        assign_weights(code.named_weights(model), values)
+        again = tf.function(lambda images: model(images, training=False), jit_compile=config.jit)
+        rungs[f"inference, {steps} steps, folded"] = {"logits": again(images).numpy()}
     return rungs
 
 

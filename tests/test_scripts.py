@@ -98,7 +98,7 @@ def test_compare_without_arguments(tmp_path, capsys):
     assert all(check["passed"] and check["reason"] for check in checks)
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
     assert {(r["implementation"], r["mode"]) for r in records} == {
-        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in ("train", "infer")
+        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in ("train", "infer", "folded")
     }
     assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
     assert (tmp_path / "bench.png").exists()
@@ -160,7 +160,7 @@ def test_graph_sees_another_padding_and_another_order():
 def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
     from common.config import Config
-    from comparison.graph import convolution_flops
+    from comparison.roofline import convolution_flops
 
     forward, training = convolution_flops(Config(filters=1, depth=1), 4, 4)
     down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)

@@ -1,0 +1,132 @@
+"""The least work that the network is, in operations and bytes, and how fast the device could do it.
+
+Williams, Waterman, Patterson 2009: "Roofline: an insightful visual performance model for multicore architectures".
+"""
+
+import math
+from typing import NamedTuple
+
+from common import shapes
+from common.pictures import save_figure
+from common.weights import is_trainable, weight_shapes
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float64": 8}  # of an activation
+
+
+class Convolution(NamedTuple):
+    """One convolution for one image: its name, how many numbers go in and out and are in its kernel, its operations."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    flops: int  # a multiplication and an addition each
+
+
+def convolutions(config, height, width):
+    """Every convolution of the forward pass for one image of `height` x `width`, which `shapes.pad_input` makes fit."""
+    sides = [height + shapes.missing(height, config), width + shapes.missing(width, config)]
+    found = []
+
+    def add(name, after, scale=1):
+        h, w, a, b = kernels[name]
+        channels, features = (b, a) if "/deconv/" in name else (a, b)
+        inputs = math.prod(sides) * channels
+        sides[:] = [scale * side - after for side in sides]
+        outputs = math.prod(sides) * features
+        # the 2x2 up-convolution with stride 2 reaches every output pixel once: a quarter of its kernel each
+        flops = 2 * outputs * channels * (1 if scale == 2 else h * w)
+        found.append(Convolution(name, inputs, outputs, h * w * a * b, flops))
+
+    kernels = {name: shape for name, shape in weight_shapes(config).items() if name.endswith("/kernel")}
+    lost = 0 if config.padding == "same" else 2
+    for name in kernels:
+        if name.startswith("down") and name.endswith("conv1/kernel") and not name.startswith("down0"):
+            sides = [side // 2 for side in sides]  # pooled
+        add(name, lost if "/conv" in name else 0, scale=2 if "/deconv/" in name else 1)
+    return found
+
+
+def convolution_flops(config, height, width):
+    """(inference, training) floating-point operations of the convolutions for one image.
+
+    Training: every convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as
+    itself. What is not a convolution is below 2 % of them, and left out.
+    """
+    flops = [convolution.flops for convolution in convolutions(config, height, width)]
+    return sum(flops), 3 * sum(flops) - flops[0]
+
+
+def least_bytes(config, precision, batch_size, height, width):
+    """(inference, training) bytes that a step of `batch_size` images must move to and from memory.
+
+    Everything between two convolutions is counted as fused into them, and what a cache could keep from one to the next is
+    not: a convolution reads its input and its kernel once and writes its output once. In training its two gradients read
+    the gradient of the output twice, the input and the kernel once, and write a gradient of each; Adam reads and writes a
+    weight and its two moments, and reads the gradient, in float32 or wider.
+    """
+    size = BYTES[precision]
+    wide = 8 if precision == "float64" else 4
+    found = convolutions(config, height, width)
+    activations = batch_size * sum(c.inputs + c.outputs for c in found) * size
+    kernels = sum(c.kernel for c in found) * size
+    gradients = batch_size * sum(2 * c.inputs + 2 * c.outputs for c in found) * size + 2 * kernels
+    parameters = sum(math.prod(shape) for name, shape in weight_shapes(config).items() if is_trainable(name))
+    return activations + kernels, activations + kernels + gradients + 7 * parameters * wide
+
+
+def peak_steps(precision):
+    """What the device can do at best: {"convolution": (step, operations), "copy": (step, bytes)}.
+
+    The convolution is 3x3 from 256 to 256 channels, which every library is best at; the copy changes the sign of 64 MiB.
+    """
+    dtype = "float32" if precision == "tf32" else precision
+    side = 128 if tf.config.list_physical_devices("GPU") else 32  # some 10 ms each
+    rng = np.random.default_rng(0)
+    images = tf.cast(tf.constant(rng.random((8, side, side, 256), np.float32)), dtype)
+    kernel = tf.cast(tf.constant(rng.random((3, 3, 256, 256), np.float32)), dtype)
+    numbers = tf.zeros([2**26 // BYTES[precision]], dtype)
+    convolve = tf.function(lambda: tf.nn.conv2d(images, kernel, strides=1, padding="SAME"))
+    copy = tf.function(lambda: -numbers)
+    return {
+        "convolution": (convolve, 2 * 8 * side**2 * 9 * 256**2),
+        "copy": (copy, 2 * 2**26),
+    }
+
+
+def draw(points, peaks, title, path):
+    """The roofline of every precision, and every measurement below it.
+
+    points: [(label, implementation, precision, operations per byte, operations per second)].
+    peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
+    """
+    figure = Figure(figsize=(9, 5.4))
+    axes = figure.subplots()
+    intensities = np.logspace(0, 3.6, 200)
+    styles = {precision: f"C{k + 3}" for k, precision in enumerate(peaks)}
+    for precision, peak in peaks.items():
+        roof = np.minimum(peak["convolution"], intensities * peak["copy"]) / 1e9
+        words = f"{precision}: {peak['convolution'] / 1e9:,.0f} GFLOP/s, {peak['copy'] / 1e9:,.0f} GB/s"
+        axes.loglog(intensities, roof, color=styles[precision], label=words)
+    markers = dict(zip(dict.fromkeys(label for label, *_ in points), "os^Dv*PXhd<>"))
+    colors = dict(zip(dict.fromkeys(implementation for _, implementation, *_ in points), ("C0", "C1", "C2")))
+    for label, implementation, precision, intensity, speed in points:
+        axes.loglog(
+            *(intensity, speed / 1e9),
+            **dict(marker=markers[label], color=colors[implementation], ls="", ms=7, alpha=0.8),
+            **dict(markeredgecolor=styles[precision], markeredgewidth=1.5),
+        )
+    for label, marker in markers.items():
+        axes.plot([], [], marker=marker, color="0.4", ls="", label=label)
+    for implementation, color in colors.items():
+        axes.plot([], [], marker="o", color=color, ls="", label=implementation)
+    axes.set(xlabel="operations of the convolutions per byte that must be moved", ylabel="GFLOP/s", title=title)
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    save_figure(figure, path)

@@ -1,0 +1,227 @@
+"""compare.py bench: the figures that people quote must come from what they name."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import comparison
+from common.config import Config, Size, UserError
+from common.weights import assign_weights, fold_batch_norm, weight_shapes
+from comparison import bench, roofline
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --rounds 3".split()
+
+
+def random_weights(config):
+    """Weights of a network that has trained: no moving statistic at its first value."""
+    rng = np.random.default_rng(1)
+    return {
+        name: rng.uniform(0.5, 2, shape) if name.endswith(("gamma", "variance")) else 0.3 * rng.standard_normal(shape)
+        for name, shape in weight_shapes(config).items()
+    }
+
+
+@pytest.mark.parametrize("implementation", comparison.IMPLEMENTATIONS)
+def test_folded_network_is_the_same_network(implementation):
+    """In float64, where only rounding is left: 1e-12 is some thousand roundings of numbers near 1."""
+    config = Config(precision="float64", batch_norm="explicit", filters=4, depth=2)
+    code = comparison.load(implementation)
+    images = np.random.default_rng(0).random((2, 20, 28, 1))
+    weights, logits = random_weights(config), []
+    for network, values in ((config, weights), fold_batch_norm(config, weights)):
+        model = code.UNet(network)
+        assign_weights(code.named_weights(model), values)
+        logits.append(model(tf.constant(images), training=False).numpy())
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-12 * np.abs(logits[0]).max())
+    assert np.abs(logits[0]).max() > 0.1
+
+
+def test_folding_needs_every_term():
+    """A planted fault in each statistic changes the folded weights: none of them is forgotten."""
+    config = Config(filters=1, depth=1)
+    weights = random_weights(config)
+    _, folded = fold_batch_norm(config, weights)
+    for part in ("gamma", "beta", "moving_mean", "moving_variance"):
+        _, other = fold_batch_norm(config, {**weights, f"down0/bn1/{part}": weights[f"down0/bn1/{part}"] + 1})
+        assert {name for name in folded if not np.array_equal(folded[name], other[name])} <= {
+            "down0/conv1/kernel",
+            "down0/conv1/bias",
+        }
+        assert not np.array_equal(folded["down0/conv1/bias"], other["down0/conv1/bias"])
+    plain = dataclasses.replace(config, batch_norm="none")
+    assert fold_batch_norm(plain, folded) == (plain, folded), "nothing to fold"
+
+
+FUSED = """
+import common, comparison, dataclasses, sys
+from common.config import Config
+from common.weights import assign_weights, fold_batch_norm
+from tests.test_bench import random_weights
+import numpy as np, tensorflow as tf
+from tensorflow.python.eager import context
+images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
+found = []
+for implementation in comparison.IMPLEMENTATIONS:
+    code = comparison.load(implementation)
+    config = Config(filters=4, depth=1)
+    weights = {name: value.astype(np.float32) for name, value in random_weights(config).items()}
+    for config, weights in ((config, weights), fold_batch_norm(config, weights)):
+        model = code.UNet(config)
+        assign_weights(code.named_weights(model), weights)
+        step = tf.function(lambda images: model(images, training=False))
+        with context.collect_graphs(optimized=True) as graphs:
+            found.append(step(tf.constant(images)).numpy())
+    kinds = [n.op for g in graphs for n in g.node] + [n.op for g in graphs for f in g.library.function for n in f.node_def]
+    assert sum("FusedConv2D" in kind for kind in kinds) >= 6 and "Elu" not in kinds, sorted(set(kinds))
+scale = np.abs(found[0]).max()
+for logits in found:
+    assert np.abs(logits - found[0]).max() < 1e-5 * scale, np.abs(logits - found[0]).max() / scale
+print("fused")
+"""
+
+
+def test_folded_convolutions_are_one_kernel():
+    """What the folding is for: TensorFlow fuses convolution, bias and activation, so no ELU is left on its own.
+
+    And the same numbers as before in float32, with the kernels that the benchmark times; 1e-5 is some 100 roundings.
+    In a process of its own: in this one other tests may have switched the graph optimizer off.
+    """
+    result = subprocess.run([sys.executable, "-c", FUSED], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert result.stdout.endswith("fused\n"), result.stderr[-2000:]
+
+
+def test_convolutions_of_the_paper():
+    """Figure 1 of the paper: 572 pixels go in, 388 come out; every map between has the size that is printed there."""
+    config = Config(filters=64, channels=1, classes=2, padding="valid", batch_norm="none")
+    found = {c.name: c for c in roofline.convolutions(config, 572, 572)}
+    sides = {
+        name: round((c.outputs / weight_shapes(config)[name][2 if "deconv" in name else 3]) ** 0.5) for name, c in found.items()
+    }
+    assert [sides[f"down{i}/conv2/kernel"] for i in range(5)] == [568, 280, 136, 64, 28]
+    assert [sides[f"up{i}/deconv/kernel"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
+    assert [sides[f"up{i}/conv2/kernel"] for i in (3, 2, 1, 0)] == [52, 100, 196, 388] and sides["head/kernel"] == 388
+
+
+def test_least_bytes_by_hand():
+    """One level of one filter on 4x4 pixels, in float32."""
+    config = Config(filters=1, depth=1)
+    infer, train = roofline.least_bytes(config, "float32", 2, 4, 4)
+    # numbers in and out of each convolution: down0 16+16 twice, down1 4+8 and 8+8, deconv 8+16, up0 32+16 and 16+16, head 16+16
+    activations = 2 * (32 + 32 + 12 + 16 + 24 + 48 + 32 + 32)
+    kernels = 9 + 9 + 18 + 36 + 8 + 18 + 9 + 1
+    assert infer == 4 * (activations + kernels)
+    parameters = kernels + 2 + 2 * (1 + 1 + 2 + 2 + 1 + 1)
+    assert parameters == sum(
+        np.prod(shape) for name, shape in weight_shapes(config).items() if not name.endswith(("moving_mean", "moving_variance"))
+    )
+    assert train == 4 * (3 * activations + 3 * kernels + 7 * parameters)
+    assert roofline.least_bytes(config, "bfloat16", 2, 4, 4)[0] == infer // 2
+
+
+def test_matrix():
+    config, size = Config(), Size(128, 128)
+
+    def settings(given, matrix):
+        cells = bench.find_cells(config, given, matrix, size)
+        return {cell[:4] for cell in cells if cell.implementation != bench.LIMIT}
+
+    assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "bfloat16")}
+    assert settings(set(), "default") == {(p, jit, 8, size) for p in ("float32", "bfloat16") for jit in (False, True)}
+    assert len(settings(set(), "full")) == 2 * 2 * 3 * 2
+    assert settings({"precision", "batch_size"}, "full") == {
+        ("float32", jit, 8, side) for jit in (False, True) for side in (size, Size(256, 256))
+    }
+    cells = bench.find_cells(config, set(), "quick", size)
+    assert [cell.precision for cell in cells if cell.implementation == bench.LIMIT] == ["float32", "bfloat16"]
+
+
+def test_cells_share_the_memory_there_is():
+    config, size = Config(), Size(128, 128)
+    cells = bench.find_cells(config, set(), "default", size)
+    together, too_large = bench.groups(cells, config, 1e12)
+    assert together == [cells] and not too_large
+    need = {cell: bench.expected_bytes(cell, cell.config(config)) for cell in cells}
+    several, too_large = bench.groups(cells, config, 1.01 * sum(need.values()) / 2)
+    assert len(several) > 1 and not too_large
+    for group in several:
+        assert sum(need[cell] for cell in group) <= 1.01 * sum(need.values()) / 2
+        assert [cell.precision for cell in group[:2]] == ["float32", "bfloat16"], "the limits are measured beside each"
+    assert {cell for group in several for cell in group} == set(cells)
+    huge = [bench.Cell("float32", False, 10**6, size, name) for name in comparison.IMPLEMENTATIONS]
+    assert bench.groups(cells + huge, config, 1e12)[1] == huge
+
+
+def test_a_process_that_dies_is_reported():
+    config = Config(filters=2, depth=1)
+    cell = bench.Cell("float32", False, 2, Size(16, 16), "lowlevel")
+    processes = bench.Processes()
+    processes.start(cell, config, np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32))
+    assert processes.seconds(cell, "train") > 0
+    os.kill(processes.processes[cell].pid, signal.SIGKILL)
+    assert processes.seconds(cell, "train") is None
+    assert "killed" in processes.failed[cell] and processes.stop() == {}
+
+
+def test_noise_is_no_change():
+    rng = np.random.default_rng(0)
+    old, same, faster = 1 + 0.05 * rng.random(9), 1 + 0.05 * rng.random(9), 0.8 + 0.05 * rng.random(9)
+    ratio, low, high = bench.ratio_of_medians(old, same, rng)
+    assert low < ratio < high and low < 1.03 and high > 0.97
+    assert bench.ratio_of_medians(old, faster, rng)[1] > 1.03
+    assert bench.ratio_of_medians(faster, old, rng)[2] < 0.97
+
+
+def test_bench_writes_a_record_and_compares_with_it(tmp_path, capsys):
+    arguments = ["bench", "--quick", "--precision", "float32", *TINY]
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "limit in float32" in output and "bfloat16" not in output
+    path = tmp_path / "bench.json"
+    record = json.loads(path.read_text())
+    assert {(r["implementation"], r["mode"]) for r in record["records"]} == {
+        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in bench.MODES
+    }
+    for row in record["records"]:
+        low, high = row["images_per_second_quartiles"]
+        assert 0 < low <= row["images_per_second"] <= high <= row["images_per_second_best"]
+        assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"] / 2)
+        assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
+        assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
+    assert record["environment"]["packages"]["tensorflow"] == tf.__version__
+    assert (tmp_path / "bench.png").exists() and (tmp_path / "roofline.png").exists()
+
+    old = tmp_path / "old.json"
+    old.write_text(path.read_text())
+    now = bench.read_record(path)
+    for row in now["records"]:
+        if row["mode"] == "train":
+            row["step_seconds"] = [10 * seconds for seconds in row["step_seconds"]]
+    now["config"]["activation"] = "relu"
+    bench.print_changes(bench.read_record(old), now)
+    output = capsys.readouterr().out
+    assert output.count("slower") == 3 and output.count("the same within the noise") == 6
+    assert "--activation was elu, is relu" in output
+
+
+def test_against_something_else(tmp_path):
+    other = tmp_path / "other.json"
+    for text in ("", "[]", "{}", '{"records": [{}]}'):
+        other.write_text(text)
+        with pytest.raises(UserError, match="--against .*other.json was not written"):
+            compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(other)])
+    with pytest.raises(UserError, match="--against .*No such file"):
+        compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(tmp_path / "none.json")])
+
+
+def test_image_that_cannot_fit_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="would not fit into memory"):
+        compare.main(["bench", "--quick", *TINY, "--filters", "1000000", "--image-size", "512", "--run-dir", str(tmp_path)])
