@@ -6,6 +6,7 @@
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py bench --data --dataset ...  images per second of the input pipeline, and whether training waits
+    python compare.py bench --profile             where the time of a step goes, by kind of operation
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
@@ -16,10 +17,16 @@ import sys
 from pathlib import Path
 
 from common.config import Size, UserError, given_options, make_parser, parse, read_config, run_script
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs
+from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
+BENCHES = {
+    "quick": "float32 and bfloat16 without XLA, 2 minutes",
+    "full": "other batch and image sizes too, an hour",
+    "data": "the input pipeline, and whether training waits for it",
+    "profile": "where the time of a step goes, by kind of operation",
+}
 
 
 def count(text):
@@ -56,11 +63,11 @@ def read_command_line(argv):
         if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
             parser.set_defaults(image_size=Size(64, 64))
     if command == "bench":
-        matrix = parser.add_mutually_exclusive_group()
-        matrix.add_argument("--quick", action="store_const", const="quick", dest="matrix", help="bench: without XLA, 2 minutes")
-        matrix.add_argument("--full", action="store_const", const="full", dest="matrix", help="bench: other sizes too, an hour")
+        what = parser.add_mutually_exclusive_group()
+        for name, words in BENCHES.items():
+            what.add_argument(f"--{name}", action="store_const", const=name, dest="what", help=f"bench: {words}")
+        parser.set_defaults(what="default")
         parser.add_argument("--against", type=Path, metavar="OLD.json", help="bench: what has changed since")
-        parser.add_argument("--data", action="store_true", help="bench: the input pipeline, and whether training waits for it")
     args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
@@ -89,11 +96,12 @@ def main(argv=None):
         passed = parity.run(cases, output / "parity.json")
     if command is None:
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
-    if command == "bench" and args.data:
-        pipeline.run(config, min(args.rounds or 5, 5), output / "pipeline.json")
+    if command == "bench" and args.what == "data":
+        pipeline.run(config, args.rounds or 5, output / "pipeline.json")
+    elif command == "bench" and args.what == "profile":
+        profile.run(config, output / "profile.json")
     elif command == "bench":
-        matrix = args.matrix or "default"
-        bench.run(config, args.given, matrix, args.rounds or bench.ROUNDS[matrix], output / "bench.json", args.against)
+        bench.run(config, args.given, args.what, args.rounds or bench.ROUNDS[args.what], output / "bench.json", args.against)
     elif command is None:
         bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
     return 0 if passed else 1

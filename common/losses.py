@@ -101,8 +101,9 @@ def cross_entropy(masks, logits, class_weights=None, void=False):
 def segmentation_loss(masks, logits, config):
     """The loss that `config` names, with its class weights; VOID is masked if there is a `config.void_label`."""
     void = config.void_label is not None
-    if config.loss == "dice":
-        return dice_loss(masks, logits, config.class_weights, void)
-    # the weight map holds the class weights already
-    loss = cross_entropy(masks, logits, None if config.weight_map else config.class_weights, void)
-    return loss if config.loss == "cross_entropy" else loss + dice_loss(masks, logits, config.class_weights, void)
+    with tf.name_scope("loss"):  # so that a profile tells its operations from the network's
+        if config.loss == "dice":
+            return dice_loss(masks, logits, config.class_weights, void)
+        # the weight map holds the class weights already
+        loss = cross_entropy(masks, logits, None if config.weight_map else config.class_weights, void)
+        return loss if config.loss == "cross_entropy" else loss + dice_loss(masks, logits, config.class_weights, void)

@@ -103,9 +103,10 @@ def make_train_step(model, config, optimizer=None):
         # not `model.trainable_variables`, which come sorted by name: the norm below is a sum, and its order matters
         weights = [w for w in named_weights(model).values() if w.trainable]
         gradients = tape.gradient(loss, weights)
-        if config.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=global_norm(gradients))
-        optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
+        with tf.name_scope("optimizer"):
+            if config.clip_norm:
+                gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=global_norm(gradients))
+            optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
         return loss
 
     return train_step

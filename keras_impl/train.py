@@ -86,7 +86,8 @@ def make_train_step(model, config, optimizer=None):
             loss = segmentation_loss(masks, logits, config)
         weights = model.trainable_weights
         gradients = tape.gradient(loss, [w.value for w in weights])
-        optimizer.apply(gradients, weights)  # clips them too, as `make_optimizer` told it to
+        with tf.name_scope("optimizer"):
+            optimizer.apply(gradients, weights)  # clips them too, as `make_optimizer` told it to
         return loss
 
     return train_step

@@ -105,9 +105,10 @@ def make_train_step(model, config, optimizer=None):
             loss = segmentation_loss(masks, logits, config)
         weights = optimizer.weights
         gradients = tape.gradient(loss, weights)
-        if config.clip_norm:
-            gradients = clip_by_global_norm(gradients, config.clip_norm)
-        optimizer.apply(gradients)
+        with tf.name_scope("optimizer"):
+            if config.clip_norm:
+                gradients = clip_by_global_norm(gradients, config.clip_norm)
+            optimizer.apply(gradients)
         return loss
 
     return train_step

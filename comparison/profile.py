@@ -1,0 +1,274 @@
+"""Where does the time of a step go? Its operations by kind, as TensorFlow's profiler times them, side by side."""
+
+import collections
+import json
+import multiprocessing
+import re
+import signal
+import tempfile
+from pathlib import Path
+
+import comparison
+from common.config import UserError
+from common.loop import be_deterministic, device_name
+from common.pictures import save_figure
+from data.loader import load_examples, training_batches
+
+import matplotlib
+import tensorflow as tf
+from matplotlib.figure import Figure
+from tensorflow.tsl.profiler.protobuf import xplane_pb2  # the profiler's file format; TensorFlow's own wheel brings it
+from tqdm import tqdm
+
+WARM_UP, STEPS = 4, 10
+MODES = {"train": "training", "infer": "inference"}
+WINDOW = "profiled steps"
+WAITING = "Python and waiting"
+
+# kind and pattern of "scopes/name:Type", the type without the prefixes of oneDNN and of fused kernels; the first one found
+# counts. The scopes "loss" and "optimizer" are the project's own, "gradient_tape" is TensorFlow's for what a tape adds.
+KINDS = (
+    ("loss", r"(^|/)loss(_\d+)?/"),
+    ("optimizer", r"(^|/)optimizer(_\d+)?/"),
+    ("convolution, filter gradient", r":Conv2DBackpropFilter"),
+    # the gradient of a transposed convolution is a plain one, and its forward pass the gradient of a plain one
+    ("convolution, input gradient", r"gradient_tape/.*:(Conv2D|DepthwiseConv2d)"),
+    ("convolution, forward", r":(Conv2D|DepthwiseConv2d)"),
+    ("activation", r":(Elu|Relu)"),
+    ("pooling", r":MaxPool"),
+    ("bias", r":BiasAdd"),
+    ("sums of gradients", r":AddN$"),
+    ("dropout", r"dropout(_\d+)?/"),
+    ("concatenation, slices, casts", r":(Cast|Concat|Slice|StridedSlice|Pad|MirrorPad|Transpose)|^Mem(cpy|set)"),
+    ("rest", r":(ReadVariableOp|Const|NoOp|Identity|Shape)"),  # named by what they serve, but no part of its work
+    ("batch normalization", r":FusedBatchNorm|(^|[/_])(bn\d|moments|batchnorm)(_\d+)?/"),
+    # what moves the statistics has no scope in lowlevel; nothing else in the network calculates outside of the kinds above
+    ("batch normalization", r":(Mul|Sub|AddV2|AssignVariableOp|AssignSubVariableOp)$"),
+    ("rest", r""),
+)
+ROWS = (
+    "convolution, forward",
+    "convolution, input gradient",
+    "convolution, filter gradient",
+    "batch normalization",
+    "activation",
+    "pooling",
+    "bias",
+    "dropout",
+    "concatenation, slices, casts",
+    "sums of gradients",
+    "loss",
+    "optimizer",
+    "rest",
+    WAITING,
+)
+# by hue: convolutions, the rest of the layers, what moves data, what is not the network, nothing
+COLORS = dict(zip(ROWS, matplotlib.colormaps["tab20c"]([0, 1, 2, 4, 5, 6, 7, 11, 8, 9, 12, 13, 17, 19])))
+
+
+def kind(operation):
+    """The row that an operation "scopes/name:Type" belongs to."""
+    operation = re.sub(r":_?(MklNative|Mkl)?_?(Fused(?!BatchNorm))?", ":", operation)
+    return next(row for row, pattern in KINDS if re.search(pattern, operation))
+
+
+def is_operation(name):
+    """Whether an event of the profiler is an operation and not what holds operations, such as `ExecutorState::Process`."""
+    return re.fullmatch(r"[\w.<>/-]+:(?!\w*(PartitionedCall|While|If|Case)$)\w+", name) is not None
+
+
+def events(plane):
+    """For each thread or stream of a plane: [(begin, end, name)] in picoseconds, what holds others before what it holds."""
+    # A GPU's plane holds kernels, and their operation in the stat "tf_op"; lines other than streams repeat them in groups.
+    # Written after TensorFlow's cupti_collector.cc, and tried on a hand-made file only.
+    gpu = plane.name.startswith("/device:GPU")
+    for line in plane.lines:
+        if gpu and not line.name.startswith("Stream"):
+            continue
+        found = []
+        for event in line.events:
+            name = plane.event_metadata[event.metadata_id].name
+            for stat in event.stats if gpu else ():
+                if plane.stat_metadata[stat.metadata_id].name == "tf_op":
+                    name = stat.str_value or plane.stat_metadata[stat.ref_value].name
+            begin = 1000 * line.timestamp_ns + event.offset_ps
+            found.append((begin, begin + event.duration_ps, name))
+        yield sorted(found, key=lambda event: (event[0], -event[1]))
+
+
+def gpu_planes(space):
+    return [plane for plane in space.planes if plane.name.startswith("/device:GPU") and plane.lines]
+
+
+def union(intervals):
+    """The length of what (begin, end) intervals cover together."""
+    total, reached = 0, float("-inf")
+    for begin, end in sorted(intervals):
+        total += max(0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def measure(space, steps):
+    """What an `XSpace` says about `steps` steps under the trace `WINDOW`.
+
+    Returns: {"wall": ms of a step, "busy": ms of it in which any operation ran, "operations": {name: ms of a step}}. An
+    operation that another calls on its own thread counts for itself and not for its caller. Operations on several threads
+    overlap: their sum may be longer than the step.
+    """
+    host = next(plane for plane in space.planes if plane.name == "/host:CPU")
+    begin, end = next((b, e) for line in events(host) for b, e, name in line if name == WINDOW)
+    gpus = gpu_planes(space)
+    operations, busy = collections.Counter(), []
+    for plane in gpus or [host]:
+        for line in events(plane):
+            callers = []  # the operations that are under way: (end, name)
+            for b, e, name in line:
+                if not begin <= b < end or not (gpus or is_operation(name)):
+                    continue
+                while callers and callers[-1][0] <= b:
+                    callers.pop()
+                if callers:
+                    operations[callers[-1][1]] -= e - b
+                operations[name] += e - b
+                callers.append((e, name))
+                busy.append((b, min(e, end)))
+    ms = 1e9 * steps
+    return {
+        "wall": (end - begin) / ms,
+        "busy": union(busy) / ms,
+        "operations": {name: time / ms for name, time in operations.most_common()},
+    }
+
+
+def add_up(measured):
+    """{row: ms} of what `measure` returns."""
+    rows = dict.fromkeys(ROWS, 0.0)
+    for operation, ms in measured["operations"].items():
+        rows[kind(operation)] += ms
+    rows[WAITING] = measured["wall"] - measured["busy"]
+    return rows
+
+
+def profile(step):
+    """`XSpace` of STEPS calls of `step`, warmed up."""
+    for _ in range(WARM_UP):
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            step()  # the first one waits for the profiler to start
+            tf.test.experimental.sync_devices()
+            with tf.profiler.experimental.Trace(WINDOW):
+                for _ in range(STEPS):
+                    step()
+                tf.test.experimental.sync_devices()
+        (file,) = Path(folder).glob("**/*.xplane.pb")
+        return xplane_pb2.XSpace.FromString(file.read_bytes())
+
+
+def work(implementation, config, images, masks, connection):
+    """A process that holds one implementation and its profiler. Sends what `measure` returns for each of MODES, in order."""
+    if config.deterministic:
+        be_deterministic()
+    code = comparison.load(implementation)
+    model = code.UNet(config)
+    train_step = code.make_train_step(model, config)
+    forward = tf.function(lambda images: model(images, training=False))
+    images, masks = tf.constant(images), tf.constant(masks)
+    for step in (lambda: train_step(images, masks), lambda: forward(images)):
+        space = profile(step)
+        if tf.config.list_physical_devices("GPU") and not gpu_planes(space):  # what is left is the CPU handing work over
+            advice = "its driver lets others than root profile when NVreg_RestrictProfilingToAdminUsers is 0"
+            connection.send(UserError(f"the profiler does not see the GPU: {advice}"))
+            return
+        connection.send(measure(space, STEPS))
+
+
+def collect(config, images, masks):
+    """(mode, implementation) -> what `measure` returns. One process after the other, so that no two meet."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
+    measured = {}
+    with tqdm(total=len(MODES) * len(comparison.IMPLEMENTATIONS), desc="profile", leave=False, disable=None) as progress:
+        for name in comparison.IMPLEMENTATIONS:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(name, config, images, masks, theirs), daemon=True)
+            stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
+            process.start()
+            signal.signal(signal.SIGINT, stop)
+            theirs.close()  # so that recv() ends when the process does
+            for mode in MODES:
+                try:
+                    measured[mode, name] = ours.recv()
+                except EOFError:
+                    raise UserError(f"the process of {name} ended; its last words are above") from None
+                if isinstance(measured[mode, name], UserError):
+                    raise measured[mode, name]
+                progress.update()
+            process.join()
+    return measured
+
+
+def print_table(mode, columns):
+    """columns: implementation -> what `measure` returns."""
+    print(f"\n{MODES[mode]:<32}" + "".join(f"{name:>20}" for name in columns))
+    print(f"{'':<32}" + f"{'ms':>12}{'%':>8}" * len(columns))
+    rows = {name: add_up(measured) for name, measured in columns.items()}
+    for row in ROWS:
+        if any(of[row] for of in rows.values()):
+            cells = (f"{of[row]:>12.2f}{100 * of[row] / sum(of.values()):>8.1f}" for of in rows.values())
+            print(f"{row:<32}" + "".join(cells))
+    print(f"{'sum':<32}" + "".join(f"{sum(of.values()):>12.2f}{100:>8.1f}" for of in rows.values()))
+    print(f"{'wall time of the step':<32}" + "".join(f"{measured['wall']:>12.2f}{'':>8}" for measured in columns.values()))
+
+
+def draw(measured, title, path):
+    """A bar for every implementation and mode, made of the shares of the rows."""
+    figure = Figure(figsize=(11, 4.2))
+    axes = figure.subplots()
+    bars = [(mode, name) for mode in MODES for name in comparison.IMPLEMENTATIONS]
+    labels = [f"{name}, {MODES[mode]}" for mode, name in bars]
+    shares = []
+    for of in (add_up(measured[bar]) for bar in bars):
+        shares.append({row: 100 * ms / sum(of.values()) for row, ms in of.items()})
+    left = [0.0] * len(labels)
+    for row in ROWS:
+        widths = [of[row] for of in shares]
+        if any(widths):
+            parts = axes.barh(labels, widths, left=left, color=COLORS[row], label=row)
+            axes.bar_label(parts, [f"{w:.0f}" if w >= 2.5 else "" for w in widths], label_type="center", fontsize=8)
+            left = [x + w for x, w in zip(left, widths)]
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="% of the time of all threads, and of waiting")
+    axes.set_title(title, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=4, fontsize=8, frameon=False)
+    save_figure(figure, path)
+
+
+def run(config, path):
+    """Profiles, prints a table for training and one for inference, writes JSON to `path` and a bar chart beside it.
+
+    Raises: UserError with XLA, whose steps hold no operations to tell apart.
+    """
+    if config.jit:
+        raise UserError("--profile tells operations apart, and --jit makes one of them all: leave one of the two out")
+    what = (
+        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
+        f"batch {config.batch_size}, {config.precision}, batch_norm {config.batch_norm}"
+    )
+    print(what, flush=True)
+    config, training, _ = load_examples(config)
+    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
+    measured = collect(config, images, masks)
+    for mode in MODES:
+        print_table(mode, {name: measured[mode, name] for name in comparison.IMPLEMENTATIONS})
+    print("\nms of a step under the profiler, summed over the threads, which overlap: the sum may be longer than the step.")
+    print(f"%: of that sum. {WAITING}: when no thread ran an operation. A row without a named gradient holds its")
+    print("gradient too. In inference TensorFlow's graph optimizer fuses most of what follows a convolution into it.")
+    records = [
+        {"mode": mode, "implementation": name, "wall_ms": of["wall"], "rows_ms": add_up(of), "operations_ms": of["operations"]}
+        for (mode, name), of in measured.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"what": what, "steps": STEPS, "records": records}, indent=2) + "\n")
+    draw(measured, what, path.with_suffix(".png"))
+    print(f"\nmeans of {STEPS} steps; written to {path} and {path.with_suffix('.png')}")
