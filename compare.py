@@ -6,6 +6,7 @@
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py bench --data --dataset ...  images per second of the input pipeline, and whether training waits
+    python compare.py bench --loop what training costs besides the step: the loops of the train scripts, the pipeline
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from common.config import Size, UserError, make_parser, parse, read_config, run_script
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs
+from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, relay, runs, training_loop
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
@@ -57,9 +58,13 @@ def read_command_line(argv):
             parser.set_defaults(image_size=Size(64, 64))
     if command == "bench":
         parser.add_argument("--data", action="store_true", help="bench: the input pipeline, and whether training waits for it")
+        parser.add_argument("--loop", action="store_true", help="bench: what the training loop costs besides the step")
+        parser.set_defaults(rounds=6 if parse(parser, argv).loop else 15)
     args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
+    if command == "bench" and args.data and args.loop:
+        raise UserError("--data and --loop exclude each other")
     args.cases = args.precision  # of parity; the configuration that they are made from is in float32
     if command in ("parity", None):
         args.precision = "float32"
@@ -84,7 +89,9 @@ def main(argv=None):
         passed = parity.run(cases, output / "parity.json")
     if command is None:
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
-    if command == "bench" and args.data:
+    if command == "bench" and args.loop:
+        training_loop.run(config, args.rounds, output / "loop.json")
+    elif command == "bench" and args.data:
         pipeline.run(config, min(args.rounds, 5), output / "pipeline.json")
     elif command in ("bench", None):
         bench.run(config, args.rounds, {"train": 3, "infer": 5}, output / "bench.json")
