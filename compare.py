@@ -7,6 +7,7 @@
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py bench --data --dataset ...  images per second of the input pipeline, and whether training waits
     python compare.py bench --profile             where the time of a step goes, by kind of operation
+    python compare.py bench --loop                what training costs besides the step: the loop, fit, the pipeline
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
@@ -17,7 +18,7 @@ import sys
 from pathlib import Path
 
 from common.config import Size, UserError, given_options, make_parser, parse, read_config, run_script
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs
+from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs, training_loop
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
@@ -25,6 +26,7 @@ BENCHES = {
     "quick": "float32 and bfloat16 without XLA, 2 minutes",
     "full": "other batch and image sizes too, an hour",
     "data": "the input pipeline, and whether training waits for it",
+    "loop": "what the training loop costs besides the step",
     "profile": "where the time of a step goes, by kind of operation",
 }
 
@@ -98,6 +100,8 @@ def main(argv=None):
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
     if command == "bench" and args.what == "data":
         pipeline.run(config, args.rounds or 5, output / "pipeline.json")
+    elif command == "bench" and args.what == "loop":
+        training_loop.run(config, args.rounds or 6, output / "loop.json")
     elif command == "bench" and args.what == "profile":
         profile.run(config, output / "profile.json")
     elif command == "bench":

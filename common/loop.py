@@ -187,6 +187,7 @@ class Run:
         self.all_steps = config.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
         self.losses = []  # of the steps of this epoch
+        self.read = 0  # how many of them are numbers and finite; the others may still be on the device
         self.rows = []  # of history.csv
         self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
@@ -349,11 +350,13 @@ class Run:
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
         self.checked = time.perf_counter()
-        self.losses = [float(loss) for loss in self.losses]
+        self.losses[self.read :] = [float(loss) for loss in self.losses[self.read :]]
         self.progress.set_postfix(loss=f"{np.mean(self.losses):.4f}", refresh=False)
-        for k, loss in enumerate(self.losses):
-            if not math.isfinite(loss):
-                self._refuse(f"the loss is {loss}", (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k)
+        for k in range(self.read, len(self.losses)):
+            if not math.isfinite(self.losses[k]):
+                step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k
+                self._refuse(f"the loss is {self.losses[k]}", step)
+        self.read = len(self.losses)
 
     def _check_weights(self):
         """Raises: UserError when a weight is not finite: the gradients of a step since the last look were not."""
@@ -382,7 +385,7 @@ class Run:
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
-        self.losses = []
+        self.losses, self.read = [], 0
         self.rows.append(row)
         write_history(self.config.run_dir, self.rows)
         self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)

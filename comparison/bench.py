@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import platform
 import re
@@ -199,14 +198,8 @@ class Processes:
         self.connections, self.processes, self.first, self.failed = {}, {}, {}, {}
 
     def start(self, cell, config, images, masks):
-        context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
-        connection, theirs = context.Pipe()
-        process = context.Process(target=work, args=(cell, config, images, masks, time.time(), theirs), daemon=True)
-        stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
-        process.start()
-        signal.signal(signal.SIGINT, stop)
-        theirs.close()  # so that recv() ends when the process does
-        self.connections[cell], self.processes[cell] = connection, process
+        arguments = cell, config, images, masks, time.time()
+        self.processes[cell], self.connections[cell] = comparison.start_process(work, *arguments)
         hello = self._answer(cell)
         if isinstance(hello, dict):
             self.first[cell] = hello

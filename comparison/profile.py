@@ -2,9 +2,7 @@
 
 import collections
 import json
-import multiprocessing
 import re
-import signal
 import tempfile
 from pathlib import Path
 
@@ -186,19 +184,13 @@ def work(implementation, config, images, masks, connection):
 
 def collect(config, images, masks):
     """(mode, implementation) -> what `measure` returns. One process after the other, so that no two meet."""
-    context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
     measured = {}
     with tqdm(total=len(MODES) * len(comparison.IMPLEMENTATIONS), desc="profile", leave=False, disable=None) as progress:
         for name in comparison.IMPLEMENTATIONS:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(name, config, images, masks, theirs), daemon=True)
-            stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
-            process.start()
-            signal.signal(signal.SIGINT, stop)
-            theirs.close()  # so that recv() ends when the process does
+            process, connection = comparison.start_process(work, name, config, images, masks)
             for mode in MODES:
                 try:
-                    measured[mode, name] = ours.recv()
+                    measured[mode, name] = connection.recv()
                 except EOFError:
                     raise UserError(f"the process of {name} ended; its last words are above") from None
                 if isinstance(measured[mode, name], UserError):

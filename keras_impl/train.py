@@ -29,14 +29,17 @@ class SegmentationLoss(keras.losses.Loss):
         return segmentation_loss(masks, logits, self.config)
 
 
-class RunCallback(keras.callbacks.Callback):
-    """Tells the run about every step of `fit`. The run knows by itself where an epoch ends, and when all is done."""
+class RunCallback(keras.callbacks.CallbackList):
+    """Tells the run about every step of `fit`. The run knows by itself where an epoch ends, and when all is done.
 
-    def __init__(self, run):
-        super().__init__()
+    Not a `Callback` in Keras's own list: that makes a number of the loss at every step, for which a GPU has to stop.
+    """
+
+    def __init__(self, run, model):
+        super().__init__(add_history=True, model=model)  # the history, because `fit` returns it
         self.run = run
 
-    def on_train_batch_end(self, batch, logs):
+    def on_train_batch_end(self, batch, logs=None):
         self.run.end_step(logs["loss"])
         self.model.reset_metrics()  # Keras logs the mean since the last reset; the run wants the loss of each step
         self.model.stop_training = self.run.done
@@ -119,7 +122,7 @@ def train(config):
                 epochs=config.epochs,
                 shuffle=False,  # `data.loader` shuffles, the same for all three
                 verbose=0,  # the run draws the progress bar
-                callbacks=[RunCallback(run)],
+                callbacks=RunCallback(run, model),
             )
         run.finish()
 
