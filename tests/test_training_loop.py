@@ -113,7 +113,7 @@ def test_the_unrolled_steps_are_the_steps(implementation):
     ("arguments", "words"),
     [
         (["--rounds", "0"], "--rounds"),
-        (["--data"], "exclude each other"),
+        (["--data"], "not allowed with argument"),
         (["--batch-size", "99"], "--batch-size is 99"),
     ],
 )
