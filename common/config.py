@@ -161,8 +161,10 @@ class Config:
     skip_bad: bool = option(False, "go on without images that cannot be read, and list them")
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
     crop_size: Size | None = option(None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images")
-    augment: Literal["none", "flips", "paper"] = option(
-        "flips", "flips: and right-angle rotations; paper: also any rotation, scale, brightness, contrast, elastic deformation"
+    augment: Literal["none", "flips", "paper", "recolor"] = option(
+        "flips",
+        "flips: and right-angle rotations; paper: also any rotation, scale, brightness, contrast, elastic deformation; "
+        "recolor: the same but upright, and random colours for every class",
     )
 
     # where results go

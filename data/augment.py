@@ -2,11 +2,17 @@
 
 Ronneberger et al. 2015, section 3.1, on what little data asks for: shifts, rotations, changes of gray values, and above all
 elastic deformations. Their ranges are not in the paper, but for the deformations; those here are modest.
+
+Su et al. 2023, "Rethinking data augmentation for single-source domain generalization in medical image segmentation"
+(arXiv 2211.14805), on images that look unlike all those to train on: every class gets random tone curves of its own, so that
+its colour tells nothing about it, and its outline all. Random appearance for a world that is not known: Tobin et al. 2017,
+arXiv 1703.06907.
 """
 
 import functools
 
 import numpy as np
+from PIL import Image
 from scipy.interpolate import CubicSpline
 
 AUGMENT = 3  # the stream of random numbers: image i in an epoch is drawn from default_rng((seed, AUGMENT, epoch, i))
@@ -16,6 +22,12 @@ CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
 NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
+TILT = np.pi / 18  # recolor: rotated by so much at most, since photographs have a top and a bottom
+RECOLOR = 0.5  # share of the regions that get other colours
+GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
+KNOTS = 4  # a tone curve is a line through so many random values
+GAMMA = 4.0  # the knots of a curve lie evenly on the scale of v**gamma, for a gamma between 1 / GAMMA and GAMMA
+TINT = 32.0  # gray values, standard deviation between the curves of the channels
 BAND = 8192  # pixels sampled at a time; the C library would fetch larger temporaries from the system each time anew
 
 
@@ -23,6 +35,7 @@ def augment(image, mask, size, kind, rng):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
+    recolor: the same, but upright, and every region of the mask in other colours.
 
     Args:
         image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W].
@@ -34,6 +47,9 @@ def augment(image, mask, size, kind, rng):
     """
     if kind == "paper":
         return deform(image, mask, size, rng)
+    if kind == "recolor":
+        # before the sampling, which then blends the pixels along an outline as a camera does
+        return deform(recolor(image, mask, rng), mask, size, rng, angles=(-TILT, TILT))
     image, mask = random_crop(image, mask, size, rng)
     return flips(image, mask, rng) if kind == "flips" else (image, mask)
 
@@ -60,14 +76,15 @@ def flips(image, mask, rng):
     return (image[:, ::-1], mask[:, ::-1]) if rng.integers(2) else (image, mask)
 
 
-def deform(image, mask, size, rng):
-    """A window at a random place, mirrored or not, rotated by any angle, scaled, elastically deformed, its light changed.
+def deform(image, mask, size, rng, angles=(0, 2 * np.pi)):
+    """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
-    Arguments, results and errors as in `augment`. Image and mask are sampled once: nothing is blurred twice.
+    Arguments, results and errors as in `augment`, and `angles`, the least and the largest. Image and mask are sampled once:
+    nothing is blurred twice.
     """
     (height, width), (h, w) = mask.shape, size
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    angle, scale = rng.uniform(0, 2 * np.pi), SCALE ** rng.uniform(-1, 1)
+    angle, scale = rng.uniform(*angles), SCALE ** rng.uniform(-1, 1)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:, 1] *= rng.choice((-1, 1))
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
@@ -75,6 +92,38 @@ def deform(image, mask, size, rng):
     # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
     mean = image[top : top + h : 4, left : left + w : 4].mean()
     return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast))
+
+
+def recolor(image, mask, rng):
+    """Half of the regions of an image in other colours: uint8 [H, W, C], 0 to 255, and mask, uint8 [H, W] -> uint8 [H, W, C].
+
+    A region is all pixels of one value of the mask; VOID is such a value too.
+    """
+    channels = image.shape[-1]
+    if channels == 3 and rng.random() < GRAY:
+        image = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+    curves = np.empty((256, channels, 256), np.uint8)  # of every value of the mask; only those in it are filled in
+    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)):
+        curves[value] = tone_curves(channels, rng) if rng.random() < RECOLOR else np.arange(256)
+    recolored, region = np.empty_like(image), 256 * mask.astype(np.intp)
+    for c in range(channels):
+        recolored[..., c] = curves[:, c].ravel().take(region + image[..., c])
+    return recolored
+
+
+def tone_curves(channels, rng):
+    """What the values 0 to 255 become in every channel, by chance: uint8 [channels, 256].
+
+    Half of the curves rise all the way or fall all the way, which turns light and dark around; the others may bend: dark
+    paint between light windows becomes light paint between dark windows only by a curve that differs along its way.
+    """
+    knots = rng.uniform(0, 255, KNOTS)
+    if rng.random() < 0.5:
+        knots = np.sort(knots)[:: rng.choice((-1, 1))]
+    knots = (knots + rng.normal(0, TINT, (channels, KNOTS))).clip(0, 255)
+    gamma = GAMMA ** rng.uniform(-1, 1)
+    place = (KNOTS - 1) * np.linspace(0, 1, 256) ** gamma  # 0 to 255 on the scale on which the knots are 0, 1, 2, 3
+    return np.stack([np.interp(place, np.arange(KNOTS), curve) for curve in knots]).astype(np.uint8)
 
 
 def node_grid(size, turn, centre):

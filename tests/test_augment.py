@@ -1,14 +1,14 @@
 """Augmentation: image and mask move together, nothing is invented, and every range is what it says."""
 
 from data import augment as augmentation
-from data.augment import augment, displacements, flips, node_grid, random_crop, sample, spline
+from data.augment import augment, displacements, flips, node_grid, random_crop, recolor, sample, spline, tone_curves
 from data.synthetic import make_cells
 
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-KINDS = ("none", "flips", "paper")
+KINDS = ("none", "flips", "paper", "recolor")
 NOISE = np.random.default_rng(0).integers(0, 256, (41, 56, 3), dtype=np.uint8)
 LABELS = np.kron(np.random.default_rng(1).choice([0, 2, 7, 255], (6, 7)), np.ones((8, 8)))[:41].astype(np.uint8)
 
@@ -106,12 +106,13 @@ def test_mask_and_image_move_together(size):
         assert (moved != shown).mean() < 0.3 * min((other != shown).mean() for other in shifted)
 
 
-def test_classes_and_void_are_never_mixed():
+@pytest.mark.parametrize("kind", ["paper", "recolor"])
+def test_classes_and_void_are_never_mixed(kind):
     for seed in range(20):
-        _, mask = augment(NOISE, LABELS, (32, 40), "paper", np.random.default_rng(seed))
+        _, mask = augment(NOISE, LABELS, (32, 40), kind, np.random.default_rng(seed))
         assert set(np.unique(mask)) <= {0, 2, 7, 255} and len(np.unique(mask)) > 1
     void = np.full_like(LABELS, 255)
-    np.testing.assert_array_equal(augment(NOISE, void, (32, 40), "paper", np.random.default_rng(0))[1], 255)
+    np.testing.assert_array_equal(augment(NOISE, void, (32, 40), kind, np.random.default_rng(0))[1], 255)
 
 
 def test_displacements_are_the_papers():
@@ -143,26 +144,30 @@ def test_few_images_fold_over():
     assert folded < 0.05 * 200
 
 
-def drawn_parameters(monkeypatch, image, count=400):
+def drawn_parameters(monkeypatch, image, kind, count=400):
     """What `deform` hands to `sample`: nodes without elastic displacements [n, 2, 3, 3], contrast [n], brightness [n]."""
     calls = []
     monkeypatch.setattr(augmentation, "displacements", lambda size, rng: 0)
     monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:]))
     for seed in range(count):
-        augment(image, image[..., 0], (41, 31), "paper", np.random.default_rng(seed))
+        augment(image, image[..., 0], (41, 31), kind, np.random.default_rng(seed))
     return [np.array(values) for values in zip(*calls)]
 
 
-def test_ranges_of_angle_scale_place_and_light(monkeypatch):
-    nodes, contrast, brightness = drawn_parameters(monkeypatch, np.full((61, 71, 1), 100, np.uint8))
+@pytest.mark.parametrize("kind", ["paper", "recolor"])
+def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
+    monkeypatch.setattr(augmentation, "recolor", lambda image, *_: image)  # has ranges of its own
+    nodes, contrast, brightness = drawn_parameters(monkeypatch, np.full((61, 71, 1), 100, np.uint8), kind)
     down = (nodes[:, :, 2, 1] - nodes[:, :, 0, 1]) / 40  # what a pixel down the window is in the image
     right = (nodes[:, :, 1, 2] - nodes[:, :, 1, 0]) / 30
     scale = np.linalg.norm(down, axis=1)
     np.testing.assert_allclose(np.linalg.norm(right, axis=1), scale)
     np.testing.assert_allclose((down * right).sum(1), 0, atol=1e-9)
     assert 0.8 <= scale.min() < 0.82 and 1.23 < scale.max() <= 1.25 and abs(np.log(scale).mean()) < 0.02
-    turns = np.histogram(np.arctan2(*down.T), 8, (-np.pi, np.pi))[0]
-    assert turns.min() > 25  # 50 expected, 7 is a sigma
+    widest = np.pi if kind == "paper" else np.pi / 18  # photographs stay upright
+    angle = np.arctan2(down[:, 1], down[:, 0])
+    assert np.abs(angle).max() <= widest
+    assert np.histogram(angle, 8, (-widest, widest))[0].min() > 25  # 50 expected, 7 is a sigma
     mirrored = down[:, 0] * right[:, 1] - down[:, 1] * right[:, 0] < 0
     assert 0.4 < mirrored.mean() < 0.6  # a sigma is 0.025
     np.testing.assert_array_equal(nodes[:, :, 1, 1].min(0), (20, 15))  # the first window and the last
@@ -170,6 +175,62 @@ def test_ranges_of_angle_scale_place_and_light(monkeypatch):
     assert 0.75 <= contrast.min() < 0.76 and 1.32 < contrast.max() <= 4 / 3
     light = contrast * 100 + brightness - 100  # of an evenly gray image: contrast does not change it
     assert -25.5 <= light.min() < -25 and 25 < light.max() <= 25.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_region_has_colours_of_its_own(channels):
+    """A pixel's new value follows from its old one and its region alone, void too; half of the regions stay as they are."""
+    image, regions = np.repeat(NOISE[..., :1], channels, axis=-1), [LABELS == value for value in (0, 2, 7, 255)]
+    kept = np.zeros((200, 4), bool)
+    for seed, kept_regions in enumerate(kept):
+        recolored = recolor(image, LABELS, np.random.default_rng(seed))
+        assert recolored.shape == image.shape and recolored.dtype == np.uint8
+        curves = np.full((4, channels, 256), -1)
+        for curve, region in zip(curves, regions):
+            for c in range(channels):
+                curve[c, image[region][:, c]] = recolored[region][:, c]
+                np.testing.assert_array_equal(recolored[region][:, c], curve[c, image[region][:, c]])
+        common = np.flatnonzero((curves >= 0).all(axis=(0, 1)))  # values that occur in every region
+        assert len(common) > 20
+        kept_regions[:] = [(curve[:, common] == common).all() for curve in curves]
+        changed = curves[~kept_regions][..., common]
+        assert len(np.unique(changed, axis=0)) == len(changed)
+    np.testing.assert_allclose(kept.mean(axis=0), 0.5, atol=0.12)  # a sigma is 0.035
+    # 12.5 of each expected, since every region goes by itself
+    assert 3 < (~kept).all(axis=1).sum() < 25 and 3 < kept.all(axis=1).sum() < 25
+
+
+def test_colours_are_lost_in_some_images_and_the_arguments_stay():
+    before, labels, one = NOISE.copy(), LABELS.copy(), np.zeros_like(LABELS)
+    recolored = np.array([recolor(NOISE, one, np.random.default_rng(seed)) for seed in range(400)])
+    recolor(NOISE, LABELS, np.random.default_rng(0))
+    np.testing.assert_array_equal(NOISE, before)
+    np.testing.assert_array_equal(LABELS, labels)
+    unchanged, gray = (recolored == NOISE).all(axis=(1, 2, 3)), (recolored == recolored[..., :1]).all(axis=(1, 2, 3))
+    np.testing.assert_allclose(unchanged.mean(), 0.375, atol=0.1)  # 3/4 of one half; a sigma is 0.024
+    np.testing.assert_allclose(gray.mean(), 0.125, atol=0.07)  # 1/4 of one half; a sigma is 0.017
+    np.testing.assert_allclose(recolored[gray][0, ..., 0], NOISE @ (0.299, 0.587, 0.114), atol=1)  # ITU-R 601, rounded
+
+
+def test_tone_curves_make_anything_of_any_value(monkeypatch):
+    def drawn(channels):
+        return np.array([tone_curves(channels, np.random.default_rng(seed)) for seed in range(1000)]).astype(int)
+
+    curves = drawn(3)
+    assert curves.shape == (1000, 3, 256)
+    for value in (0, 40, 128, 255):  # dark and light become dark and light
+        assert np.histogram(curves[:, 0, value], 8, (0, 256))[0].min() > 40  # 125 expected
+    apart = (curves - curves.mean(axis=1, keepdims=True)) * 1.5**0.5  # of 3 channels
+    assert 16 < apart.std() < 32  # 32 at the knots, less between them and where black and white cut it off
+    assert np.median(np.abs(np.diff(curves)).max(axis=-1)) < 12  # smooth: neighbours stay neighbours
+
+    monkeypatch.setattr(augmentation, "TINT", 0)
+    curves = drawn(3)
+    assert (curves == curves[:, :1]).all()
+    steps = np.diff(curves[:, 0])
+    rising, falling = (steps >= 0).all(axis=1).mean(), (steps <= 0).all(axis=1).mean()
+    # a quarter each on purpose, and of the other half those 1 in 24 whose four knots happen to be in order
+    np.testing.assert_allclose([rising, falling], 0.271, atol=0.06)  # a sigma is 0.014
 
 
 def test_light_is_cut_off_at_black_and_white():
