@@ -14,6 +14,7 @@ The options of the train scripts work here too, such as --depth 3 or --dataset f
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile,
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
 BENCHES = {
-    "quick": "float32 and bfloat16 without XLA, 2 minutes",
+    "quick": "float32 and bfloat16 without XLA, a minute",
     "full": "other batch and image sizes too, an hour",
     "data": "the input pipeline, and whether training waits for it",
     "loop": "what the training loop costs besides the step",
@@ -54,7 +55,8 @@ def read_command_line(argv):
         parser.add_argument("--all", action="store_const", const="all", dest="config", help="parity: the same as --config all")
     if command in ("parity", None):
         parser.set_defaults(precision=None)
-        parser.add_argument("--steps", type=count, metavar="N", help="parity: training steps (default: 10; with --all 100)")
+        steps = "10; with --all 100" if command else "5"
+        parser.add_argument("--steps", type=count, metavar="N", help=f"parity: training steps (default: {steps})")
     if command in ("parity", "relay", None):
         parser.set_defaults(**parity.EXACT_CONSTANTS)
     if command in ("bench", None):
@@ -73,7 +75,16 @@ def read_command_line(argv):
     args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
+    if command == "bench" and args.what not in ("default", "quick", "full"):
+        if args.against:
+            raise UserError(f"--against compares images per second, and not with --{args.what}")
+        if args.what == "profile" and args.rounds:
+            raise UserError("--profile has no --rounds: it profiles 10 steps")
+    if command == "bench" and args.deterministic and args.what not in ("loop", "profile"):
+        raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
     args.given = given_options(parser, argv)
+    if command == "relay" and "precision" in args.given:
+        raise UserError("relay hands on in float32 and in float64, one after the other: leave --precision out")
     args.cases = args.precision  # of parity; the configuration that they are made from is in float32
     if command in ("parity", None):
         args.precision = "float32"
@@ -107,6 +118,7 @@ def main(argv=None):
     elif command == "bench":
         bench.run(config, args.given, args.what, args.rounds or bench.ROUNDS[args.what], output / "bench.json", args.against)
     elif command is None:
+        config = dataclasses.replace(config, precision=args.cases or "float32")
         bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
     return 0 if passed else 1
 

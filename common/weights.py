@@ -65,7 +65,7 @@ def fold_batch_norm(config, weights):
     """The network for inference: every batch normalization becomes part of the convolution before it.
 
     gamma (k * x - mean) / sqrt(variance + epsilon) + beta is a convolution by a scaled kernel k, and a bias. Without the
-    normalization between them TensorFlow runs convolution, bias and activation as one kernel (`_FusedConv2D`).
+    normalization between them TensorFlow runs convolution, bias and activation as one kernel on a CPU (`_FusedConv2D`).
 
     weights: canonical name -> array, moving statistics among them. Returns: (config, weights) of a network with
     batch_norm "none", which `UNet` and `assign_weights` take; both as they were if there is nothing to fold.
@@ -74,7 +74,7 @@ def fold_batch_norm(config, weights):
         return config, weights
     config = dataclasses.replace(config, batch_norm="none")
     folded = {}
-    for name, shape in weight_shapes(config).items():
+    for name in weight_shapes(config):
         block, part = name.rpartition("/")[::2]
         norm = block.replace("/conv", "/bn")
         if norm == block:  # an up-convolution or the head: nothing behind it to fold
@@ -85,7 +85,7 @@ def fold_batch_norm(config, weights):
         )
         scale = gamma / np.sqrt(variance + config.bn_epsilon)
         value = weights[name] * scale if part == "kernel" else beta - mean * scale
-        folded[name] = value.astype(config.variable_dtype).reshape(shape)
+        folded[name] = value.astype(config.variable_dtype)
     return config, folded
 
 

@@ -23,13 +23,24 @@ def load(implementation):
 def start_process(work, *args):
     """Starts `work(*args, connection)` in a process of its own. -> (process, the other end of the connection)
 
-    `recv()` raises EOFError when the process has ended.
+    Receiving from it raises EOFError when the process has ended.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(*args, theirs), daemon=True)
     stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
-    process.start()
-    signal.signal(signal.SIGINT, stop)
-    theirs.close()  # so that recv() ends when the process does
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, stop)
+    theirs.close()  # so that receiving ends when the process does
     return process, ours
+
+
+def ask(connection, request):
+    """The answer of a process to `request`. Raises: EOFError when the process has ended."""
+    try:
+        connection.send(request)
+        return connection.recv()
+    except (BrokenPipeError, ConnectionResetError):
+        raise EOFError from None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import comparison
+from common import shapes
 from common.config import Size, UserError
 from common.loop import device_name
 from common.pictures import save_figure
@@ -35,6 +36,8 @@ TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the 
 LIMITS = {"convolution": "a large convolution", "copy": "a copy"}
 LIMIT = "limit"  # stands for an implementation: what the device can do at best
 ROUNDS = {"quick": 5, "default": 7, "full": 9}
+VARIABLES = ("TF_", "XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_")  # of the environment, that change figures
+SETTING = ("precision", "jit", "batch_size", "image_size")  # of a `Cell` and of a record
 PROCESS_BYTES = 800 * 2**20  # of a process with TensorFlow in it, before the first image
 
 
@@ -57,15 +60,20 @@ class Cell(NamedTuple):
         return f"{self.precision}{', XLA' if self.jit else ''}, batch {self.batch_size}, {self.image_size} pixels"
 
 
+def has_tf32():
+    """Whether there is a GPU with TensorFloat-32: Ampere or newer."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
+
+
 def find_cells(config, given, matrix, image_size):
     """The cells of a `matrix`: "quick", "default" or "full".
 
     given: names of the options that the user has set. An axis of the matrix that is among them has that value alone.
     image_size: of the images that are there; only drawn ones can have another.
     """
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
     axes = {
-        "precision": ["float32", *(["tf32"] if on_gpu else []), "bfloat16"],
+        "precision": ["float32", *(["tf32"] if has_tf32() else []), "bfloat16"],
         "jit": [False] if matrix == "quick" else [False, True],
         "batch_size": sorted({1, config.batch_size, 4 * config.batch_size}) if matrix == "full" else [config.batch_size],
         "image_size": [image_size],
@@ -88,17 +96,20 @@ def expected_bytes(cell, config):
     """A generous estimate of the memory that the cell needs: a number must not take the machine down."""
     if cell.implementation == LIMIT:
         return PROCESS_BYTES
-    height, width = cell.image_size
-    numbers = cell.batch_size * sum(c.inputs + c.outputs for c in roofline.convolutions(config, height, width))
+    height, width = (side + shapes.margin(config.depth, config.padding) for side in cell.image_size)
+    found = roofline.convolutions(config, height, width)
     # every number between two operations is kept for the gradient: of a convolution, a normalization and an activation
-    return PROCESS_BYTES + 3 * numbers * roofline.BYTES[cell.precision] * (2 if cell.jit else 1)
+    numbers = 3 * cell.batch_size * sum(c.inputs + c.outputs for c in found) * roofline.BYTES[cell.precision]
+    # in float32 or wider: weights, two moments and gradients, and what becomes of them in an update; the folded copy
+    weights = 10 * sum(c.kernel for c in found) * max(4, roofline.BYTES[cell.precision])
+    return PROCESS_BYTES + numbers * (2 if cell.jit else 1) + weights
 
 
 def available_bytes():
     """Memory that new processes may take, or infinity where nobody says."""
     try:  # Linux
         return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
-    except OSError:
+    except (OSError, TypeError):
         return np.inf
 
 
@@ -113,6 +124,8 @@ def work(cell, config, images, masks, started, connection):
 
     started: the time at which the process was asked for.
     """
+    if cell.implementation != LIMIT:
+        comparison.load(cell.implementation)
     imported = time.time() - started
     tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
     try:
@@ -134,25 +147,24 @@ def work(cell, config, images, masks, started, connection):
 def prepare(cell, config, images, masks):
     """-> (mode -> function without arguments that starts a step, {what was done first: seconds})."""
     if cell.implementation == LIMIT:
-        steps = {what: step for what, (step, _) in roofline.peak_steps(cell.precision).items()}
+        steps = roofline.peak_steps(cell.precision)
         return steps, {what: seconds(step, 1) for what, step in steps.items()}
     config = cell.config(config)
-    begin = time.perf_counter()
     code = comparison.load(cell.implementation)
-    model = code.UNet(config)
-    functions = {"train": code.make_train_step(model, config), "infer": forward(model, config)}
-    if config.batch_norm != "none":
-        folded, weights = fold_batch_norm(config, initial_weights(config))
-        model = code.UNet(folded)
-        assign_weights(code.named_weights(model), weights)
-        functions["folded"] = forward(model, folded)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
-    first, steps = {"build": time.perf_counter() - begin}, {}
-    for mode, function in functions.items():
-        arguments = (images, masks) if mode == "train" else (images,)
+    first, steps = {}, {}
+    for mode in MODES if config.batch_norm != "none" else ("train", "infer"):
         begin = time.perf_counter()
+        network, weights = config, initial_weights(config)
+        if mode == "folded":
+            network, weights = fold_batch_norm(config, weights)
+        model = code.UNet(network)
+        assign_weights(code.named_weights(model), weights)
+        function = code.make_train_step(model, config) if mode == "train" else forward(model, network)
+        arguments = (images, masks) if mode == "train" else (images,)
+        built = time.perf_counter()
         function.get_concrete_function(*arguments)
-        first[f"trace {mode}"] = time.perf_counter() - begin
+        first[f"build {mode}"], first[f"trace {mode}"] = built - begin, time.perf_counter() - built
         steps[mode] = lambda function=function, arguments=arguments: function(*arguments)
         first[f"compile {mode}"] = seconds(steps[mode], 1)  # the graph optimizer, or XLA; and the first step itself
     return steps, first
@@ -181,7 +193,7 @@ def peak_memory():
     """Of this process, in bytes."""
     try:  # Linux; its getrusage would count the parent's memory, from before this process had its own program
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-    except OSError:
+    except (OSError, TypeError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
@@ -211,9 +223,11 @@ class Processes:
         self.connections.pop(cell).close()
         self.processes.pop(cell).join()
 
-    def _answer(self, cell):
+    def _answer(self, cell, *request):
+        """To `request`, or what the process says first; None if it has ended."""
         try:
-            return self.connections[cell].recv()
+            connection = self.connections[cell]
+            return comparison.ask(connection, *request) if request else connection.recv()
         except (EOFError, ConnectionResetError):
             process = self.processes[cell]
             process.join()
@@ -222,16 +236,13 @@ class Processes:
 
     def seconds(self, cell, mode):
         """Of one step, or None if the process has ended."""
-        with contextlib.suppress(BrokenPipeError):
-            self.connections[cell].send((mode, max(2, round(TURN_SECONDS / self.first[cell][f"warm {mode}"]))))
-        return self._answer(cell)
+        return self._answer(cell, (mode, max(2, round(TURN_SECONDS / self.first[cell][f"warm {mode}"]))))
 
     def stop(self):
         """-> cell -> peak memory in bytes."""
         peaks = {}
-        for cell, connection in list(self.connections.items()):
-            connection.send(None)
-            peaks[cell] = self._answer(cell)
+        for cell in list(self.connections):
+            peaks[cell] = self._answer(cell, None)
         for process in self.processes.values():
             process.join()
         return peaks
@@ -245,13 +256,13 @@ def groups(cells, config, memory):
     limits = settings.pop(LIMIT)
     need = {cell: expected_bytes(cell, cell.config(config)) for cell in cells}
     start = sum(need[cell] for cell in limits)
-    too_large, found, used = [], [], np.inf
+    too_large, found, used = [], [], start
     for of_setting in settings.values():
         together = sum(need[cell] for cell in of_setting)
         if start + together > memory:
             too_large += of_setting
             continue
-        if used + together > memory:
+        if not found or used + together > memory:
             found.append(list(limits))
             used = start
         found[-1] += of_setting
@@ -266,7 +277,7 @@ def measure(cells, config, rounds):
     down all of them. The limits are measured in the same rounds.
     """
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    todo, too_large = groups(cells, config, 0.75 * available_bytes())
+    todo, too_large = groups(cells, config, np.inf if on_gpu else 0.75 * available_bytes())
     failed = {cell: "would not fit into memory" for cell in too_large}
     if on_gpu:  # nobody says how much memory a GPU has left: what is compared is up at a time, and no more
         limits = [cell for cell in cells if cell.implementation == LIMIT]
@@ -305,11 +316,9 @@ def measure(cells, config, rounds):
     progress.close()
     limits = {}
     for cell in cells:
-        if (cell, "copy") in times:
-            limits[cell.precision] = {
-                what: work / statistics.median(times[cell, what])
-                for what, (_, work) in roofline.peak_steps(cell.precision).items()
-            }
+        if all(times.get((cell, what)) for what in LIMITS):
+            work = roofline.peak_work()
+            limits[cell.precision] = {what: work[what] / statistics.median(times[cell, what]) for what in LIMITS}
 
     def order(item):
         (cell, mode), _ = item
@@ -324,13 +333,14 @@ def measure(cells, config, rounds):
 
 
 def draw_batch(config, batch_size, image_size):
-    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays."""
-    config = dataclasses.replace(config, batch_size=batch_size)
+    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays. Of fewer images some come more than once."""
     if config.dataset == "synthetic" and not config.crop_size:
-        config = dataclasses.replace(config, image_size=image_size, images=max(config.images, 2 * batch_size))
+        config = dataclasses.replace(config, image_size=image_size)
     with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
         config, training, _ = load_examples(config)
-    return tuple(tensor.numpy() for tensor in next(iter(training_batches(config, training))))
+    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
+    numbers = np.arange(batch_size) % len(images)
+    return images[numbers], masks[numbers]
 
 
 def record(cell, mode, times, size, config, limit, first, peak):
@@ -352,9 +362,9 @@ def record(cell, mode, times, size, config, limit, first, peak):
         "least_bytes": moved,
         "flops_per_second": flops / step,
         "share_of_arithmetic_limit": limit and flops / step / limit["convolution"],
-        "first_step_seconds": first["import"] + first["build"] + first[f"trace {mode}"] + first[f"compile {mode}"],
+        "first_step_seconds": first["import"] + first[f"build {mode}"] + first[f"trace {mode}"] + first[f"compile {mode}"],
         "import_seconds": first["import"],
-        "build_seconds": first["build"],
+        "build_seconds": first[f"build {mode}"],
         "trace_seconds": first[f"trace {mode}"],
         "compile_seconds": first[f"compile {mode}"],
         "peak_memory_bytes": peak,
@@ -381,9 +391,7 @@ def environment():
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
         },
-        "variables": {
-            name: os.environ[name] for name in sorted(os.environ) if name.startswith(("TF_", "XLA_", "OMP_", "ONEDNN_"))
-        },
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
@@ -420,13 +428,13 @@ def print_table(records, limits, failed):
 def draw(records, title, path):
     """A bar for every implementation, setting and mode: the median, with the quartiles as whiskers."""
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in records)]
-    settings = list(dict.fromkeys((r["precision"], r["jit"], r["batch_size"], r["image_size"]) for r in records))
+    settings = list(dict.fromkeys(tuple(r[name] for name in SETTING) for r in records))
     figure = Figure(figsize=(4.2 * len(modes), 2 + 0.75 * len(settings)))
     for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes):
         for k, name in enumerate(comparison.IMPLEMENTATIONS):
             for j, setting in enumerate(settings):
                 for row in records:
-                    key = row["precision"], row["jit"], row["batch_size"], row["image_size"]
+                    key = tuple(row[name] for name in SETTING)
                     if (row["implementation"], row["mode"], key) == (name, mode, setting):
                         median, quartiles = row["images_per_second"], np.array([row["images_per_second_quartiles"]]).T
                         bar = axes.barh(
@@ -451,7 +459,8 @@ def read_record(path):
     try:
         found = json.loads(Path(path).read_text())
         for row in found["records"]:
-            row["implementation"], row["mode"], row["precision"], row["step_seconds"]
+            for name in ("implementation", "mode", *SETTING, "step_seconds", "images_per_second"):
+                row[name]
         found["environment"]["packages"], found["config"]
         return found
     except OSError as error:
@@ -481,7 +490,7 @@ def print_changes(old, new):
         before = old["config"].get(name)
         if before != value and name not in ("run_dir", "images", "precision", "jit", "batch_size", "image_size"):
             print(f"--{name.replace('_', '-')} was {before}, is {value}")
-    key = ("precision", "jit", "batch_size", "image_size", "mode", "implementation")
+    key = (*SETTING, "mode", "implementation")
     before = {tuple(row[name] for name in key): row for row in old["records"]}
     rng = np.random.default_rng(0)
     print(f"\n{'':<58}{'was':>9}{'is':>9}{'ratio':>8}{'90 % of draws':>17}")
@@ -542,6 +551,7 @@ def run(config, given, matrix, rounds, path, against=None):
     ]
     roof = path.with_name("roofline.png")
     roofline.draw(points, limits, what, roof)
+    new = json.loads(path.read_text())  # as the older one: a tuple has become a list
     print(f"\nmedians of {rounds} interleaved rounds; written to {path}, {path.with_suffix('.png')} and {roof}")
     if old:
         print(f"\nagainst {against}:")

@@ -113,9 +113,7 @@ def run(config, path, save=None):
                 save.mkdir(parents=True, exist_ok=True)
                 (save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt").write_text(texts[program, name])
     found = {key: operations(text) for key, text in texts.items()}
-    lowered = {
-        key: collections.Counter(kind for kind, _ in ops if kind not in ("constant", "return")) for key, ops in found.items()
-    }
+    lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
 
     same, record = True, {}
     for program in ("forward", "train step"):

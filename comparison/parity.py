@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import multiprocessing
 from pathlib import Path
 
 import comparison
@@ -275,6 +274,11 @@ def climb(case, batches):
     return checks, losses, f"{' and '.join(failed[0])}: {finder.locate(*failed[0], case, batches)}" if failed else ""
 
 
+def climb_apart(case, batches, connection):
+    """`climb`, in a process of its own."""
+    connection.send(climb(case, batches))
+
+
 def print_table(checks):
     """A row for every rung: the differences of the three pairs, the tolerance, the verdict."""
     pairs = list(dict.fromkeys(check.pair for check in checks))
@@ -339,8 +343,12 @@ def run(todo, path):
             examples = [(images, with_void(masks)) for images, masks in examples]
         case = dataclasses.replace(case, config=dataclasses.replace(case.config, **found))
         if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                of_case, losses[case.title], first = pool.apply(climb, (case, examples))
+            process, connection = comparison.start_process(climb_apart, case, examples)
+            try:
+                of_case, losses[case.title], first = connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise UserError(f"the process of {case.title!r} ended; its last words are above") from None
+            process.join()
         else:
             of_case, losses[case.title], first = climb(case, examples)
         print_table(of_case)

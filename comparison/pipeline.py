@@ -47,7 +47,7 @@ def time_pillow(items, config):
 
 
 def time_first_epoch(config):
-    """Seconds from the files on disk until every image, to train on and to validate, was in a batch once."""
+    """Seconds from the files on disk until an epoch of batches to train on, and all to validate, were there."""
     with tempfile.TemporaryDirectory() as cache:
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):  # it was said once
@@ -112,9 +112,10 @@ def run(config, rounds, path):
     """
     if config.dataset in ("synthetic", "nyuv2"):
         raise UserError("bench --data reads image files: add --dataset carvana --data-dir DIR, or another layout")
-    config, training, _ = load_examples(config)
+    config, training, validation = load_examples(config)
     layout = find_layout(config)
-    items = [layout.items[i] for part in split(layout.items, config).values() for i in part]
+    kept = {*training.names, *validation.names}  # --skip-bad leaves some out
+    items = [layout.items[i] for part in split(layout.items, config).values() for i in part if layout.items[i].name in kept]
     print(f"{device_name()}, {CORES} threads, batch {config.batch_size}, {len(items)} images", flush=True)
     seconds = {"pillow": [], "first epoch": []}
     time_pillow(items, config)  # the files are in memory from here on, for both

@@ -191,7 +191,7 @@ def collect(config, images, masks):
             for mode in MODES:
                 try:
                     measured[mode, name] = connection.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     raise UserError(f"the process of {name} ended; its last words are above") from None
                 if isinstance(measured[mode, name], UserError):
                     raise measured[mode, name]

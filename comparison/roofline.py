@@ -55,7 +55,7 @@ def convolution_flops(config, height, width):
     """(inference, training) floating-point operations of the convolutions for one image.
 
     Training: every convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as
-    itself. What is not a convolution is below 2 % of them, and left out.
+    itself. What is not a convolution is left out: below 2 % of them from 16 filters on.
     """
     flops = [convolution.flops for convolution in convolutions(config, height, width)]
     return sum(flops), 3 * sum(flops) - flops[0]
@@ -66,8 +66,8 @@ def least_bytes(config, precision, batch_size, height, width):
 
     Everything between two convolutions is counted as fused into them, and what a cache could keep from one to the next is
     not: a convolution reads its input and its kernel once and writes its output once. In training its two gradients read
-    the gradient of the output twice, the input and the kernel once, and write a gradient of each; Adam reads and writes a
-    weight and its two moments, and reads the gradient, in float32 or wider.
+    the gradient of the output twice, the input and the kernel once, and write a gradient of each, but for the input of the
+    first; Adam reads and writes a weight and its two moments and reads the gradient, SGD has one moment, in float32 or wider.
     """
     size = BYTES[precision]
     wide = 8 if precision == "float64" else 4
@@ -75,27 +75,34 @@ def least_bytes(config, precision, batch_size, height, width):
     activations = batch_size * sum(c.inputs + c.outputs for c in found) * size
     kernels = sum(c.kernel for c in found) * size
     gradients = batch_size * sum(2 * c.inputs + 2 * c.outputs for c in found) * size + 2 * kernels
+    gradients -= (batch_size * (found[0].inputs + found[0].outputs) + found[0].kernel) * size  # nobody asks for that one
     parameters = sum(math.prod(shape) for name, shape in weight_shapes(config).items() if is_trainable(name))
-    return activations + kernels, activations + kernels + gradients + 7 * parameters * wide
+    update = {"adam": 7, "sgd": 5}[config.optimizer] * parameters * wide
+    return activations + kernels, activations + kernels + gradients + update
 
 
 def peak_steps(precision):
-    """What the device can do at best: {"convolution": (step, operations), "copy": (step, bytes)}.
+    """What the device is best at, as functions without arguments: {"convolution": step, "copy": step}.
 
-    The convolution is 3x3 from 256 to 256 channels, which every library is best at; the copy changes the sign of 64 MiB.
+    The convolution is 3x3 from 256 to 256 channels, which every library is made for; the copy changes the sign of 64 MiB.
     """
-    dtype = "float32" if precision == "tf32" else precision
-    side = 128 if tf.config.list_physical_devices("GPU") else 32  # some 10 ms each
+    dtype, side = "float32" if precision == "tf32" else precision, peak_side()
     rng = np.random.default_rng(0)
     images = tf.cast(tf.constant(rng.random((8, side, side, 256), np.float32)), dtype)
     kernel = tf.cast(tf.constant(rng.random((3, 3, 256, 256), np.float32)), dtype)
     numbers = tf.zeros([2**26 // BYTES[precision]], dtype)
     convolve = tf.function(lambda: tf.nn.conv2d(images, kernel, strides=1, padding="SAME"))
-    copy = tf.function(lambda: -numbers)
-    return {
-        "convolution": (convolve, 2 * 8 * side**2 * 9 * 256**2),
-        "copy": (copy, 2 * 2**26),
-    }
+    return {"convolution": convolve, "copy": tf.function(lambda: -numbers)}
+
+
+def peak_side():
+    """Height and width of the images in `peak_steps`: a step takes some 10 ms."""
+    return 128 if tf.config.list_physical_devices("GPU") else 32
+
+
+def peak_work():
+    """Operations and bytes of the steps in `peak_steps`."""
+    return {"convolution": 2 * 8 * peak_side() ** 2 * 9 * 256**2, "copy": 2 * 2**26}
 
 
 def draw(points, peaks, title, path):
@@ -118,7 +125,7 @@ def draw(points, peaks, title, path):
         axes.loglog(
             *(intensity, speed / 1e9),
             **dict(marker=markers[label], color=colors[implementation], ls="", ms=7, alpha=0.8),
-            **dict(markeredgecolor=styles[precision], markeredgewidth=1.5),
+            **dict(markeredgecolor=styles.get(precision, "0.4"), markeredgewidth=1.5),
         )
     for label, marker in markers.items():
         axes.plot([], [], marker=marker, color="0.4", ls="", label=label)

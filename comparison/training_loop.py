@@ -21,7 +21,7 @@ from tqdm import tqdm
 STEPS = 10  # of the loop and of the bare step in a round
 LEAD = 4  # steps of the loop before its clock starts: that many batches gather while the bare step has its turn
 UNROLLED = 8  # steps in one call, as Keras makes them with steps_per_execution=8
-PAUSE = 0.2  # seconds in which the pipeline fills up, so that it does not run beside the bare step
+PAUSE = 0.2  # seconds, and LEAD steps, in which the pipeline fills up, so that it does not run beside the bare step
 
 
 def unroll(train_step, config):
@@ -82,7 +82,7 @@ def timed_run(bare, unrolled, rounds, connection):
                 self.begin = clock()
             if self.position == LEAD + STEPS:
                 self.answer = {"loop": (clock() - self.begin) / STEPS}
-                time.sleep(PAUSE)
+                time.sleep(PAUSE + LEAD * self.answer["loop"][0])
                 self.answer |= {"bare": seconds(bare, STEPS), "unrolled": seconds(unrolled, 1) / UNROLLED}
                 self.position = 0
             if self.position == 0:
@@ -128,10 +128,10 @@ def measure(config, rounds):
     names = comparison.IMPLEMENTATIONS
     connections, processes, found = {}, [], {name: [] for name in names}
 
-    def answer(name):
+    def answer(name, *request):
         try:
-            answer = connections[name].recv()
-        except EOFError:
+            answer = comparison.ask(connections[name], *request) if request else connections[name].recv()
+        except (EOFError, ConnectionResetError):
             raise UserError(f"the process of {name} ended; its last words are above") from None
         if isinstance(answer, UserError):
             raise answer
@@ -154,8 +154,7 @@ def measure(config, rounds):
             progress.set_description("bench")
             for k in range(rounds):
                 for name in names[k % 3 :] + names[: k % 3]:  # nobody always comes first
-                    connections[name].send(True)
-                    found[name].append(answer(name))
+                    found[name].append(answer(name, True))
                     progress.update()
         finally:
             for connection in connections.values():
@@ -163,6 +162,7 @@ def measure(config, rounds):
             for process in processes:
                 process.join(10)  # it ends with its round; a killed one would leave its locks to the system
                 process.terminate()
+                process.join()
     return found, config
 
 

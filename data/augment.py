@@ -114,8 +114,8 @@ def recolor(image, mask, rng):
 def tone_curves(channels, rng):
     """What the values 0 to 255 become in every channel, by chance: uint8 [channels, 256].
 
-    Half of the curves rise all the way or fall all the way, which turns light and dark around; the others may bend: dark
-    paint between light windows becomes light paint between dark windows only by a curve that differs along its way.
+    Before the tint, half of the curves rise all the way or fall all the way, which turns light and dark around; the others
+    may bend: dark paint between light windows becomes light paint between dark windows only by a curve that bends.
     """
     knots = rng.uniform(0, 255, KNOTS)
     if rng.random() < 0.5:
