@@ -157,6 +157,7 @@ def drawn_parameters(monkeypatch, image, kind, count=400):
 @pytest.mark.parametrize("kind", ["paper", "recolor"])
 def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
     monkeypatch.setattr(augmentation, "recolor", lambda image, *_: image)  # has ranges of its own
+    monkeypatch.setattr(augmentation, "REACH", 3)  # all of the image
     nodes, contrast, brightness = drawn_parameters(monkeypatch, np.full((61, 71, 1), 100, np.uint8), kind)
     down = (nodes[:, :, 2, 1] - nodes[:, :, 0, 1]) / 40  # what a pixel down the window is in the image
     right = (nodes[:, :, 1, 2] - nodes[:, :, 1, 0]) / 30
@@ -210,6 +211,16 @@ def test_colours_are_lost_in_some_images_and_the_arguments_stay():
     np.testing.assert_allclose(unchanged.mean(), 0.375, atol=0.1)  # 3/4 of one half; a sigma is 0.024
     np.testing.assert_allclose(gray.mean(), 0.125, atol=0.07)  # 1/4 of one half; a sigma is 0.017
     np.testing.assert_allclose(recolored[gray][0, ..., 0], NOISE @ (0.299, 0.587, 0.114), atol=1)  # ITU-R 601, rounded
+
+
+def test_of_a_large_image_only_the_part_around_the_window_is_recoloured(monkeypatch):
+    parts = []
+    monkeypatch.setattr(augmentation, "recolor", lambda image, mask, rng: parts.append(image) or image)
+    image = np.broadcast_to(np.arange(41, dtype=np.uint8)[:, None, None], (41, 56, 1))  # every row holds its number
+    for seed in range(200):
+        assert augment(image, LABELS, (13, 31), "recolor", np.random.default_rng(seed))[0].shape == (13, 31, 1)
+    assert {part.shape for part in parts} == {(26, 56, 1)}
+    assert {part[0, 0, 0] for part in parts} == set(range(16))
 
 
 def test_tone_curves_make_anything_of_any_value(monkeypatch):
