@@ -1,5 +1,8 @@
 """Settings for all tests: no noise, and equal graphs give equal bits."""
 
+import ctypes
+import gc
+
 import common  # noqa: F401  settles the environment before any TensorFlow is imported
 from common.loop import be_deterministic
 
@@ -15,3 +18,12 @@ IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def give_memory_back():
+    """Hundreds of traced graphs leave the C heap in pieces, through which malloc has to search."""
+    yield
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
