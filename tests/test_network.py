@@ -82,6 +82,8 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
 
             def perturbed(config):
                 model = network(config)
+                if config.batch_norm == "none":  # the folded one, from weights that are perturbed already
+                    return model
                 weight = code.named_weights(model)[name]
                 value = initial_weights(config)[name]
                 value.flat[0] += 1e-4
