@@ -10,7 +10,7 @@ compare: .venv/installed
 	.venv/bin/python compare.py
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 

@@ -53,6 +53,12 @@ class Nursery:
         )
         self.log = folder / "log"
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()  # the end of its input ends it
+
     def train(self, *options, syncs=0, kill_after=None, number=signal.SIGKILL):
         """-> (exit code, seconds)"""
         print(self.log, syncs, *options, file=self.process.stdin, flush=True)
@@ -73,21 +79,21 @@ def tensors(run_dir):
 
 def survive(implementation, folder, kills):
     """Kills one run `kills` times, every other time within a write, and lets it end; another is never interrupted."""
-    nursery = Nursery(implementation, folder)
-    code, seconds = nursery.train(*OPTIONS.split(), "--run-dir", folder / "whole")
-    assert code == 0, nursery.log.read_text()
-    chance = random.Random(5)
-    options = [*OPTIONS.split(), "--run-dir", folder / "killed"]
-    for k in range(kills):
-        if k % 2:
-            code, _ = nursery.train(*options, syncs=chance.randint(1, 3))
-        else:
-            code, _ = nursery.train(*options, kill_after=chance.uniform(0, seconds))
-        if (folder / "killed" / "config.json").exists():
-            options = ["--resume", "--run-dir", folder / "killed"]
-        assert code in (0, -signal.SIGKILL), nursery.log.read_text()
-    code, _ = nursery.train(*options)
-    assert code == 0, nursery.log.read_text()
+    with Nursery(implementation, folder) as nursery:
+        code, seconds = nursery.train(*OPTIONS.split(), "--run-dir", folder / "whole")
+        assert code == 0, nursery.log.read_text()
+        chance = random.Random(5)
+        options = [*OPTIONS.split(), "--run-dir", folder / "killed"]
+        for k in range(kills):
+            if k % 2:
+                code, _ = nursery.train(*options, syncs=chance.randint(1, 3))
+            else:
+                code, _ = nursery.train(*options, kill_after=chance.uniform(0, seconds))
+            if (folder / "killed" / "config.json").exists():
+                options = ["--resume", "--run-dir", folder / "killed"]
+            assert code in (0, -signal.SIGKILL), nursery.log.read_text()
+        code, _ = nursery.train(*options)
+        assert code == 0, nursery.log.read_text()
     (whole, of_whole), (killed, of_killed) = tensors(folder / "whole"), tensors(folder / "killed")
     assert whole.keys() == killed.keys() and "dropout/state" in whole and "iterations" in whole
     for name, value in whole.items():
@@ -101,7 +107,6 @@ def survive(implementation, folder, kills):
     for name, value in best[0].items():
         np.testing.assert_array_equal(best[1][name], value, err_msg=f"best: {name}")
     assert not list((folder / "killed").glob("*.part"))
-    return nursery
 
 
 def test_killed_and_resumed_it_is_the_same_run(implementation, tmp_path):

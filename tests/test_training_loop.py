@@ -74,7 +74,8 @@ def test_a_planted_cost_is_seen(tmp_path, monkeypatch):
     assert first is None and len(answers) == 3
     record = training_loop.summarize("lowlevel", answers)
     assert min(record["loop_seconds"]) > 0.1 and record["loop_cost"] > 0.5
-    assert record["loop_cost_cpu_seconds"] < 0.05, "nobody computes while it sleeps"
+    # the garbage collector may well take a tenth of a second of a long test session: no absolute bound
+    assert record["loop_cost_cpu_seconds"] < record["loop_cost_seconds"] / 2, "nobody computes while it sleeps"
 
 
 def test_no_loop_waits_for_the_loss(implementation, tmp_path, monkeypatch):
