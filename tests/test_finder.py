@@ -123,7 +123,7 @@ FAULTS = [
     (epsilon_outside_the_normalization_root, {}, "activation down0/bn1 in inference"),
     (epsilon_inside_the_update_root, {}, "step 1, epsilon of the update"),
     (pooling_padded_before, {}, "activation down0/pool in inference"),
-    (concat_swapped, {}, "activation up1/concat in inference"),
+    (concat_swapped, {}, "activation up0/concat in inference"),
     (dropout_left_on, dict(dropout=0.5), "activation dropout in inference"),
     (other_constant(beta_2=0.99), {}, "step 1, v, the mean of their squares (beta_2)"),
     (other_constant(beta_1=0.9), {}, "step 1, m, the mean of the gradients (beta_1, momentum)"),
@@ -134,7 +134,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("plant", "options", "found"), FAULTS, ids=[f[2].replace(" ", "-") for f in FAULTS])
 def test_planted_fault_is_named(plant, options, found, monkeypatch):
-    config = Config(filters=4, depth=2, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
+    config = Config(filters=4, depth=1, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
     case = parity.Case("planted", config, steps=3)
     batches = [random_batch(config, 16, 16, n=4, seed=k) for k in range(2)]
     plant(monkeypatch)

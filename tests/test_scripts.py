@@ -10,9 +10,10 @@ from pathlib import Path
 import compare
 import comparison
 from common.checkpoint import load_checkpoint
-from common.config import UserError
+from common.config import Config, Size, UserError
 from common.report import COLUMNS
 from common.weights import is_trainable
+from comparison import parity
 
 import numpy as np
 import pytest
@@ -104,14 +105,16 @@ def test_compare_without_arguments(tmp_path, capsys):
     assert (tmp_path / "bench.png").exists()
 
 
-def test_compare_parity_climbs_in_every_way(tmp_path, capsys):
-    """Every case of the default architecture in float32, XLA in its process among them, on the smallest network."""
-    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 2 --precision float32".split()
-    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+def test_compare_parity_climbs(tmp_path, capsys):
+    """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
+    config = Config(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
+    every = list(parity.cases("default", config, steps=2))
+    assert len({case.title for case in every}) == len(every) == 15
+    some = [case for case in every if case.config.jit or case.config.precision == "bfloat16"]
+    assert parity.run(some, tmp_path / "parity.json")
     record = json.loads((tmp_path / "parity.json").read_text())
-    assert len(record["losses"]) == 8 and (tmp_path / "parity.png").exists()
-    assert compare.main([*arguments[:-1], "bfloat16", "--run-dir", str(tmp_path)]) == 0
-    assert [*json.loads((tmp_path / "parity.json").read_text())["losses"]] == ["default: bfloat16, fused"]
+    assert [*record["losses"]] == ["default: bfloat16, fused", "default: float32, explicit, XLA"]
+    assert (tmp_path / "parity.png").exists() and "the same network three times" in capsys.readouterr().out
 
 
 def test_compare_graph(tmp_path):
@@ -159,7 +162,6 @@ def test_graph_sees_another_padding_and_another_order():
 
 def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
-    from common.config import Config
     from comparison.roofline import convolution_flops
 
     forward, training = convolution_flops(Config(filters=1, depth=1), 4, 4)
