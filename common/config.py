@@ -161,10 +161,10 @@ class Config:
     skip_bad: bool = option(False, "go on without images that cannot be read, and list them")
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
     crop_size: Size | None = option(None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images")
-    augment: Literal["none", "flips", "paper", "recolor"] = option(
+    augment: Literal["none", "flips", "elastic", "paper", "recolor"] = option(
         "flips",
-        "flips: and right-angle rotations; paper: also any rotation, scale, brightness, contrast, elastic deformation; "
-        "recolor: the same but upright, and random colours for every class",
+        "flips: and right-angle rotations; elastic: scale, brightness, contrast, elastic deformation, neither mirrored nor "
+        "turned; paper: also mirrored and turned; recolor: mirrored, upright, with random colours for every class",
     )
 
     # where results go

@@ -23,7 +23,7 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-AUGMENTATIONS = ("none", "flips", "paper", "recolor")
+AUGMENTATIONS = ("none", "flips", "elastic", "paper", "recolor")
 
 
 def read_with_pillow(item, config):

@@ -22,7 +22,7 @@ CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
 NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
-TILT = np.pi / 18  # recolor: rotated by so much at most, since photographs have a top and a bottom
+TILT = np.pi / 18  # elastic, recolor: rotated by so much at most, since photographs have a top and a bottom
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
 REACH = 2  # as many times as large as the window is what is recoloured
@@ -36,7 +36,8 @@ def augment(image, mask, size, kind, rng):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
-    recolor: the same, but upright, and every region of the mask in other colours.
+    elastic: the same, but upright and never a mirror image, for images whose directions mean something. recolor: upright, and
+    every region of the mask in other colours.
 
     Args:
         image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W].
@@ -48,6 +49,8 @@ def augment(image, mask, size, kind, rng):
     """
     if kind == "paper":
         return deform(image, mask, size, rng)
+    if kind == "elastic":
+        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,))
     if kind == "recolor":
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
@@ -79,17 +82,17 @@ def flips(image, mask, rng):
     return (image[:, ::-1], mask[:, ::-1]) if rng.integers(2) else (image, mask)
 
 
-def deform(image, mask, size, rng, angles=(0, 2 * np.pi)):
+def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1)):
     """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
-    Arguments, results and errors as in `augment`, and `angles`, the least and the largest. Image and mask are sampled once:
-    nothing is blurred twice.
+    Arguments, results and errors as in `augment`, and `angles`, the least and the largest, and `mirrors`, one of which
+    multiplies the x axis. Image and mask are sampled once: nothing is blurred twice.
     """
     (height, width), (h, w) = mask.shape, size
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
     angle, scale = rng.uniform(*angles), SCALE ** rng.uniform(-1, 1)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turn[:, 1] *= rng.choice((-1, 1))
+    turn[:, 1] *= rng.choice(mirrors)
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
     contrast, brightness = CONTRAST ** rng.uniform(-1, 1), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
