@@ -66,6 +66,11 @@ def has_tf32():
     return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
 
 
+def arithmetic(config):
+    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some."""
+    return "tf32" if config.precision == "float32" and has_tf32() else config.precision
+
+
 def find_cells(config, given, matrix, image_size):
     """The cells of a `matrix`: "quick", "default" or "full".
 

@@ -10,6 +10,7 @@ import comparison
 from common.config import UserError
 from common.loop import be_deterministic, device_name
 from common.pictures import save_figure
+from comparison.bench import arithmetic
 from data.loader import load_examples, training_batches
 
 import matplotlib
@@ -245,7 +246,7 @@ def run(config, path):
         raise UserError("--profile tells operations apart, and --jit makes one of them all: leave one of the two out")
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"batch {config.batch_size}, {config.precision}, batch_norm {config.batch_norm}"
+        f"batch {config.batch_size}, {arithmetic(config)}, batch_norm {config.batch_norm}"
     )
     print(what, flush=True)
     config, training, _ = load_examples(config)

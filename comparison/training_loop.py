@@ -12,6 +12,7 @@ from pathlib import Path
 import comparison
 from common.config import Every, UserError
 from common.loop import Run, be_deterministic, device_name
+from comparison.bench import arithmetic
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 
 import numpy as np
@@ -204,7 +205,7 @@ def run(config, rounds, path):
     records = [summarize(name, answers) for name, answers in found.items()]
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"batch {config.batch_size}, {config.precision}, augment {config.augment}, XLA {'on' if config.jit else 'off'}"
+        f"batch {config.batch_size}, {arithmetic(config)}, augment {config.augment}, XLA {'on' if config.jit else 'off'}"
     )
     print(what)
     print_table(records)

@@ -144,6 +144,10 @@ def test_matrix(monkeypatch):
     }
     cells = bench.find_cells(config, set(), "quick", size)
     assert [cell.precision for cell in cells if cell.implementation == bench.LIMIT] == ["float32", "bfloat16"]
+    assert [bench.arithmetic(Config(precision=p)) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    monkeypatch.setattr(bench, "has_tf32", lambda: True)
+    assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
+    assert [bench.arithmetic(Config(precision=p)) for p in ("float32", "bfloat16")] == ["tf32", "bfloat16"]
 
 
 def test_cells_share_the_memory_there_is(monkeypatch):
