@@ -62,11 +62,6 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
         return tf.raw_ops.ResourceApplyKerasMomentum(var=var.handle, accum=m.handle, lr=lr, grad=grad, momentum=momentum)
 
 
-def global_norm(gradients):
-    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1. tf.linalg.global_norm sums by l2_loss, in another order."""
-    return tf.sqrt(tf.reduce_sum(tf.stack([tf.reduce_sum(tf.square(g)) for g in gradients])))
-
-
 # --- training ---
 
 
@@ -100,12 +95,12 @@ def make_train_step(model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
-        # not `model.trainable_variables`, which come sorted by name: the norm below is a sum, and its order matters
+        # not `model.trainable_variables`, which come sorted by name: the norm for clipping is a sum, and its order matters
         weights = [w for w in named_weights(model).values() if w.trainable]
         gradients = tape.gradient(loss, weights)
         with tf.name_scope("optimizer"):
             if config.clip_norm:
-                gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm, use_norm=global_norm(gradients))
+                gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
             optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
         return loss
 
