@@ -1,6 +1,5 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on, folds."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -9,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -20,7 +18,7 @@ from common.checkpoint import load_checkpoint, load_metadata, replacing, save_ch
 from common.config import Config, Stopped, UserError, Weights, given_options, make_parser, parse, read_config
 from common.events import EventWriter
 from common.pictures import image_colors, mask_colors
-from common.report import draw_results, evaluate, list_classes, predict_some, read_history, write_history
+from common.report import draw_results, evaluate, list_classes, list_folds, predict_some, write_history
 from common.schedule import learning_rate, stops_early
 from common.summary import print_summary
 from common.weights import assign_weights, is_trainable
@@ -144,8 +142,6 @@ def write_config(config):
 
 
 def _each_fold(train, config):
-    names = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
-    found = []
     # without --cache the folds share one that is gone with them
     with take_new_folder(config), tempfile.TemporaryDirectory() as cache:
         write_config(config)
@@ -153,16 +149,7 @@ def _each_fold(train, config):
             run_dir = config.run_dir / f"fold{fold}"
             print(f"fold {fold + 1} of {config.folds}", flush=True)
             train(dataclasses.replace(config, fold=fold, run_dir=run_dir, cache=config.cache or Path(cache)))
-            found.append(max(read_history(run_dir), key=lambda row: row["val_dice"]))
-    print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
-    lines = [[f"fold{k}, epoch {row['epoch']}", *(row[name] for name in names)] for k, row in enumerate(found)]
-    lines.append(["mean", *(statistics.mean(row[name] for row in found) for name in names)])
-    lines.append(["standard deviation", *(statistics.stdev(row[name] for row in found) for name in names)])
-    for label, *values in lines:
-        print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values)}")
-    with open(config.run_dir / "folds.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["fold", *names], *lines])
-    print(f"written to {config.run_dir / 'folds.csv'}", flush=True)
+    list_folds(config)
 
 
 class Run:
@@ -393,7 +380,7 @@ class Run:
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
             save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
-        self._tell_tensorboard(row)
+        self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.classes > 1 else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
@@ -409,8 +396,10 @@ class Run:
     def _evaluate(self):
         return evaluate(self.eval_step, self.validation_batches, self.config.classes)
 
-    def _tell_tensorboard(self, row):
+    def _tell_tensorboard(self, row, with_pictures):
         self.events.scalars({name: value for name, value in row.items() if name not in ("epoch", "step")}, self.step)
+        if not with_pictures:
+            return
         strips = []
         for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
             masks = [mask_colors(mask, self.config.classes) for mask in (truth, prediction)]

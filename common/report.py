@@ -2,6 +2,7 @@
 
 import csv
 import math
+import statistics
 
 from common.checkpoint import replacing
 from common.config import UserError
@@ -109,3 +110,37 @@ def list_classes(config, means, matrix):
         print(f"{name:<{width}}{shown}  {pixels:>19,}")
     if config.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
+
+
+def list_folds(config):
+    """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
+    measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
+    folds, names = {}, []
+    for k in range(config.folds):
+        run_dir = config.run_dir / f"fold{k}"
+        best = max(read_history(run_dir), key=lambda row: row["val_dice"])
+        with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
+            classes = list(csv.DictReader(file))
+        names = [row["name"] for row in classes]
+        of_classes = {f"{measure} of {row['name']}": float(row[measure]) for row in classes for measure in ("iou", "dice")}
+        folds[f"fold{k}, epoch {best['epoch']}"] = {name: best[name] for name in measures} | of_classes
+    mean, deviation = {}, {}
+    for name in of_classes.keys() | set(measures):
+        values = [fold[name] for fold in folds.values() if not math.isnan(fold[name])]  # a class may be in no image of a fold
+        mean[name] = statistics.mean(values) if values else math.nan
+        deviation[name] = statistics.stdev(values) if len(values) > 1 else math.nan
+    rows = folds | {"mean": mean, "standard deviation": deviation}
+    print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
+    for label, values in rows.items():
+        print(f"{label:<26}{''.join(f'{values[name]:>10.4f}' for name in measures)}")
+    width = max(map(len, [*names, "class, mean of the folds"]))
+    print(f"\n{'class, mean of the folds':<{width}}{'IoU':>10}{'deviation':>11}{'dice':>10}{'deviation':>11}")
+    for name in names:
+        iou, dice = f"iou of {name}", f"dice of {name}"
+        print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
+    columns = [*measures, *of_classes]
+    with open(config.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["fold", *columns])
+        writer.writerows([label, *(values[name] for name in columns)] for label, values in rows.items())
+    print(f"written to {config.run_dir / 'folds.csv'}", flush=True)

@@ -152,7 +152,10 @@ def test_tensorboard_finds_scalars_and_images(tmp_path):
     losses = found["scalars", "val_loss"]
     assert [step for step, _ in losses] == [4, 8, 12]
     np.testing.assert_allclose([tf.make_ndarray(value) for _, value in losses], [row["val_loss"] for row in rows], rtol=1e-6)
-    width, height, png = tf.make_ndarray(found["images", "image, truth, prediction/0"][0][1])
+    pictures = found["images", "image, truth, prediction/0"]
+    bests = [row["step"] for k, row in enumerate(rows) if all(row["val_dice"] > before["val_dice"] for before in rows[:k])]
+    assert [step for step, _ in pictures] == bests
+    width, height, png = tf.make_ndarray(pictures[0][1])
     assert (width, height) == (b"48", b"16") and png.startswith(b"\x89PNG")
 
 
@@ -167,6 +170,10 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
     figures = np.array([line[1:] for line in table[1:]], float)
     np.testing.assert_allclose(figures[2], figures[:2].mean(0))
     np.testing.assert_allclose(figures[3], figures[:2].std(0, ddof=1), atol=1e-12)
+    output = capsys.readouterr().out
+    for name in ("background", "foreground"):
+        dice = [float(line[table[0].index(f"dice of {name}")]) for line in table[1:]]
+        assert f"{dice[2]:.4f}" in output.split(f"\n{name}")[-1].splitlines()[0]
     splits = [json.loads((tmp_path / f"fold{k}" / "split.json").read_text()) for k in (0, 1)]
     assert sorted(splits[0]["val"]) == sorted(splits[1]["train"]), "what validates in one trains in the other"
     before = (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns
