@@ -1,6 +1,8 @@
 """The scripts as a user runs them: every train script end to end, compare.py, and what bad input gets."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import subprocess
@@ -34,31 +36,37 @@ def script(*arguments, **environment):
     )
 
 
-def test_train_script(implementation, tmp_path, capsys):
-    code = comparison.load(implementation)
-    code.main([*TINY, "--run-dir", str(tmp_path)])
-    rows = read_history(tmp_path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """implementation -> (folder, what was printed) of its train script."""
+    found = {}
+    for name in comparison.IMPLEMENTATIONS:
+        folder, output = tmp_path_factory.mktemp(name), io.StringIO()
+        with contextlib.redirect_stdout(output):
+            comparison.load(name).main([*TINY, "--batch-norm", "explicit", "--run-dir", str(folder)])
+        found[name] = folder, output.getvalue()
+    return found
+
+
+def test_train_script(implementation, runs):
+    folder, output = runs[implementation]
+    rows = read_history(folder)
     assert tuple(rows[0]) == COLUMNS
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["step"] == 4
     assert rows[1]["loss"] < rows[0]["loss"]
-    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == "32x32"
+    assert json.loads((folder / "config.json").read_text())["image_size"] == "32x32"
     for picture in ("curves.png", "predictions.png"):
-        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    weights, _, metadata = load_checkpoint(tmp_path / "best.safetensors")
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    weights, _, metadata = load_checkpoint(folder / "best.safetensors")
     assert metadata["config"]["filters"] == 4
     assert any(not is_trainable(name) for name in weights), "without the moving statistics inference means nothing"
-    output = capsys.readouterr().out
     assert "Otsu" in output and "best validation dice" in output
 
 
-def test_the_three_scripts_train_the_same_network(tmp_path):
+def test_the_three_scripts_train_the_same_network(runs):
     """The same batches, the same initial weights: after two epochs the histories agree to float32 rounding."""
-    histories = []
-    for name in comparison.IMPLEMENTATIONS:
-        comparison.load(name).main([*TINY, "--batch-norm", "explicit", "--run-dir", str(tmp_path / name)])
-        histories.append(read_history(tmp_path / name))
-    for row in zip(*histories):
+    for row in zip(*(read_history(folder) for folder, _ in runs.values())):
         for column in ("loss", "val_loss"):
             values = [r[column] for r in row]
             # 1e-3: usual constants of Adam, where v1 computes 1 - beta_2 in float32 and is 1.3e-5 off
