@@ -25,7 +25,7 @@ COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
 BENCHES = {
     "quick": "float32 and bfloat16 without XLA, a minute",
-    "full": "other batch and image sizes too, an hour",
+    "full": "other batch and image sizes too, hours on a CPU",
     "data": "the input pipeline, and whether training waits for it",
     "loop": "what the training loop costs besides the step",
     "profile": "where the time of a step goes, by kind of operation",
