@@ -24,7 +24,7 @@ from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile,
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
 BENCHES = {
-    "quick": "float32 and bfloat16 without XLA, a minute",
+    "quick": "float32 and bfloat16 without XLA, 2 minutes",
     "full": "other batch and image sizes too, hours on a CPU",
     "data": "the input pipeline, and whether training waits for it",
     "loop": "what the training loop costs besides the step",
