@@ -19,6 +19,7 @@ test: .venv/installed-dev
 	    "error: this needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
 
+# pytest: two processes, and a file's tests stay together, for what they share.
 # The stamps are as old as the last installation, so a change of the requirements installs again and nothing else does.
 .venv/installed: .venv/bin/python requirements.txt
 	@echo "Installing TensorFlow and the other packages of requirements.txt into .venv: about 700 MB, once."

@@ -115,17 +115,17 @@ def list_classes(config, means, matrix):
 def list_folds(config):
     """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
     measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
-    folds, names = {}, []
+    folds = {}
     for k in range(config.folds):
         run_dir = config.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
         with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
             classes = list(csv.DictReader(file))
-        names = [row["name"] for row in classes]
         of_classes = {f"{measure} of {row['name']}": float(row[measure]) for row in classes for measure in ("iou", "dice")}
         folds[f"fold{k}, epoch {best['epoch']}"] = {name: best[name] for name in measures} | of_classes
+    columns, names = [*measures, *of_classes], [row["name"] for row in classes]  # the same in every fold
     mean, deviation = {}, {}
-    for name in of_classes.keys() | set(measures):
+    for name in columns:
         values = [fold[name] for fold in folds.values() if not math.isnan(fold[name])]  # a class may be in no image of a fold
         mean[name] = statistics.mean(values) if values else math.nan
         deviation[name] = statistics.stdev(values) if len(values) > 1 else math.nan
@@ -138,7 +138,6 @@ def list_folds(config):
     for name in names:
         iou, dice = f"iou of {name}", f"dice of {name}"
         print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    columns = [*measures, *of_classes]
     with open(config.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", *columns])

@@ -67,8 +67,11 @@ def has_tf32():
 
 
 def arithmetic(config):
-    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some."""
-    return "tf32" if config.precision == "float32" and has_tf32() else config.precision
+    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some.
+
+    Not with --deterministic: `be_deterministic` switches it off.
+    """
+    return "tf32" if config.precision == "float32" and not config.deterministic and has_tf32() else config.precision
 
 
 def find_cells(config, given, matrix, image_size):

@@ -9,9 +9,10 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import comparison
-from common.config import UserError
+from common.config import Config, UserError
 from common.loop import device_name
 from data.cache import CORES
 from data.layouts import find_layout
@@ -23,7 +24,7 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-AUGMENTATIONS = ("none", "flips", "elastic", "paper", "recolor")
+AUGMENTATIONS = get_args(get_type_hints(Config)["augment"])
 
 
 def read_with_pillow(item, config):

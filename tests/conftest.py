@@ -22,10 +22,8 @@ def implementation(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def give_memory_back():
-    """Hundreds of traced graphs leave the C heap in pieces, through which malloc has to search; and what stays for good, such
-    as TensorFlow's own modules, the garbage collector would visit again and again."""
+    """Hundreds of traced graphs leave the C heap in pieces, through which malloc has to search."""
     yield
     gc.collect()
-    gc.freeze()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)

@@ -148,6 +148,7 @@ def test_matrix(monkeypatch):
     monkeypatch.setattr(bench, "has_tf32", lambda: True)
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
     assert [bench.arithmetic(Config(precision=p)) for p in ("float32", "bfloat16")] == ["tf32", "bfloat16"]
+    assert bench.arithmetic(Config(deterministic=True)) == "float32"
 
 
 def test_cells_share_the_memory_there_is(monkeypatch):
