@@ -25,6 +25,7 @@ NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
 TILT = np.pi / 18  # elastic, recolor: rotated by so much at most, since photographs have a top and a bottom
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
+CUT = 0.5  # share of the images that are cut in two before
 REACH = 2  # as many times as large as the window is what is recoloured
 KNOTS = 4  # a tone curve is a line through so many random values
 GAMMA = 4.0  # the knots of a curve lie evenly on the scale of v**gamma, for a gamma between 1 / GAMMA and GAMMA
@@ -103,19 +104,30 @@ def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1)):
 def recolor(image, mask, rng):
     """Half of the regions of an image in other colours: uint8 [H, W, C], 0 to 255, and mask, uint8 [H, W] -> uint8 [H, W, C].
 
-    A region is all pixels of one value of the mask; VOID is such a value too.
+    A region is all pixels of one value of the mask, VOID too. Half of the images are cut in two by a random line, and the
+    parts of such a region are regions of their own: or else every edge between two colours would be an outline, and letters
+    on the wall behind a car would be taken for the car.
     """
     channels = image.shape[-1]
     if channels == 3 and rng.random() < GRAY:
         image = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
-    curves = np.tile(np.arange(256, dtype=np.uint8), (256, channels, 1))  # of every value that a mask may have
-    for value in np.flatnonzero(np.bincount(mask.ravel())):
+    regions = mask.astype(np.intp)
+    if rng.random() < CUT:
+        regions += 256 * random_part(mask.shape, rng)
+    curves = np.tile(np.arange(256, dtype=np.uint8), (512, channels, 1))  # of every region that there may be
+    for region in np.flatnonzero(np.bincount(regions.ravel())):
         if rng.random() < RECOLOR:
-            curves[value] = tone_curves(channels, rng)
-    recolored, region = np.empty_like(image), 256 * mask.astype(np.intp)
+            curves[region] = tone_curves(channels, rng)
+    recolored, row = np.empty_like(image), 256 * regions
     for c in range(channels):
-        recolored[..., c] = curves[:, c].ravel().take(region + image[..., c])
+        recolored[..., c] = curves[:, c].ravel().take(row + image[..., c])
     return recolored
+
+
+def random_part(size, rng):
+    """A part of a window of `size` (height, width) with smooth borders, about half of it: bool [height, width]."""
+    h, w = size
+    return spline(h) @ rng.standard_normal((NODES, NODES), np.float32) @ spline(w).T > 0
 
 
 def tone_curves(channels, rng):
