@@ -35,7 +35,7 @@ from common.tiles import predict_resized, predict_tiles, smallest_image, smalles
 from common.weights import assign_weights, fold_batch_norm
 from comparison.export import FILES, export
 from data.files import count_pages, read_image, read_mask
-from data.layouts import EXTENSIONS, Item, Layout, by_index, mask_meaning, read_colors
+from data.layouts import EXTENSIONS, Item, Layout, by_index, mask_meaning, read_colors, trimap_classes
 
 import numpy as np
 import tensorflow as tf
@@ -310,7 +310,10 @@ def truth_reader(masks, config, skip_bad):
         with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
             present[mask] = count_values(read(mask)) > 0
     items = [Item(str(mask), mask.path, mask.path) for mask in present]
-    layout = Layout(items, None, by_index(max(config.classes, 2)) if colors else None)
+    classes = by_index(max(config.classes, 2)) if colors else None
+    if config.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
+        classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
+    layout = Layout(items, None, classes)
     table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
     return lambda source: table[read(masks[source.stem])]
 

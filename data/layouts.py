@@ -132,9 +132,14 @@ def _oxford_pet(config):
         raise UserError(
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.classes}"
         )
+    return Layout(items, _reader(), *trimap_classes(config))
+
+
+def trimap_classes(config):
+    """What the values of trimaps are: {value: class index}, class names. The outline counts as background, or is a class."""
     if config.classes in (1, 2) or config.classes is None and config.void_label == 3:
-        return Layout(items, _reader(), {2: 0, 1: 1, 3: 0}, Names(("background", "pet")))
-    return Layout(items, _reader(), {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline")))
+        return {2: 0, 1: 1, 3: 0}, Names(("background", "pet"))
+    return {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline"))
 
 
 def _isbi(config):

@@ -315,6 +315,24 @@ def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
     assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
 
 
+def test_trimaps_are_read_as_in_training(trained, tmp_path, monkeypatch):
+    """1 is the pet, 2 the background, 3 the outline; masks that hold a 0 are no trimaps."""
+    half_bright(monkeypatch)
+    trimap = np.full((8, 8), 2, np.uint8)
+    trimap[:2], trimap[2:4] = 1, 3
+    Image.fromarray(trimap).save(tmp_path / "trimap.png")
+    own = np.where(trimap == 1, 255, 0).astype(np.uint8)
+    Image.fromarray(own).save(tmp_path / "own.png")
+    Image.fromarray(own).save(tmp_path / "a.png")
+    Image.fromarray(np.where(trimap == 2, 0, 255).astype(np.uint8)).save(tmp_path / "b.png")  # and the outline
+    cases = [("a", "trimap", None, 1), ("a", "trimap", 3, 1), ("a", "own", None, 1)]
+    cases += [("b", "trimap", None, 48 / 64), ("b", "trimap", 3, 1), ("b", "own", None, 48 / 64)]
+    for image, mask, void, accuracy in cases:
+        options = {"dataset": "oxford_pet", "data_dir": tmp_path, "void_label": void}
+        run(trained(**options), tmp_path / f"{image}.png", "--evaluate", tmp_path / f"{mask}.png", output=tmp_path / "out")
+        assert read_metrics(tmp_path / "out")[f"{image}.png"]["accuracy"] == accuracy, (image, mask, void)
+
+
 def test_predictions_evaluated_against_themselves(trained, folder, tmp_path):
     """What was written is read back as what it was, in a second run."""
     for classes in (1, 2, 3):
