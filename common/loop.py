@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -142,13 +141,15 @@ def write_config(config):
 
 
 def _each_fold(train, config):
-    # without --cache the folds share one that is gone with them
-    with take_new_folder(config), tempfile.TemporaryDirectory() as cache:
+    cache = config.run_dir / "cache"  # without --cache the folds share one, until the last is done
+    with take_new_folder(config):
         write_config(config)
         for fold in range(config.folds):
             run_dir = config.run_dir / f"fold{fold}"
             print(f"fold {fold + 1} of {config.folds}", flush=True)
-            train(dataclasses.replace(config, fold=fold, run_dir=run_dir, cache=config.cache or Path(cache)))
+            train(dataclasses.replace(config, fold=fold, run_dir=run_dir, cache=config.cache or cache))
+        if not config.cache:
+            shutil.rmtree(cache, ignore_errors=True)
     list_folds(config)
 
 

@@ -16,10 +16,12 @@ from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
 from common.report import read_history
 from common.schedule import learning_rate, plateaus, stops_early
+from data import cache
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TINY = "--images 10 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()  # 4 steps an epoch
@@ -183,6 +185,31 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
     assert (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns == before, "not trained again"
     with open(tmp_path / "folds.csv", newline="") as file:
         assert list(csv.reader(file)) == table
+
+
+def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for k in range(4):
+            pixels = np.random.default_rng(k).integers(0, 2, (16, 16), dtype=np.uint8)
+            Image.fromarray(255 * pixels).save(tmp_path / "data" / kind / f"{k}.png")
+    run_dir, options = tmp_path / "run", ["--dataset", "folder", "--data-dir", tmp_path / "data", "--folds", "2"]
+    decode, decoded = cache._decode_all, []
+    monkeypatch.setattr(cache, "_decode_all", lambda *args: decoded.append(1) or decode(*args))
+    before = loop.Run.end_step
+
+    def end_step(self, loss):
+        if self.config.fold == 1:
+            self.signal = signal.SIGINT
+        before(self, loss)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(loop.Run, "end_step", end_step)
+        tiny = TINY[TINY.index("--depth") :]  # --images and --image-size are of drawn ones
+        comparison.load("lowlevel").main([*tiny, "--run-dir", str(run_dir), *map(str, options)])
+    comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir)])
+    assert len(decoded) == 1
+    assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == ["fold0", "fold1"]
 
 
 # stopping
