@@ -205,8 +205,7 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         patched.setattr(loop.Run, "end_step", end_step)
-        tiny = TINY[TINY.index("--depth") :]  # --images and --image-size are of drawn ones
-        comparison.load("lowlevel").main([*tiny, "--run-dir", str(run_dir), *map(str, options)])
+        train(run_dir, *options)
     comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir)])
     assert len(decoded) == 1
     assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == ["fold0", "fold1"]
