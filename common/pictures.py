@@ -79,6 +79,8 @@ def draw_curves(path, histories):
                     label=f"{label}, {split}" if len(histories) > 1 else split,
                 )
         axes.set(title=title, xlabel="epoch")
+        if title == "loss":  # the first epochs of batch normalization may be a thousand times the last
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save_figure(figure, path)
