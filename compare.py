@@ -14,11 +14,11 @@ The options of the train scripts work here too, such as --depth 3 or --dataset f
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
-from common.config import Size, UserError, given_options, make_parser, parse, read_config, run_script
+from common.cli import given_options, make_parser, parse, read_config, run_script
+from common.config import Size, UserError
 from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs, training_loop
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
@@ -94,7 +94,7 @@ def read_command_line(argv):
 def main(argv=None):
     """Returns the exit code: 0 when every check passed, 1 when one failed."""
     command, config, args = read_command_line(sys.argv[1:] if argv is None else list(argv))
-    output, passed = config.run_dir, True
+    output, passed = config.training.run_dir, True
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if command == "runs":
         runs.run(args.run_dirs, output)
@@ -118,7 +118,7 @@ def main(argv=None):
     elif command == "bench":
         bench.run(config, args.given, args.what, args.rounds or bench.ROUNDS[args.what], output / "bench.json", args.against)
     elif command is None:
-        config = dataclasses.replace(config, precision=args.cases or "float32")
+        config = config.replace(precision=args.cases or "float32")
         bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
     return 0 if passed else 1
 

@@ -27,18 +27,19 @@ from typing import NamedTuple
 
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata, replacing
-from common.config import Config, Size, UserError, run_script
+from common.cli import run_script
+from common.config import Config, Size, UserError
+from common.device import tf
 from common.losses import probabilities
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes
 from common.pictures import CLASS_COLORS, class_names
-from common.tiles import predict_resized, predict_tiles, smallest_image, smallest_tile
 from common.weights import assign_weights, fold_batch_norm
-from comparison.export import FILES, export
 from data.files import count_pages, read_image, read_mask
 from data.layouts import EXTENSIONS, Item, Layout, by_index, mask_meaning, read_colors, trimap_classes
+from prediction.export import FILES, export
+from prediction.tiles import predict_resized, predict_tiles, smallest_image, smallest_tile
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -109,8 +110,8 @@ def read_checkpoint(path):
 def make_network(implementation, config, weights):
     """-> network: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], numpy arrays."""
     code = comparison.load(implementation)
-    config, weights = fold_batch_norm(config, weights)  # twice as fast in bfloat16
-    model = code.UNet(config)
+    config, weights = fold_batch_norm(config.network, weights)  # twice as fast in bfloat16
+    model = code.UNet(config.network)
     assign_weights(code.named_weights(model), weights)
 
     @tf.function(reduce_retracing=True)  # the second size makes a graph that takes all sizes
@@ -235,20 +236,20 @@ def predict_mask(network, source, config, args, save_to=None):
 
     Raises: UserError for an image that cannot be read or is too small.
     """
-    image = read_image(source.path, config.channels, page=source.page)
+    image = read_image(source.path, config.network.channels, page=source.page)
     height, width, _ = image.shape
-    if config.image_size in (None, (height, width)):
-        smallest = smallest_image(config)
+    if config.data.image_size in (None, (height, width)):
+        smallest = smallest_image(config.network)
         if min(height, width) < smallest:
             raise UserError(
                 f"{source.path} is {Size(height, width)} pixels, too small for this network, which needs {smallest}"
             )
         parts = predict_tiles(network, image, config, args.tile, args.tta, str(source))
     else:
-        resized = read_image(source.path, config.channels, config.image_size, source.page)  # as the training did
+        resized = read_image(source.path, config.network.channels, config.data.image_size, source.page)  # as the training did
         parts = predict_resized(network, resized, (height, width), config, args.tile, args.tta, str(source))
     if save_to:
-        np.lib.format.open_memmap(save_to, "w+", np.float32, (height, width, config.classes))
+        np.lib.format.open_memmap(save_to, "w+", np.float32, (height, width, config.network.classes))
         with open(save_to, "r+b") as file:  # a disk that is full says so now; where pages are mapped it would kill the process
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(save_to))
     mask = np.empty((height, width), np.uint8)
@@ -272,9 +273,9 @@ def count_values(mask):
 
 def save_mask(path, mask, config):
     """0 and 255 with one class; else class indices, with a palette for the eye."""
-    picture = Image.fromarray(mask * np.uint8(255) if config.classes == 1 else mask)
-    if config.classes > 1:
-        picture.putpalette(COLORS[: config.classes].tobytes())
+    picture = Image.fromarray(mask * np.uint8(255) if config.network.classes == 1 else mask)
+    if config.network.classes > 1:
+        picture.putpalette(COLORS[: config.network.classes].tobytes())
     with replacing(path) as part:
         picture.save(part, "PNG")
 
@@ -283,7 +284,7 @@ def save_overlay(path, image, mask, config):
     """The image, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
     for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
-        pixels = np.repeat(pixels, 3, -1) if config.channels == 1 else pixels
+        pixels = np.repeat(pixels, 3, -1) if config.network.channels == 1 else pixels
         mixed = pixels // 2 + COLORS[classes] // 2
         picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))
     with replacing(path) as part:
@@ -300,7 +301,7 @@ def truth_reader(masks, config, skip_bad):
 
     masks: stem of the image -> `Source` of its mask, from `find_masks`.
     """
-    colors = read_colors(config) if config.colors else None
+    colors = read_colors(config) if config.data.colors else None
 
     def read(mask):
         return read_mask(mask.path, page=mask.page, colors=colors)
@@ -310,8 +311,8 @@ def truth_reader(masks, config, skip_bad):
         with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
             present[mask] = count_values(read(mask)) > 0
     items = [Item(str(mask), mask.path, mask.path) for mask in present]
-    classes = by_index(max(config.classes, 2)) if colors else None
-    if config.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
+    classes = by_index(max(config.network.classes, 2)) if colors else None
+    if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
         classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
     layout = Layout(items, None, classes)
     table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
@@ -338,10 +339,10 @@ def write_metrics(path, matrices, config):
 
     matrices: name of the image -> confusion matrix.
     """
-    rows = {name: measures(matrix, config.classes) for name, matrix in matrices.items()}
+    rows = {name: measures(matrix, config.network.classes) for name, matrix in matrices.items()}
     totals = {
         "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
-        "all pixels": measures(sum(matrices.values()), config.classes),
+        "all pixels": measures(sum(matrices.values()), config.network.classes),
     }
     columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(config))]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
@@ -363,7 +364,7 @@ def describe(source, mask, config):
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
         print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)
-    shown = [1] if config.classes == 1 else np.flatnonzero(counts)
+    shown = [1] if config.network.classes == 1 else np.flatnonzero(counts)
     shares = ", ".join(f"{names[i]} {counts[i] / mask.size:.1%}" for i in shown)
     return f"{source}  {Size(*mask.shape)}  {shares}"
 
@@ -380,8 +381,8 @@ def process(source, network, config, args, read_truth=None):
         image, mask = predict_mask(network, source, config, args, part)
     line = describe(source, mask, config)
     if read_truth:
-        matrix = compare(source, mask, read_truth, config.classes)
-        line += "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, config.classes))
+        matrix = compare(source, mask, read_truth, config.network.classes)
+        line += "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, config.network.classes))
     save_mask(paths["mask"], mask, config)
     if args.overlay:
         save_overlay(paths["overlay"], image, mask, config)
@@ -397,8 +398,10 @@ def main(argv=None):
         implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
         export(args.export, implementation, config, weights, args.output, args.image_size)
         return 0
-    if args.tile < smallest_tile(config):
-        raise UserError(f"--tile must be at least {smallest_tile(config)} for {config.depth} poolings, got {args.tile}")
+    if args.tile < smallest_tile(config.network):
+        raise UserError(
+            f"--tile must be at least {smallest_tile(config.network)} for {config.network.depth} poolings, got {args.tile}"
+        )
     sources = find_images(args.images)
     truths = find_masks(args.evaluate, sources) if args.evaluate else {}
     prepare_output(args, sources, truths)

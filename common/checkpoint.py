@@ -56,18 +56,18 @@ def load_metadata(path):
         raise UserError(f"{path} is no readable checkpoint ({error}): train again, or take another file") from None
 
 
-def load_checkpoint(path, config=None):
+def load_checkpoint(path, network=None):
     """-> (weights, state, metadata): name -> array, name -> array, key -> value.
 
-    Raises: UserError that names the file when it is missing, damaged, or not of the network that `config` describes.
+    Raises: UserError that names the file when it is missing, damaged, or not of the network that `network` describes.
     """
     metadata = load_metadata(path)
     with safe_open(path, framework="numpy") as file:
         values = {name: file.get_tensor(name) for name in file.keys()}
     state = {name: values.pop(name) for name in list(values) if name == "iterations" or name.endswith(("/m", "/v"))}
-    if config is not None:
+    if network is not None:
         found = {(name, value.shape) for name, value in values.items()}
-        expected = set(weight_shapes(config).items())
+        expected = set(weight_shapes(network).items())
         if found != expected:
             name, shape = min(found ^ expected)
             where = "only in the file" if (name, shape) in found else "missing there"

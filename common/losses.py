@@ -9,10 +9,10 @@ void: whether the masks may hold VOID. Such pixels count nowhere; a batch of not
 The losses are scalars in float32 or wider.
 """
 
-import numpy as np
-import tensorflow as tf
+from common.config import VOID
+from common.device import tf
 
-VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
+import numpy as np
 
 
 def widen(logits):
@@ -99,11 +99,15 @@ def cross_entropy(masks, logits, class_weights=None, void=False):
 
 
 def segmentation_loss(masks, logits, config):
-    """The loss that `config` names, with its class weights; VOID is masked if there is a `config.void_label`."""
-    void = config.void_label is not None
+    """The loss that `config` names, with its class weights; VOID is masked if there is a `config.data.void_label`."""
+    void = config.data.void_label is not None
     with tf.name_scope("loss"):  # so that a profile tells its operations from the network's
-        if config.loss == "dice":
-            return dice_loss(masks, logits, config.class_weights, void)
+        if config.training.loss == "dice":
+            return dice_loss(masks, logits, config.training.class_weights, void)
         # the weight map holds the class weights already
-        loss = cross_entropy(masks, logits, None if config.weight_map else config.class_weights, void)
-        return loss if config.loss == "cross_entropy" else loss + dice_loss(masks, logits, config.class_weights, void)
+        loss = cross_entropy(masks, logits, None if config.training.weight_map else config.training.class_weights, void)
+        return (
+            loss
+            if config.training.loss == "cross_entropy"
+            else loss + dice_loss(masks, logits, config.training.class_weights, void)
+        )

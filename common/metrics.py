@@ -3,8 +3,7 @@
 Masks are class indices, VOID where nobody labelled: such pixels count nowhere.
 """
 
-from common.config import UserError, Weights
-from common.losses import VOID
+from common.config import VOID, UserError, Weights
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.losses import VOID
+from common.config import VOID
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -107,15 +107,15 @@ def difference_colors(mask, prediction, classes):
 
 
 def class_names(config):
-    """A name for every class: `config.class_names`, or "class 0" and so on; with one class "background" and "foreground"."""
-    if config.class_names or config.classes > 1:
-        return config.class_names or tuple(f"class {k}" for k in range(config.classes))
+    """A name for every class: `config.data.class_names`, or "class 0" and so on; with one class "background" and "foreground"."""
+    if config.data.class_names or config.network.classes > 1:
+        return config.data.class_names or tuple(f"class {k}" for k in range(config.network.classes))
     return "background", "foreground"
 
 
 def legend(masks, config):
     """{name: colour} of the classes that occur in `masks`, arrays of class indices. Empty with one class."""
-    if config.classes == 1:
+    if config.network.classes == 1:
         return {}
     names = {**dict(enumerate(class_names(config))), VOID: "void"}
     found = sorted(set().union(*map(np.unique, masks)))

@@ -1,13 +1,11 @@
-"""Which image sizes fit through the U, and the padding and cropping that make every size fit.
+"""Which image sizes fit through the U: arithmetic alone. `common.padding` makes every size fit.
 
 A U-Net pools `depth` times, and a size must be even before it is halved. With "same" padding that asks for multiples
 of 2**depth. With the paper's "valid" padding every 3x3 convolution also takes 2 pixels away, so the logits are smaller
 than the image by a margin, and skips are cropped before they meet the upsampled features.
 
-`pad_input` makes any image fit by reflecting a few pixels at its borders; `crop_output` takes them away again.
+network: `config.network`, or anything with its `depth` and `padding`.
 """
-
-import tensorflow as tf
 
 
 def margin(depth, padding):
@@ -19,46 +17,21 @@ def margin(depth, padding):
     return 0 if padding == "same" else 12 * 2**depth - 8
 
 
-def skip_crop(config, level):
+def skip_crop(network, level):
     """Pixels to cut from each side of the skip at `level`: half of twice the margin of the U below it."""
-    return margin(config.depth - level - 1, config.padding)
+    return margin(network.depth - level - 1, network.padding)
 
 
-def min_size(config):
+def min_size(network):
     """The smallest height or width, in pixels, that gives logits."""
-    return 2**config.depth if config.padding == "same" else margin(config.depth, config.padding) + 1
+    return 2**network.depth if network.padding == "same" else margin(network.depth, network.padding) + 1
 
 
-def missing(size, config):
+def missing(size, network):
     """How many pixels `size` lacks to the next size that halves evenly at every level (an int or an int tensor).
 
     "valid": the logits are 2**depth * (b - 4) + 4 pixels for b pixels at the bottom of the U.
     """
-    if config.padding == "same":
-        return -size % 2**config.depth
-    return (4 + margin(config.depth, config.padding) - size) % 2**config.depth
-
-
-def _height_width(images):
-    """The static sizes where they are known, so that images that fit cost no operation; tensors otherwise."""
-    dynamic = tf.shape(images)
-    return [images.shape[axis] or dynamic[axis] for axis in (1, 2)]
-
-
-def pad_input(images, config):
-    """[N, H, W, C] of any size >= `min_size` -> [N, H', W', C], reflected at the borders to sizes that fit."""
-    pads = [missing(size, config) for size in _height_width(images)]
-    if all(isinstance(pad, int) and pad == 0 for pad in pads):
-        return images
-    before_after = [[pad // 2, pad - pad // 2] for pad in pads]
-    return tf.pad(images, [[0, 0], *before_after, [0, 0]], mode="REFLECT")
-
-
-def crop_output(logits, images, config):
-    """Cuts from `logits` what `pad_input(images)` added: -> [N, H - margin, W - margin, classes]."""
-    sizes = _height_width(images)
-    pads = [missing(size, config) for size in sizes]
-    if all(isinstance(pad, int) and pad == 0 for pad in pads):
-        return logits
-    (top, left), (height, width) = [pad // 2 for pad in pads], [s - margin(config.depth, config.padding) for s in sizes]
-    return logits[:, top : top + height, left : left + width]
+    if network.padding == "same":
+        return -size % 2**network.depth
+    return (4 + margin(network.depth, network.padding) - size) % 2**network.depth

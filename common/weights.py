@@ -8,30 +8,30 @@ import dataclasses
 import numpy as np
 
 
-def weight_shapes(config):
+def weight_shapes(network):
     """Canonical name -> shape of every weight and moving statistic, in the order of the forward pass."""
     shapes = {}
 
     def double_conv(name, inputs, outputs):
         for k, channels in ((1, inputs), (2, outputs)):
             shapes[f"{name}/conv{k}/kernel"] = (3, 3, channels, outputs)
-            if config.batch_norm == "none":  # a batch normalization would subtract the bias again
+            if network.batch_norm == "none":  # a batch normalization would subtract the bias again
                 shapes[f"{name}/conv{k}/bias"] = (outputs,)
             else:
                 for statistic in ("gamma", "beta", "moving_mean", "moving_variance"):
                     shapes[f"{name}/bn{k}/{statistic}"] = (outputs,)
 
-    width = [config.filters * 2**i for i in range(config.depth + 1)]
-    for i in range(config.depth + 1):
-        double_conv(f"down{i}", width[i - 1] if i else config.channels, width[i])
-    if config.dropout:
+    width = [network.filters * 2**i for i in range(network.depth + 1)]
+    for i in range(network.depth + 1):
+        double_conv(f"down{i}", width[i - 1] if i else network.channels, width[i])
+    if network.dropout:
         shapes["dropout/state"] = (2,)  # int64: the seed and the number of calls
-    for i in reversed(range(config.depth)):
+    for i in reversed(range(network.depth)):
         shapes[f"up{i}/deconv/kernel"] = (2, 2, width[i], width[i + 1])
         shapes[f"up{i}/deconv/bias"] = (width[i],)
         double_conv(f"up{i}", 2 * width[i], width[i])
-    shapes["head/kernel"] = (1, 1, width[0], config.classes)
-    shapes["head/bias"] = (config.classes,)
+    shapes["head/kernel"] = (1, 1, width[0], network.classes)
+    shapes["head/bias"] = (network.classes,)
     return shapes
 
 
@@ -40,41 +40,41 @@ def is_trainable(name):
     return not name.endswith(("/moving_mean", "/moving_variance", "dropout/state"))
 
 
-def initial_weights(config):
-    """Canonical name -> array of `config.variable_dtype`: kernels from a normal distribution, drawn in float32 and in the order
+def initial_weights(network):
+    """Canonical name -> array of `network.variable_dtype`: kernels from a normal distribution, drawn in float32 and in the order
     of `weight_shapes`.
 
     stddev = sqrt(2 / fan_in), He et al. 2015 (arXiv 1502.01852), equation 10. Every output pixel of the 2x2
     up-convolution with stride 2 sees one input pixel, so its fan-in is its number of input channels.
     """
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(network.seed)
 
     def draw(name, shape):
         if name.endswith("/kernel"):
             fan_in = shape[3] if "/deconv/" in name else shape[0] * shape[1] * shape[2]
             kernel = rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
-            return kernel.astype(config.variable_dtype)
+            return kernel.astype(network.variable_dtype)
         if name == "dropout/state":
-            return np.array([config.seed, 0], np.int64)
-        return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, config.variable_dtype)
+            return np.array([network.seed, 0], np.int64)
+        return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, network.variable_dtype)
 
-    return {name: draw(name, shape) for name, shape in weight_shapes(config).items()}
+    return {name: draw(name, shape) for name, shape in weight_shapes(network).items()}
 
 
-def fold_batch_norm(config, weights):
+def fold_batch_norm(network, weights):
     """The network for inference: every batch normalization becomes part of the convolution before it.
 
     gamma (k * x - mean) / sqrt(variance + epsilon) + beta is a convolution by a scaled kernel k, and a bias. Without the
     normalization between them TensorFlow runs convolution, bias and activation as one kernel on a CPU (`_FusedConv2D`).
 
-    weights: canonical name -> array, moving statistics among them. Returns: (config, weights) of a network with
+    weights: canonical name -> array, moving statistics among them. Returns: (network, weights) of a network with
     batch_norm "none", which `UNet` and `assign_weights` take; both as they were if there is nothing to fold.
     """
-    if config.batch_norm == "none":
-        return config, weights
-    config = dataclasses.replace(config, batch_norm="none")
+    if network.batch_norm == "none":
+        return network, weights
+    network = dataclasses.replace(network, batch_norm="none")
     folded = {}
-    for name in weight_shapes(config):
+    for name in weight_shapes(network):
         block, part = name.rpartition("/")[::2]
         norm = block.replace("/conv", "/bn")
         if norm == block:  # an up-convolution or the head: nothing behind it to fold
@@ -83,10 +83,10 @@ def fold_batch_norm(config, weights):
         gamma, beta, mean, variance = (
             weights[f"{norm}/{s}"].astype(np.float64) for s in ("gamma", "beta", "moving_mean", "moving_variance")
         )
-        scale = gamma / np.sqrt(variance + config.bn_epsilon)
+        scale = gamma / np.sqrt(variance + network.bn_epsilon)
         value = weights[name] * scale if part == "kernel" else beta - mean * scale
-        folded[name] = value.astype(config.variable_dtype)
-    return config, folded
+        folded[name] = value.astype(network.variable_dtype)
+    return network, folded
 
 
 def assign_weights(variables, values):

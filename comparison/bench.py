@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -20,14 +19,13 @@ from typing import NamedTuple
 import comparison
 from common import shapes
 from common.config import Size, UserError
-from common.loop import device_name
+from common.device import device_name, tf
 from common.pictures import save_figure
 from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison import roofline
 from data.loader import load_examples, training_batches
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -53,7 +51,7 @@ class Cell(NamedTuple):
     def config(self, config):
         precision = "float32" if self.precision == "tf32" else self.precision
         changes = dict(precision=precision, jit=self.jit, batch_size=self.batch_size)
-        return dataclasses.replace(config, **changes)
+        return config.replace(**changes)
 
     @property
     def setting(self):
@@ -71,7 +69,11 @@ def arithmetic(config):
 
     Not with --deterministic: `be_deterministic` switches it off.
     """
-    return "tf32" if config.precision == "float32" and not config.deterministic and has_tf32() else config.precision
+    return (
+        "tf32"
+        if config.network.precision == "float32" and not config.training.deterministic and has_tf32()
+        else config.network.precision
+    )
 
 
 def find_cells(config, given, matrix, image_size):
@@ -83,14 +85,16 @@ def find_cells(config, given, matrix, image_size):
     axes = {
         "precision": ["float32", *(["tf32"] if has_tf32() else []), "bfloat16"],
         "jit": [False] if matrix == "quick" else [False, True],
-        "batch_size": sorted({1, config.batch_size, 4 * config.batch_size}) if matrix == "full" else [config.batch_size],
+        "batch_size": sorted({1, config.training.batch_size, 4 * config.training.batch_size})
+        if matrix == "full"
+        else [config.training.batch_size],
         "image_size": [image_size],
     }
-    if matrix == "full" and config.dataset == "synthetic" and not config.crop_size:
+    if matrix == "full" and config.data.dataset == "synthetic" and not config.data.crop_size:
         axes["image_size"].append(Size(2 * image_size.height, 2 * image_size.width))
     for name in given & {"precision", "jit", "batch_size", "image_size"}:
         axes[name] = [image_size if name == "image_size" else getattr(config, name)]
-    cells = [Cell(precision, False, config.batch_size, image_size, LIMIT) for precision in axes["precision"]]
+    cells = [Cell(precision, False, config.training.batch_size, image_size, LIMIT) for precision in axes["precision"]]
     for image_size in axes["image_size"]:
         for batch_size in axes["batch_size"]:
             for precision in axes["precision"]:
@@ -104,8 +108,8 @@ def expected_bytes(cell, config):
     """A generous estimate of the memory that the cell needs: a number must not take the machine down."""
     if cell.implementation == LIMIT:
         return PROCESS_BYTES
-    height, width = (side + shapes.margin(config.depth, config.padding) for side in cell.image_size)
-    found = roofline.convolutions(config, height, width)
+    height, width = (side + shapes.margin(config.network.depth, config.network.padding) for side in cell.image_size)
+    found = roofline.convolutions(config.network, height, width)
     # every number between two operations is kept for the gradient: of a convolution, a normalization and an activation
     numbers = 3 * cell.batch_size * sum(c.inputs + c.outputs for c in found) * roofline.BYTES[cell.precision]
     # in float32 or wider: weights, two moments and gradients, and what becomes of them in an update; the folded copy
@@ -161,14 +165,14 @@ def prepare(cell, config, images, masks):
     code = comparison.load(cell.implementation)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     first, steps = {}, {}
-    for mode in MODES if config.batch_norm != "none" else ("train", "infer"):
+    for mode in MODES if config.network.batch_norm != "none" else ("train", "infer"):
         begin = time.perf_counter()
-        network, weights = config, initial_weights(config)
+        network, weights = config.network, initial_weights(config.network)
         if mode == "folded":
-            network, weights = fold_batch_norm(config, weights)
+            network, weights = fold_batch_norm(config.network, weights)
         model = code.UNet(network)
         assign_weights(code.named_weights(model), weights)
-        function = code.make_train_step(model, config) if mode == "train" else forward(model, network)
+        function = code.make_train_step(model, config) if mode == "train" else forward(model, config)
         arguments = (images, masks) if mode == "train" else (images,)
         built = time.perf_counter()
         function.get_concrete_function(*arguments)
@@ -179,7 +183,7 @@ def prepare(cell, config, images, masks):
 
 
 def forward(model, config):
-    @tf.function(jit_compile=config.jit)
+    @tf.function(jit_compile=config.training.jit)
     def step(images):
         return model(images, training=False)
 
@@ -342,8 +346,8 @@ def measure(cells, config, rounds):
 
 def draw_batch(config, batch_size, image_size):
     """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays. Of fewer images some come more than once."""
-    if config.dataset == "synthetic" and not config.crop_size:
-        config = dataclasses.replace(config, image_size=image_size)
+    if config.data.dataset == "synthetic" and not config.data.crop_size:
+        config = config.replace(image_size=image_size)
     with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
         config, training, _ = load_examples(config)
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
@@ -356,7 +360,7 @@ def record(cell, mode, times, size, config, limit, first, peak):
     height, width = size
     config = cell.config(config)
     training = mode == "train"
-    flops = cell.batch_size * roofline.convolution_flops(config, height, width)[training]
+    flops = cell.batch_size * roofline.convolution_flops(config.network, height, width)[training]
     moved = roofline.least_bytes(config, cell.precision, cell.batch_size, height, width)[training]
     step = statistics.median(times)
     return {
@@ -527,14 +531,14 @@ def run(config, given, matrix, rounds, path, against=None):
     """
     old = read_record(against) if against else None
     config, training, _ = load_examples(config)
-    if config.crop_size:
-        image_size = config.crop_size
+    if config.data.crop_size:
+        image_size = config.data.crop_size
     else:
         image_size = Size(*training.sizes[0])
     cells = find_cells(config, given, matrix, image_size)
     what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"{config.activation}, batch_norm {config.batch_norm}"
+        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
+        f"{config.network.activation}, batch_norm {config.network.batch_norm}"
     )
     print(what, flush=True)
     about = environment()

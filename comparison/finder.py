@@ -1,11 +1,11 @@
 """Where do two implementations part? The first activation, gradient, step or term of the update that differs."""
 
 import comparison
+from common.device import tf
 from common.losses import segmentation_loss
 from common.weights import assign_weights, initial_weights, is_trainable
 
 import numpy as np
-import tensorflow as tf
 
 # The operations that every implementation of a layer ends in, whatever API called it.
 KINDS = {
@@ -18,7 +18,7 @@ KINDS = {
 }
 
 
-def layer_names(config):
+def layer_names(network):
     """(kind, name) of the layers in the order of the forward pass: ("conv", "down0/conv1"), ("act", "down0/act1"), ..."""
 
     def double_conv(block):
@@ -26,11 +26,11 @@ def layer_names(config):
             yield "conv", f"{block}/conv{k}"
             yield "act", f"{block}/act{k}"
 
-    for i in range(config.depth):
+    for i in range(network.depth):
         yield from double_conv(f"down{i}")
         yield "pool", f"down{i}/pool"
-    yield from double_conv(f"down{config.depth}")
-    for i in reversed(range(config.depth)):
+    yield from double_conv(f"down{network.depth}")
+    for i in reversed(range(network.depth)):
         yield "deconv", f"up{i}/deconv"
         yield "concat", f"up{i}/concat"
         yield from double_conv(f"up{i}")
@@ -52,17 +52,17 @@ def activations(model, config, images, training):
         model(images, training=training)
         operations = tf.compat.v1.get_default_graph().get_operations()
         found = [op for op in operations if op.type in KINDS and op.outputs[0].shape.rank == 4]
-        expected = list(layer_names(config))
+        expected = list(layer_names(config.network))
         kinds.extend(KINDS[op.type] for op in found)
         tensors = []
         if kinds != [kind for kind, _ in expected]:
             return tensors
         for op, (kind, name) in zip(found, expected):
             if kind == "act":
-                before = "bias" if config.batch_norm == "none" else "bn"
+                before = "bias" if config.network.batch_norm == "none" else "bn"
                 names.append(name.replace("act", before))
                 tensors.append(op.inputs[0])
-            if kind == "deconv" and name == f"up{config.depth - 1}/deconv":
+            if kind == "deconv" and name == f"up{config.network.depth - 1}/deconv":
                 names.append("dropout")
                 tensors.append(op.inputs[2])
             names.append(name)
@@ -88,14 +88,14 @@ class Probe:
 
     def __init__(self, implementation, config):
         self.code = code = comparison.load(implementation)
-        self.config, self.model = config, code.UNet(config)
+        self.config, self.model = config, code.UNet(config.network)
         self.weights = code.named_weights(self.model)
         self.optimizer = code.make_optimizer(self.model, config)
         self.train_step = code.make_train_step(self.model, config, self.optimizer)
         self.start()
 
     def start(self):
-        assign_weights(self.weights, initial_weights(self.config))
+        assign_weights(self.weights, initial_weights(self.config.network))
 
     def gradients(self, images, masks):
         """Canonical name -> array, from the head backwards: the order in which the chain rule goes."""
@@ -116,8 +116,8 @@ def locate(a, b, case, batches):
     Equal means bit for bit, but for a few last places where XLA may choose or tf.layers moves its averages.
     """
     config = case.config
-    exact, last_places = 0.0, 1e-12 if config.precision == "float64" else 1e-5
-    if config.jit:
+    exact, last_places = 0.0, 1e-12 if config.network.precision == "float64" else 1e-5
+    if config.training.jit:
         exact, last_places = 1e-4, 1e-3
     probes = [Probe(name, config) for name in (a, b)]
     first, second = probes
@@ -150,7 +150,7 @@ def locate(a, b, case, batches):
         before = first.values()[0]
         if case.halve_rate and k == case.steps // 2:
             for probe in probes:
-                probe.optimizer.learning_rate.assign(config.learning_rate / 2)
+                probe.optimizer.learning_rate.assign(config.training.learning_rate / 2)
         losses = [float(probe.train_step(*batches[k % len(batches)])) for probe in probes]
         (weights, state), (others, other_state) = (probe.values() for probe in probes)
         for name, x in state.items():
@@ -200,7 +200,10 @@ def update_term(name, before, weights, others, state):
 
 def variance_hint(x, y, before, config):
     """Says so when two moving variances are N / (N - 1) apart: the two conventions of batch normalization."""
-    moved = (y - config.bn_momentum * before.astype(np.float64)), (x - config.bn_momentum * before.astype(np.float64))
+    moved = (
+        (y - config.network.bn_momentum * before.astype(np.float64)),
+        (x - config.network.bn_momentum * before.astype(np.float64)),
+    )
     ratio = float(np.median(moved[0] / moved[1]))
     n = 1 / (1 - min(ratio, 1 / ratio)) if ratio not in (0, 1) else 0
     return f"; their ratio is that of N and N - 1 for N = {n:.0f}" if 1 < n < 1e9 else ""

@@ -1,16 +1,15 @@
 """What does each implementation really execute? Its operations as traced, as TensorFlow optimizes them, and as StableHLO."""
 
 import collections
-import dataclasses
 import json
 import re
 
 import comparison
+from common.device import tf
 from common.weights import is_trainable, weight_shapes
 from comparison.roofline import convolution_flops
 from data.loader import load_examples, training_batches
 
-import tensorflow as tf
 from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
@@ -24,9 +23,9 @@ MATHEMATICS += ("maximum", "rsqrt", "logistic", "exponential")
 def programs(implementation, config):
     """{"forward": function of images, "train step": function of images and masks}, for one implementation."""
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
 
-    @tf.function(jit_compile=config.jit)
+    @tf.function(jit_compile=config.training.jit)
     def forward(images):
         return model(images, training=False)
 
@@ -99,13 +98,13 @@ def run(config, path, save=None):
     traced, optimized, texts = {}, {}, {}
     for name in comparison.IMPLEMENTATIONS:
         # as it trains, for the first two; StableHLO is made of what goes to XLA
-        for program, function in programs(name, dataclasses.replace(config, jit=False)).items():
+        for program, function in programs(name, config.replace(jit=False)).items():
             arguments = (images,) if program == "forward" else (images, masks)
             with context.collect_graphs(optimized=True) as graphs:  # it sees a graph only when that is run first
                 function(*arguments)
             traced[program, name] = count([function.get_concrete_function(*arguments).graph.as_graph_def()])
             optimized[program, name] = count(graphs)
-        for program, function in programs(name, dataclasses.replace(config, jit=True)).items():
+        for program, function in programs(name, config.replace(jit=True)).items():
             arguments = (images,) if program == "forward" else (images, masks)
             function.get_concrete_function(*arguments)
             texts[program, name] = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
@@ -137,11 +136,11 @@ def run(config, path, save=None):
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, in order, {reference} - {name}: {verdict}")
-    parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config).items() if is_trainable(n))
+    parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config.network).items() if is_trainable(n))
     print(f"\n{parameters:,} trainable parameters", end="")
     record["parameters"] = parameters
     height, width = images.shape[1:3]
-    forward, training_flops = convolution_flops(config, height, width)
+    forward, training_flops = convolution_flops(config.network, height, width)
     gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
     print(f"; for an image of {width}x{height} {gflop}", end="")
     record.update(forward_flops=forward, training_flops=training_flops)

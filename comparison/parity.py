@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 
 import comparison
-from common.config import Config, Size, UserError, Weights
-from common.loop import be_deterministic
-from common.losses import VOID, segmentation_loss
+from common.config import VOID, Config, Size, UserError, Weights
+from common.device import be_deterministic, tf
+from common.losses import segmentation_loss
 from common.pictures import save_figure
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
 from comparison import finder
 from data.loader import FOUND, load_examples, training_batches
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -89,8 +88,8 @@ def cases(name, config, steps, precision=None):
     The default architecture climbs in every way. The others differ from it in the network and not in the training, so
     they climb in both precisions that can prove something, with few steps; so do the `LOSSES`, which all three share.
     """
-    config = dataclasses.replace(config, **ARCHITECTURES[name])
-    explicit = "none" if config.batch_norm == "none" else "explicit"
+    config = config.replace(**ARCHITECTURES[name])
+    explicit = "none" if config.network.batch_norm == "none" else "explicit"
     every = [
         ("explicit", dict(batch_norm=explicit), {}),
         ("fused", dict(batch_norm="fused"), {}),
@@ -111,7 +110,7 @@ def cases(name, config, steps, precision=None):
     if explicit == "none":
         chosen = [(title.replace("explicit", "no batch norm"), *rest) for title, *rest in chosen if "fused" not in title]
     for title, changes, options in chosen:
-        changed = dataclasses.replace(config, **{"precision": "float32", **changes})
+        changed = config.replace(**{"precision": "float32", **changes})
         if precision in (None, changed.precision):
             few = steps if name == "default" and "loss" not in changes else min(steps, 10)
             yield Case(f"{name}: {changed.precision}, {title}", changed, few, **options)
@@ -134,17 +133,17 @@ def observe(implementation, case, batches):
     """
     config, steps = case.config, case.steps
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     weights = code.named_weights(model)
-    initial = initial_weights(config)
+    initial = initial_weights(config.network)
     trainable = {name: w for name, w in weights.items() if is_trainable(name)}
     images, masks = batches[0]
 
-    @tf.function(jit_compile=config.jit)
+    @tf.function(jit_compile=config.training.jit)
     def forward(images):
         return model(images, training=False)
 
-    @tf.function(jit_compile=config.jit)
+    @tf.function(jit_compile=config.training.jit)
     def forward_and_gradients(images, masks):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
@@ -168,18 +167,18 @@ def observe(implementation, case, batches):
     losses = {}
     for k in range(steps):
         if case.halve_rate and k == steps // 2:
-            optimizer.learning_rate.assign(config.learning_rate / 2)
+            optimizer.learning_rate.assign(config.training.learning_rate / 2)
         losses[f"step {k + 1}"] = train_step(*batches[k % len(batches)]).numpy()
     rungs["losses, first 20 steps"] = dict(itertools.islice(losses.items(), 20))
     rungs[f"losses, {steps} steps"] = losses
     rungs[f"weights, {steps} steps"] = values(trained=True)
     rungs[f"moving statistics, {steps} steps"] = values(trained=False)
     rungs[f"inference, {steps} steps"] = {"logits": forward(images).numpy()}
-    if config.batch_norm != "none":
-        folded, values = fold_batch_norm(config, {name: w.numpy() for name, w in weights.items()})
+    if config.network.batch_norm != "none":
+        folded, values = fold_batch_norm(config.network, {name: w.numpy() for name, w in weights.items()})
         model = code.UNet(folded)
         assign_weights(code.named_weights(model), values)
-        again = tf.function(lambda images: model(images, training=False), jit_compile=config.jit)
+        again = tf.function(lambda images: model(images, training=False), jit_compile=config.training.jit)
         rungs[f"inference, {steps} steps, folded"] = {"logits": again(images).numpy()}
     return rungs
 
@@ -212,8 +211,8 @@ def difference(a, b):
 
 def is_binary_exact(config):
     """Whether float32 holds the optimizer's constants, and what they lack to 1, without rounding."""
-    constants = [config.learning_rate, config.epsilon]
-    for share in (config.beta_1, config.beta_2, config.momentum):
+    constants = [config.training.learning_rate, config.training.epsilon]
+    for share in (config.training.beta_1, config.training.beta_2, config.training.momentum):
         constants += [share, 1 - share]
     return all(float(np.float32(x)) == x for x in constants)
 
@@ -232,7 +231,7 @@ def tolerance(rung, pair, case, scale):
         return 1e-4 * max(scale, 1), "a guess, not measured: a GPU's libraries may choose another algorithm for each graph"
     if "highlevel" not in pair or rung in ("logits in inference", "logits in training", "loss", "gradients"):
         return 0.0, "the same kernels on the same numbers in the same order"
-    if config.precision == "float64":
+    if config.network.precision == "float64":
         return 1e-12, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds at 2**-53"
     if rung.startswith(("losses", "weights")) and is_binary_exact(config):
         return 0.0, "the same kernels on the same numbers in the same order; float32 holds the constants"
@@ -240,9 +239,11 @@ def tolerance(rung, pair, case, scale):
         return 1e-5, "v1's Adam kernel computes 1 - beta_2 in float32, 1.3e-5 beside 0.001: its steps are 6e-6 longer"
     if not is_binary_exact(config) and rung != "moving statistics, 1 step":
         return np.inf, "v1's Adam kernel, as in the first 20 losses; training then makes any difference grow"
-    if config.batch_norm != "explicit":
+    if config.network.batch_norm != "explicit":
         return 0.0, "the same kernels on the same numbers in the same order"
-    moves = 1 if rung == "moving statistics, 1 step" else min(case.steps, 1 / (1 - config.bn_momentum))  # older ones decay
+    moves = (
+        1 if rung == "moving statistics, 1 step" else min(case.steps, 1 / (1 - config.network.bn_momentum))
+    )  # older ones decay
     if rung.startswith("moving"):
         return 2**-23 * moves * scale, "tf.layers: m - (m - x)(1 - k), Keras: m k + x (1 - k); each move rounds twice, apart"
     return 2**-23 * moves * scale * 100, "the moving statistics, through some 20 normalizations, each of which divides by them"
@@ -329,20 +330,26 @@ def run(todo, path):
     be_deterministic()
     checks, losses, batches = [], {}, {}
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
-        data = case.config.channels, case.config.classes, case.config.image_size, case.config.padding, case.config.weight_map
+        data = (
+            case.config.network.channels,
+            case.config.network.classes,
+            case.config.data.image_size,
+            case.config.network.padding,
+            case.config.training.weight_map,
+        )
         if data not in batches:
             config, training, _ = load_examples(case.config)
             found = {name: getattr(config, name) for name in FOUND}
             batches[data] = found, [(i.numpy(), m.numpy()) for i, m in training_batches(config, training).take(10)]
         found, examples = batches[data]
-        if case.config.class_weights:  # given, or of the case
-            found = {**found, "class_weights": case.config.class_weights}
+        if case.config.training.class_weights:  # given, or of the case
+            found = {**found, "class_weights": case.config.training.class_weights}
         if case.void:
             # drawn cells hold no void and `Config` would refuse it; where masks come from is all one behind the loader
-            found = {**found, "void_label": VOID, "dataset": "folder", "data_dir": case.config.data_dir or Path()}
+            found = {**found, "void_label": VOID, "dataset": "folder", "data_dir": case.config.data.data_dir or Path()}
             examples = [(images, with_void(masks)) for images, masks in examples]
-        case = dataclasses.replace(case, config=dataclasses.replace(case.config, **found))
-        if case.config.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
+        case = dataclasses.replace(case, config=case.config.replace(**found))
+        if case.config.training.jit:  # XLA and op determinism exclude each other, and that cannot be switched off again
             process, connection = comparison.start_process(climb_apart, case, examples)
             try:
                 of_case, losses[case.title], first = connection.recv()

@@ -1,7 +1,6 @@
 """How fast do images reach the network, and does it ever wait for them?"""
 
 import contextlib
-import dataclasses
 import io
 import json
 import statistics
@@ -13,14 +12,13 @@ from typing import get_args, get_type_hints
 
 import comparison
 from common.config import Config, UserError
-from common.loop import device_name
+from common.device import device_name, tf
 from data.cache import CORES
 from data.layouts import find_layout
 from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
 from data.splits import split
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,10 +27,10 @@ AUGMENTATIONS = get_args(get_type_hints(Config)["augment"])
 
 def read_with_pillow(item, config):
     """One image and its mask as a data set in a PyTorch tutorial reads them: open, resize bicubically, convert to float32."""
-    size = config.image_size and (config.image_size.width, config.image_size.height)
+    size = config.data.image_size and (config.data.image_size.width, config.data.image_size.height)
     with Image.open(item.image) as image, Image.open(item.mask) as mask:
         image.seek(item.page), mask.seek(item.page)
-        image, mask = image.convert("RGB" if config.channels == 3 else "L"), mask.copy()
+        image, mask = image.convert("RGB" if config.network.channels == 3 else "L"), mask.copy()
         if size:
             image, mask = image.resize(size, Image.Resampling.BICUBIC), mask.resize(size, Image.Resampling.NEAREST)
         return np.asarray(image, np.float32) / 255, np.asarray(mask, np.float32)
@@ -52,9 +50,7 @@ def time_first_epoch(config):
     with tempfile.TemporaryDirectory() as cache:
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):  # it was said once
-            config, training, validation = load_examples(
-                dataclasses.replace(config, cache=Path(cache), epochs=1, augment="none")
-            )
+            config, training, validation = load_examples(config.replace(cache=Path(cache), epochs=1, augment="none"))
         for batches in (training_batches(config, training), validation_batches(config, validation)):
             for _ in batches:
                 pass
@@ -66,14 +62,14 @@ def time_later_epochs(config, training, kinds, rounds):
     found = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, rates in found.items():
-            batches = iter(training_batches(dataclasses.replace(config, augment=kind, epochs=10**6), training))
+            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
             for _ in range(8):  # what was waiting, and the threads
                 next(batches)
             begin, steps = time.perf_counter(), 0
             while time.perf_counter() - begin < 1:
                 next(batches)
                 steps += 1
-            rates.append(config.batch_size * steps / (time.perf_counter() - begin))
+            rates.append(config.training.batch_size * steps / (time.perf_counter() - begin))
     return found
 
 
@@ -85,9 +81,9 @@ def time_training(config, training, kinds, rounds):
     lanes = {}
     for name in comparison.IMPLEMENTATIONS:
         code = comparison.load(name)
-        step = code.make_train_step(code.UNet(config), config)
+        step = code.make_train_step(code.UNet(config.network), config)
         for kind in kinds:
-            batches = iter(training_batches(dataclasses.replace(config, augment=kind, epochs=10**6), training))
+            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
             float(step(*next(batches)))  # traced, and the next batches are on their way
             lanes[name, kind] = step, batches, []
     for _ in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
@@ -102,7 +98,7 @@ def time_training(config, training, kinds, rounds):
                 steps += 1
             float(loss)
             seconds = time.perf_counter() - begin
-            found.append((config.batch_size * steps / seconds, waited / seconds))
+            found.append((config.training.batch_size * steps / seconds, waited / seconds))
     return {key: found for key, (_, _, found) in lanes.items()}
 
 
@@ -111,13 +107,13 @@ def run(config, rounds, path):
 
     Raises: UserError for data that does not lie on disk as images.
     """
-    if config.dataset in ("synthetic", "nyuv2"):
+    if config.data.dataset in ("synthetic", "nyuv2"):
         raise UserError("bench --data reads image files: add --dataset carvana --data-dir DIR, or another layout")
     config, training, validation = load_examples(config)
     layout = find_layout(config)
     kept = {*training.names, *validation.names}  # --skip-bad leaves some out
     items = [layout.items[i] for part in split(layout.items, config).values() for i in part if layout.items[i].name in kept]
-    print(f"{device_name()}, {CORES} threads, batch {config.batch_size}, {len(items)} images", flush=True)
+    print(f"{device_name()}, {CORES} threads, batch {config.training.batch_size}, {len(items)} images", flush=True)
     seconds = {"pillow": [], "first epoch": []}
     time_pillow(items, config)  # the files are in memory from here on, for both
     for _ in tqdm(range(rounds), desc="reading", unit="round", leave=False, disable=None):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import comparison
 from common.config import UserError
-from common.loop import be_deterministic, device_name
+from common.device import be_deterministic, device_name, tf
 from common.pictures import save_figure
 from comparison.bench import arithmetic
 from data.loader import load_examples, training_batches
 
 import matplotlib
-import tensorflow as tf
 from matplotlib.figure import Figure
 from tensorflow.tsl.profiler.protobuf import xplane_pb2  # the profiler's file format; TensorFlow's own wheel brings it
 from tqdm import tqdm
@@ -167,10 +166,10 @@ def profile(step):
 
 def work(implementation, config, images, masks, connection):
     """A process that holds one implementation and its profiler. Sends what `measure` returns for each of MODES, in order."""
-    if config.deterministic:
+    if config.training.deterministic:
         be_deterministic()
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     train_step = code.make_train_step(model, config)
     forward = tf.function(lambda images: model(images, training=False))
     images, masks = tf.constant(images), tf.constant(masks)
@@ -242,11 +241,11 @@ def run(config, path):
 
     Raises: UserError with XLA, whose steps hold no operations to tell apart.
     """
-    if config.jit:
+    if config.training.jit:
         raise UserError("--profile tells operations apart, and --jit makes one of them all: leave one of the two out")
     what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"batch {config.batch_size}, {arithmetic(config)}, batch_norm {config.batch_norm}"
+        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
+        f"batch {config.training.batch_size}, {arithmetic(config)}, batch_norm {config.network.batch_norm}"
     )
     print(what, flush=True)
     config, training, _ = load_examples(config)

@@ -1,17 +1,15 @@
 """An epoch in each implementation, in turn, from one checkpoint to the next: is that three epochs in any one?"""
 
-import dataclasses
 import itertools
 import json
 
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.loop import be_deterministic
+from common.device import be_deterministic, tf
 from common.weights import assign_weights
 from data.loader import load_examples, steps_per_epoch, training_batches
 
 import numpy as np
-import tensorflow as tf
 
 TOLERANCES = {
     "float64": (
@@ -28,7 +26,7 @@ def train(implementation, config, training, epochs, path):
     epochs: range. Returns: canonical name -> array, after the last of them.
     """
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
     train_step = code.make_train_step(model, config, optimizer)
     weights, state = code.named_weights(model), code.named_state(model, optimizer)
@@ -57,8 +55,8 @@ def run(config, path):
     records = []
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
     for precision, (allowed, reason) in TOLERANCES.items():
-        batch_norm = "none" if config.batch_norm == "none" else "explicit"
-        changed = dataclasses.replace(config, precision=precision, batch_norm=batch_norm, epochs=len(runners))
+        batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
+        changed = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
         baton = path.parent / f"relay-{precision}.safetensors"
         baton.unlink(missing_ok=True)
         for k, name in enumerate(runners):

@@ -7,11 +7,11 @@ import math
 from typing import NamedTuple
 
 from common import shapes
+from common.device import tf
 from common.pictures import save_figure
 from common.weights import is_trainable, weight_shapes
 
 import numpy as np
-import tensorflow as tf
 from matplotlib.figure import Figure
 
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float64": 8}  # of an activation
@@ -27,9 +27,9 @@ class Convolution(NamedTuple):
     flops: int  # a multiplication and an addition each
 
 
-def convolutions(config, height, width):
+def convolutions(network, height, width):
     """Every convolution of the forward pass for one image of `height` x `width`, which `shapes.pad_input` makes fit."""
-    sides = [height + shapes.missing(height, config), width + shapes.missing(width, config)]
+    sides = [height + shapes.missing(height, network), width + shapes.missing(width, network)]
     found = []
 
     def add(name, after, scale=1):
@@ -42,8 +42,8 @@ def convolutions(config, height, width):
         flops = 2 * outputs * channels * (1 if scale == 2 else h * w)
         found.append(Convolution(name, inputs, outputs, h * w * a * b, flops))
 
-    kernels = {name: shape for name, shape in weight_shapes(config).items() if name.endswith("/kernel")}
-    lost = 0 if config.padding == "same" else 2
+    kernels = {name: shape for name, shape in weight_shapes(network).items() if name.endswith("/kernel")}
+    lost = 0 if network.padding == "same" else 2
     for name in kernels:
         if name.startswith("down") and name.endswith("conv1/kernel") and not name.startswith("down0"):
             sides = [side // 2 for side in sides]  # pooled
@@ -51,13 +51,13 @@ def convolutions(config, height, width):
     return found
 
 
-def convolution_flops(config, height, width):
+def convolution_flops(network, height, width):
     """(inference, training) floating-point operations of the convolutions for one image.
 
     Training: every convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as
     itself. What is not a convolution is left out: below 2 % of them from 16 filters on.
     """
-    flops = [convolution.flops for convolution in convolutions(config, height, width)]
+    flops = [convolution.flops for convolution in convolutions(network, height, width)]
     return sum(flops), 3 * sum(flops) - flops[0]
 
 
@@ -71,13 +71,13 @@ def least_bytes(config, precision, batch_size, height, width):
     """
     size = BYTES[precision]
     wide = 8 if precision == "float64" else 4
-    found = convolutions(config, height, width)
+    found = convolutions(config.network, height, width)
     activations = batch_size * sum(c.inputs + c.outputs for c in found) * size
     kernels = sum(c.kernel for c in found) * size
     gradients = batch_size * sum(2 * c.inputs + 2 * c.outputs for c in found) * size + 2 * kernels
     gradients -= (batch_size * (found[0].inputs + found[0].outputs) + found[0].kernel) * size  # nobody asks for that one
-    parameters = sum(math.prod(shape) for name, shape in weight_shapes(config).items() if is_trainable(name))
-    update = {"adam": 7, "sgd": 5}[config.optimizer] * parameters * wide
+    parameters = sum(math.prod(shape) for name, shape in weight_shapes(config.network).items() if is_trainable(name))
+    update = {"adam": 7, "sgd": 5}[config.training.optimizer] * parameters * wide
     return activations + kernels, activations + kernels + gradients + update
 
 

@@ -4,9 +4,9 @@ import comparison
 from common.checkpoint import load_checkpoint
 from common.config import Config, UserError
 from common.pictures import draw_curves, draw_grid, image_colors, legend, mask_colors
-from common.report import predict_some, read_history
 from common.weights import assign_weights
 from data.loader import load_examples
+from training.report import predict_some, read_history
 
 DATA = (
     "dataset data_dir colors void_label images image_size validation group split folds fold seed channels classes depth padding"
@@ -32,7 +32,7 @@ def run(run_dirs, output):
             if getattr(config, name) != getattr(first, name):
                 raise UserError(f"{first_dir} and {run_dir} differ in {name}: lay runs on the same data side by side")
         code = comparison.load(metadata["implementation"])
-        model = code.UNet(config)
+        model = code.UNet(config.network)
         assign_weights(code.named_weights(model), weights)
         if len(configs) == 1:
             _, _, validation = load_examples(config)
@@ -40,9 +40,9 @@ def run(run_dirs, output):
     rows, masks = [], []
     for pictures in zip(*columns.values()):
         name, image, truth, _, _ = pictures[0]
-        row = {name: image_colors(image, truth), "truth": mask_colors(truth, config.classes)}
+        row = {name: image_colors(image, truth), "truth": mask_colors(truth, config.network.classes)}
         for label, (_, _, _, prediction, dice) in zip(columns, pictures):
-            row[f"{label}, dice {dice:.3f}"] = mask_colors(prediction, config.classes)
+            row[f"{label}, dice {dice:.3f}"] = mask_colors(prediction, config.network.classes)
             masks += [truth, prediction]
         rows.append(row)
     draw_grid(output / "predictions.png", rows, "validation images, best epoch of each", legend(masks, config))

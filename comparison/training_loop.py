@@ -11,12 +11,12 @@ from pathlib import Path
 
 import comparison
 from common.config import Every, UserError
-from common.loop import Run, be_deterministic, device_name
+from common.device import be_deterministic, device_name, tf
 from comparison.bench import arithmetic
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
+from training.run import Run
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 STEPS = 10  # of the loop and of the bare step in a round
@@ -28,7 +28,7 @@ PAUSE = 0.2  # seconds, and LEAD steps, in which the pipeline fills up, so that 
 def unroll(train_step, config):
     """function(images, masks) that makes `UNROLLED` training steps in one call. `train_step`: of `make_train_step`."""
 
-    @tf.function(jit_compile=config.jit)
+    @tf.function(jit_compile=config.training.jit)
     def train_steps(images, masks):
         for _ in tf.range(UNROLLED):
             train_step(images, masks)
@@ -102,10 +102,10 @@ class Screen(io.StringIO):
 
 def work(implementation, config, images, masks, rounds, connection):
     """A process that trains as `python -m implementation.train` does, with `timed_run` in the place of `Run`."""
-    if config.deterministic:
+    if config.training.deterministic:
         be_deterministic()
     code, script = comparison.load(implementation), importlib.import_module(f"{implementation}.train")
-    train_step = code.make_train_step(code.UNet(config), config)
+    train_step = code.make_train_step(code.UNet(config.network), config)
     train_steps = unroll(train_step, config)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     bare, unrolled = lambda: train_step(images, masks), lambda: train_steps(images, masks)
@@ -140,13 +140,15 @@ def measure(config, rounds):
 
     with tempfile.TemporaryDirectory() as folder, tqdm(total=3 * (1 + rounds), leave=False, disable=None) as progress:
         # all read one cache; neither what a run saves nor how it ends has a part in this
-        free = dict(cache=config.cache or Path(folder) / "cache", checkpoint_every=Every(1, "epoch"), epochs=1, patience=None)
-        config, training, _ = load_examples(dataclasses.replace(config, **free, resume=False, summary=False))
+        free = dict(
+            cache=config.data.cache or Path(folder) / "cache", checkpoint_every=Every(1, "epoch"), epochs=1, patience=None
+        )
+        config, training, _ = load_examples(config.replace(**free, resume=False, summary=False))
         images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
         try:
             progress.set_description("bench: tracing")
             for name in names:
-                arguments = name, dataclasses.replace(config, run_dir=Path(folder) / name), images, masks, rounds
+                arguments = name, config.replace(run_dir=Path(folder) / name), images, masks, rounds
                 process, connections[name] = comparison.start_process(work, *arguments)
                 processes.append(process)
             for name in names:
@@ -204,8 +206,8 @@ def run(config, rounds, path):
     found, config = measure(config, rounds)
     records = [summarize(name, answers) for name, answers in found.items()]
     what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.filters}, depth {config.depth}, "
-        f"batch {config.batch_size}, {arithmetic(config)}, augment {config.augment}, XLA {'on' if config.jit else 'off'}"
+        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
+        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, XLA {'on' if config.training.jit else 'off'}"
     )
     print(what)
     print_table(records)

@@ -61,20 +61,20 @@ class Prepared:
 
 
 def prepare(layout, items, channels, config):
-    """Decodes `items` of `layout`, resized to `config.image_size` if there is one -> `Prepared`.
+    """Decodes `items` of `layout`, resized to `config.data.image_size` if there is one -> `Prepared`.
 
-    With `config.cache` it is read from there if it is there, and kept there otherwise. Without, it lies in a temporary file
+    With `config.data.cache` it is read from there if it is there, and kept there otherwise. Without, it lies in a temporary file
     that is gone with the process.
 
-    Raises: UserError for the first file that cannot be read, unless `config.skip_bad`; for a disk that is full.
+    Raises: UserError for the first file that cannot be read, unless `config.data.skip_bad`; for a disk that is full.
     """
-    if not config.cache:
+    if not config.data.cache:
         with _explained(tempfile.gettempdir()):
             file = tempfile.TemporaryFile(buffering=0)
             return Prepared(file, channels, *_decode_all(layout, items, channels, config, file))
-    folder = config.cache / _key(items, channels, config)
-    with _explained(config.cache):
-        config.cache.mkdir(parents=True, exist_ok=True)
+    folder = config.data.cache / _key(items, channels, config)
+    with _explained(config.data.cache):
+        config.data.cache.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock")):
             if not folder.exists():
                 part = folder.with_suffix(".part")
@@ -106,7 +106,7 @@ def _decode_all(layout, items, channels, config, file):
 
     def read(item):
         try:
-            image, mask = layout.read(item, channels, config.image_size)
+            image, mask = layout.read(item, channels, config.data.image_size)
         except UserError as error:
             return error
         return image, mask, Image.fromarray(mask).histogram()  # a tenth of the time of np.bincount
@@ -114,7 +114,7 @@ def _decode_all(layout, items, channels, config, file):
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):
         if isinstance(found, UserError):
-            if not config.skip_bad:
+            if not config.data.skip_bad:
                 progress.close()
                 raise UserError(f"{found} (--skip-bad goes on without it)")
             left_out[i] = str(found)
@@ -154,10 +154,12 @@ def _key(items, channels, config):
         stamps[path] = [status.st_size, status.st_mtime_ns]
     described = {
         "version": [VERSION, PIL.__version__],
-        "options": [config.dataset, str(config.image_size), channels, config.skip_bad],
+        "options": [config.data.dataset, str(config.data.image_size), channels, config.data.skip_bad],
         # where a layout maps mask values by itself
-        "classes": config.classes if config.dataset in ("nyuv2", "oxford_pet") else None,
-        "colors": [config.colors.read_text(encoding="utf-8"), config.void_label is not None] if config.colors else None,
+        "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
+        "colors": [config.data.colors.read_text(encoding="utf-8"), config.data.void_label is not None]
+        if config.data.colors
+        else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]
             for item in items

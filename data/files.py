@@ -9,8 +9,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import Names, Size, UserError
-from common.losses import VOID
+from common.config import VOID, Names, Size, UserError
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError

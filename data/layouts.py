@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import Names, Size, UserError
-from common.losses import VOID
+from common.config import VOID, Names, Size, UserError
 from data.files import Colors, count_pages, read_pair, readable
 
 import numpy as np
@@ -53,7 +52,7 @@ class Meaning:
 
 
 def find_layout(config):
-    """Finds the images and masks of `config.dataset` below `config.data_dir`; none is decoded.
+    """Finds the images and masks of `config.data.dataset` below `config.data.data_dir`; none is decoded.
 
     Returns: `Layout`, with one item at least.
 
@@ -61,12 +60,12 @@ def find_layout(config):
     """
     find = {"folder": _folder, "carvana": _carvana, "oxford_pet": _oxford_pet, "isbi": _isbi, "nyuv2": _nyuv2}
     try:
-        if not config.data_dir.exists():
-            raise UserError(f"--data-dir {config.data_dir} does not exist")
-        return find[config.dataset](config)
+        if not config.data.data_dir.exists():
+            raise UserError(f"--data-dir {config.data.data_dir} does not exist")
+        return find[config.data.dataset](config)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
-        raise UserError(f"cannot read {error.filename or config.data_dir}: {reason}") from None
+        raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
 
 
 def _reader(has_pages=False, colors=None):
@@ -80,7 +79,7 @@ def _reader(has_pages=False, colors=None):
 
 def _folder(config):
     """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
-    data_dir, colors = config.data_dir, read_colors(config) if config.colors else None
+    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors else None
     parts = [part for part in ("train", "val", "test") if (data_dir / part / "images").is_dir()]
     if not parts:
         items = _pairs(data_dir, "images", "masks")
@@ -100,7 +99,7 @@ def _carvana(config):
     """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
     items = [
         Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0])
-        for item in _pairs(config.data_dir, "train", "train_masks", "_mask")
+        for item in _pairs(config.data.data_dir, "train", "train_masks", "_mask")
     ]
     return Layout(items, _reader(), class_names=Names(("background", "car")))
 
@@ -110,7 +109,7 @@ def _oxford_pet(config):
 
     Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
     """
-    images, annotations = config.data_dir / "images", config.data_dir / "annotations"
+    images, annotations = config.data.data_dir / "images", config.data.data_dir / "annotations"
     items, missing = {}, []
     for part, path in {"": annotations / "trainval.txt", "test": annotations / "test.txt"}.items():
         if not path.is_file():
@@ -128,23 +127,23 @@ def _oxford_pet(config):
     if not items:
         raise UserError(f"{annotations / 'trainval.txt'} lists no images")
     items = sorted(items.values(), key=lambda item: item.name)
-    if config.classes not in (None, 1, 2, 3):
+    if config.network.classes not in (None, 1, 2, 3):
         raise UserError(
-            f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.classes}"
+            f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
     return Layout(items, _reader(), *trimap_classes(config))
 
 
 def trimap_classes(config):
     """What the values of trimaps are: {value: class index}, class names. The outline counts as background, or is a class."""
-    if config.classes in (1, 2) or config.classes is None and config.void_label == 3:
+    if config.network.classes in (1, 2) or config.network.classes is None and config.data.void_label == 3:
         return {2: 0, 1: 1, 3: 0}, Names(("background", "pet"))
     return {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline"))
 
 
 def _isbi(config):
     """train-volume.tif and train-labels.tif: a slice on every page; labels are 255 in the cells and 0 on their membranes."""
-    volume, labels = config.data_dir / "train-volume.tif", config.data_dir / "train-labels.tif"
+    volume, labels = config.data.data_dir / "train-volume.tif", config.data.data_dir / "train-labels.tif"
     for path in (volume, labels):
         if not path.is_file():
             raise UserError(f"{path} is missing: --dataset isbi needs {volume.name} and {labels.name} in --data-dir")
@@ -163,10 +162,10 @@ def _nyuv2(config):
     """
     import h5py  # comes with TensorFlow, and only this layout needs it
 
-    path = config.data_dir if config.data_dir.is_file() else config.data_dir / "nyu_depth_v2_labeled.mat"
+    path = config.data.data_dir if config.data.data_dir.is_file() else config.data.data_dir / "nyu_depth_v2_labeled.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")
-    wanted, counts = max(config.classes or 40, 2), np.zeros(2**16, np.int64)
+    wanted, counts = max(config.network.classes or 40, 2), np.zeros(2**16, np.int64)
     with readable(path):
         file = h5py.File(path, "r")  # stays open: its readers share what it has unpacked
         images, labels, names = file["images"], file["labels"], file["names"][()].ravel()
@@ -180,7 +179,7 @@ def _nyuv2(config):
         frequent = np.argsort(-counts, kind="stable")[:wanted]
         frequent = frequent[counts[frequent] > 0]
         class_names = Names("".join(map(chr, file[names[label - 1]][()].ravel())) for label in frequent)
-    if len(frequent) < (wanted if config.classes else 2):
+    if len(frequent) < (wanted if config.network.classes else 2):
         raise UserError(f"{path} has {len(frequent)} labels, too few for --classes {wanted}")
     table = np.full(len(counts), VOID, np.uint8)
     table[frequent] = np.arange(len(frequent))
@@ -251,7 +250,7 @@ def read_colors(config):
 
     Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.
     """
-    path, names, indices = config.colors, [], {}
+    path, names, indices = config.data.colors, [], {}
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -275,9 +274,11 @@ def read_colors(config):
             names.append(match[1])
     if not 2 <= len(names) <= VOID:
         raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
-    if max(config.classes or len(names), 2) != len(names):
-        raise UserError(f"--colors {path} names {len(names)} classes, but --classes is {config.classes}: leave --classes out")
-    return Colors(path, Names(names), indices, config.void_label is not None)
+    if max(config.network.classes or len(names), 2) != len(names):
+        raise UserError(
+            f"--colors {path} names {len(names)} classes, but --classes is {config.network.classes}: leave --classes out"
+        )
+    return Colors(path, Names(names), indices, config.data.void_label is not None)
 
 
 def find_channels(layout, samples=5):
@@ -298,7 +299,7 @@ def class_names(config, layout, classes):
 
     Raises: UserError when the names on the command line are too few or too many.
     """
-    needed, given = max(classes, 2), config.class_names
+    needed, given = max(classes, 2), config.data.class_names
     if given and len(given) != needed:
         raise UserError(f"--class-names needs one for each of {needed} classes, got {len(given)}")
     return given or (layout.class_names if layout.class_names and len(layout.class_names) == needed else None)
@@ -316,7 +317,7 @@ def mask_meaning(present, items, config, layout):
 
     Raises: UserError for values that fit nothing, naming the first file that has them, and for masks without a foreground.
     """
-    void, held = config.void_label, present.any(axis=0)
+    void, held = config.data.void_label, present.any(axis=0)
     if layout.classes is not None:
         classes, indices, note = _fixed(present, items, config, layout)
     else:
@@ -335,22 +336,22 @@ def mask_meaning(present, items, config, layout):
 
 def _fixed(present, items, config, layout):
     """What a layout says about its masks -> (classes, {value: class index}, note)."""
-    known = {**layout.classes, config.void_label: VOID}
+    known = {**layout.classes, config.data.void_label: VOID}
     n = 1 + max(index for index in known.values() if index != VOID)
     wrong = present.copy()
     wrong[:, [value for value in known if value is not None]] = False
     if wrong.any():
         item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(layout.classes)))
         raise UserError(
-            f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.dataset} has {allowed}"
+            f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.data.dataset} has {allowed}"
         )
     note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
-    return config.classes or (1 if n == 2 else n), layout.classes, note
+    return config.network.classes or (1 if n == 2 else n), layout.classes, note
 
 
 def _found(present, items, config):
     """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label."""
-    values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.classes
+    values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
     top = max(values, default=0)
     if classes is None and len(values) < 2:
         raise UserError(
@@ -367,7 +368,7 @@ def _found(present, items, config):
             # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
             return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
 
-    indices = values - {VOID} if config.void_label is None else values  # beside class indices 255 is void
+    indices = values - {VOID} if config.data.void_label is None else values  # beside class indices 255 is void
     n = classes or max(indices) + 1
     absent = sorted(set(range(n)) - indices)
     if classes:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Size, UserError, Weights
+from common.device import tf
 from common.metrics import balanced_weights
-from common.shapes import margin, min_size
+from common.shapes import margin, min_size, missing
 from data.augment import AUGMENT, augment
 from data.borders import border_weights
 from data.cache import prepare
@@ -20,7 +21,6 @@ from data.splits import split
 from data.synthetic import make_cells
 
 import numpy as np
-import tensorflow as tf
 
 ORDER = 2  # the stream of random numbers; data.splits and data.augment have others
 FOUND = ("channels", "classes", "void_label", "class_names", "class_weights")  # what `load_examples` fills in
@@ -59,12 +59,15 @@ def load_examples(config):
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
-    config, training, validation, notes = (_draw if config.dataset == "synthetic" else _read)(config)
+    config, training, validation, notes = (_draw if config.data.dataset == "synthetic" else _read)(config)
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
-    pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.channels == 1 else 'RGB'}"
-    source = "synthetic cells" if config.dataset == "synthetic" else config.data_dir
+    pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.network.channels == 1 else 'RGB'}"
+    source = "synthetic cells" if config.data.dataset == "synthetic" else config.data.data_dir
+    fitted = {_grown(config, size, fits=True) for size in training.sizes}
+    if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
+        notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
     counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
     print(f"{source}: {', '.join([counted, pixels, *notes])}", flush=True)
     for line in training.left_out:
@@ -74,15 +77,15 @@ def load_examples(config):
 
 def _draw(config):
     """-> (config, training, validation, [notes for the user]) of synthetic cells."""
-    size = config.image_size or Size(128, 128)
-    images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
-    items = [Item(f"synthetic image {i}", Path(), Path()) for i in range(config.images)]
+    size = config.data.image_size or Size(128, 128)
+    images, masks = make_cells(config.data.images, size, config.seed, config.network.classes, config.network.channels)
+    items = [Item(f"synthetic image {i}", Path(), Path()) for i in range(config.data.images)]
     parts = split(items, config)
     training, validation = (
         Examples([items[i].name for i in part], [images[i] for i in part], [masks[i] for i in part], [size] * len(part))
         for part in (parts["train"], parts["val"])
     )
-    if config.class_weights == Weights():
+    if config.training.class_weights == Weights():
         counts = np.array([np.bincount(mask.ravel(), minlength=256) for mask in training.masks])
         config = _balanced(config, counts)
     return config, training, validation, []
@@ -93,7 +96,7 @@ def _read(config):
     layout = find_layout(config)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
-    channels = config.channels or find_channels(layout)
+    channels = config.network.channels or find_channels(layout)
     prepared = prepare(layout, items, channels, config)
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
@@ -112,78 +115,92 @@ def _read(config):
         wanted = {layout.items[i].name for i in parts[part]}
         numbers = [k for k in good if items[k].name in wanted]
         if not numbers:
-            raise UserError(f"{config.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
+            raise UserError(f"{config.data.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
         names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
         chosen.append(Examples(names, Stored(prepared.image, numbers), Stored(read_mask, numbers), sizes, left_out))
-    if config.class_weights == Weights():
+    if config.training.class_weights == Weights():
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
         np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
         config = _balanced(config, counts)
     notes = [meaning.note]
     if apart := sum(item.part == "test" for item in layout.items):
         notes.append(f"{apart} of the test part left alone")
-    if channels == 1 and config.channels and find_channels(layout) == 3:
+    if channels == 1 and config.network.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
     return config, *chosen, notes
 
 
 def _balanced(config, counts):
     """`config` with class weights from `counts` [images, 256], the pixels of each class in the training images."""
-    return dataclasses.replace(config, class_weights=balanced_weights(counts[:, : max(config.classes, 2)]))
+    return config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
 
 
 def _check_sizes(config, training, validation):
     """Raises: UserError for too few images, and for the first image that is too small or unlike the others."""
     n = len(training.names)
-    if n < config.batch_size:
-        raise UserError(f"{n} images to train on, but --batch-size is {config.batch_size}: use a smaller batch or more images")
-    smallest, crop = min_size(config), config.crop_size or Size(0, 0)
+    if n < config.training.batch_size:
+        raise UserError(
+            f"{n} images to train on, but --batch-size is {config.training.batch_size}: use a smaller batch or more images"
+        )
+    smallest, crop = min_size(config.network), config.data.crop_size or Size(0, 0)
     for name, size in zip(training.names + validation.names, training.sizes + validation.sizes):
         grown = _grown(config, size)
         if min(grown) < smallest:
             raise UserError(
-                f"{name} is {size} pixels, but {config.depth} poolings with {config.padding!r} padding need at least "
+                f"{name} is {size} pixels, but {config.network.depth} poolings with {config.network.padding!r} padding need at least "
                 f"{smallest}: use a smaller --depth or a larger --image-size"
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
     first = training.sizes[0]
     for name, size in zip(training.names, training.sizes):
-        if size != first and config.crop_size is None:
+        if size != first and config.data.crop_size is None:
             raise UserError(
                 f"the images of a batch need one size, but {training.names[0]} is {first} pixels and {name} is "
                 f"{size}: use --crop-size to train on windows of one size, or --image-size to resize them all"
             )
 
 
-def _mirror(config):
-    """Pixels of margin around every image: with "valid" padding the network predicts that much less on each side, and the
-    image is mirrored there, so that all of it is predicted (Ronneberger et al. 2015, figure 2)."""
-    return margin(config.depth, config.padding) // 2
+def _borders(config, size, fits):
+    """[(before, after)] pixels of each axis by which an image of `size` is mirrored around its border.
+
+    With "valid" padding the network predicts a margin less on each side, and the image is mirrored there, so that all of it is
+    predicted (Ronneberger et al. 2015, figure 2). If it `fits`, then also up to the next size that the network takes.
+    """
+    lost = margin(config.network.depth, config.network.padding) // 2
+    lacks = [missing(side + 2 * lost, config.network) if fits else 0 for side in size]
+    return [(lost + n // 2, lost + n - n // 2) for n in lacks]
 
 
-def _grown(config, size):
-    return Size(size.height + 2 * _mirror(config), size.width + 2 * _mirror(config))
+def _grown(config, size, fits=False):
+    """The `Size` with `_borders`."""
+    return Size(*(side + sum(border) for side, border in zip(size, _borders(config, size, fits))))
 
 
-def _example(config, examples, i):
-    """image uint8 [H, W, C] and mask uint8 [H, W], with the margin around both."""
-    image, mask, pad = examples.images[i], examples.masks[i], _mirror(config)
-    if not pad:
+def _window(config, training):
+    """The `Size` of what the network sees in training: the crop, or the first image mirrored up to a size that fits."""
+    return config.data.crop_size or _grown(config, training.sizes[0], fits=True)
+
+
+def _example(config, examples, i, fits=False):
+    """image uint8 [H, W, C] and mask uint8 [H, W], with `_borders` around both."""
+    image, mask = examples.images[i], examples.masks[i]
+    borders = _borders(config, mask.shape, fits)
+    if not any(map(any, borders)):
         return image, mask
-    return np.pad(image, [(pad, pad), (pad, pad), (0, 0)], "reflect"), np.pad(mask, pad, "reflect")
+    return np.pad(image, [*borders, (0, 0)], "reflect"), np.pad(mask, borders, "reflect")
 
 
 def steps_per_epoch(config, training):
     """Full batches only, so that every step has the same shape. What is left over changes with the order of the epoch."""
-    return len(training.names) // config.batch_size
+    return len(training.names) // config.training.batch_size
 
 
 def _batch(config, training, step):
     """The epoch of a global step, counted from 0, and the indices of its images."""
     epoch, position = divmod(int(step), steps_per_epoch(config, training))
     order = np.random.default_rng((config.seed, ORDER, epoch)).permutation(len(training.names))
-    return epoch, order[position * config.batch_size : (position + 1) * config.batch_size]
+    return epoch, order[position * config.training.batch_size : (position + 1) * config.training.batch_size]
 
 
 def batch_names(config, training, step):
@@ -193,29 +210,28 @@ def batch_names(config, training, step):
 
 def augmented(config, training, epoch, i):
     """What the network sees of training image `i` in an epoch, counted from 0: image uint8 [h, w, C], mask uint8 [h, w]."""
-    size = config.crop_size or _grown(config, training.sizes[0])
     rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
-    return augment(*_example(config, training, i), size, config.augment, rng)
+    example = _example(config, training, i, fits=not config.data.crop_size)
+    return augment(*example, _window(config, training), config.data.augment, rng)
 
 
 def training_batches(config, training, first_step=0):
     """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements."""
-    size = config.crop_size or _grown(config, training.sizes[0])
 
     def draw(step):
         epoch, indices = _batch(config, training, step)
         images, masks = zip(*(augmented(config, training, epoch, i) for i in indices))
         return np.stack(images), np.stack(masks)
 
-    steps = range(first_step, config.epochs * steps_per_epoch(config, training))
-    return _pipeline(config, steps, draw, [config.batch_size, *size])
+    steps = range(first_step, config.training.epochs * steps_per_epoch(config, training))
+    return _pipeline(config, steps, draw, [config.training.batch_size, *_window(config, training)])
 
 
 def validation_batches(config, validation):
     """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `_pipeline`."""
     n, sizes = len(validation.names), set(validation.sizes)
     height, width = _grown(config, sizes.pop()) if len(sizes) == 1 else (None, None)
-    batch_size = config.batch_size if height else 1
+    batch_size = config.training.batch_size if height else 1
 
     def read(step):
         part = range(step * batch_size, min((step + 1) * batch_size, n))
@@ -229,24 +245,24 @@ def _pipeline(config, steps, batch, shape):
     """The data set of `batch(step)`, uint8 images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
-    the logits, which "valid" padding makes smaller than the image. With `config.weight_map` masks have a second channel,
+    the logits, which "valid" padding makes smaller than the image. With `config.training.weight_map` masks have a second channel,
     the weights of the pixels.
     """
-    cut = _mirror(config)
+    cut = margin(config.network.depth, config.network.padding) // 2
 
     def weigh(masks):
-        return np.stack([border_weights(mask, config.class_weights or [1.0] * 255) for mask in masks])
+        return np.stack([border_weights(mask, config.training.class_weights or [1.0] * 255) for mask in masks])
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
         images, masks = tf.numpy_function(batch, [step], (tf.uint8, tf.uint8), stateful=False)
-        images = tf.ensure_shape(images, [*shape, config.channels])
+        images = tf.ensure_shape(images, [*shape, config.network.channels])
         masks = tf.ensure_shape(masks, shape)
         if cut:
             masks = masks[:, cut:-cut, cut:-cut]
         channels = [tf.cast(masks, tf.float32)]
-        if config.weight_map:
+        if config.training.weight_map:
             weights = tf.numpy_function(weigh, [masks], tf.float32, stateful=False)
             channels.append(tf.ensure_shape(weights, masks.shape))
         return tf.cast(images, tf.float32) / 255, tf.stack(channels, axis=-1)

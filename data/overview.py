@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import Names, Size, UserError, make_parser, parse, read_config, run_script
-from common.losses import VOID
+from common.cli import make_parser, parse, read_config, run_script
+from common.config import VOID, Names, Size, UserError
 from common.metrics import balanced_weights
 from common.pictures import mask_colors, save_figure
 from common.shapes import min_size, missing
@@ -64,11 +64,13 @@ def draw_augmentations(path, training, config):
     pictures = []
     for i in np.unique(np.linspace(0, n - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
-        pictures.append((f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, config.classes)))
+        pictures.append((f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, config.network.classes)))
         for epoch in range(VERSIONS):
-            pictures.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), config.classes)))
-    title = f"Training images, and what the network sees of them with --augment {config.augment}"
-    _draw_sheet(path, pictures, 1 + VERSIONS, title, _legend(config.class_names, config.classes, config.void_label))
+            pictures.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), config.network.classes)))
+    title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
+    _draw_sheet(
+        path, pictures, 1 + VERSIONS, title, _legend(config.data.class_names, config.network.classes, config.data.void_label)
+    )
 
 
 def draw_overview(path, layout, items, meaning, values, config):
@@ -177,18 +179,20 @@ def survey(layout, config):
             problems.append(f"{item.name}: all pixels of the image are equal")
         if np.count_nonzero(fact.counts) == 1:
             problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
-    too_small, advice = needs([config.image_size or size for size in sizes], [item.name for item in items], config)
+    too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    n = len(parts["train"]) if parts else config.batch_size
-    if n < config.batch_size:
-        advice.append(f"{n} images to train on do not fill a batch of {config.batch_size}: use --batch-size {n} or less")
+    n = len(parts["train"]) if parts else config.training.batch_size
+    if n < config.training.batch_size:
+        advice.append(
+            f"{n} images to train on do not fill a batch of {config.training.batch_size}: use --batch-size {n} or less"
+        )
     colored = sum(fact.color for fact in facts)
     if 0 < colored < len(facts):
         advice.append(f"{colored} images have colour and {len(facts) - colored} are gray; --channels 1 reads all as gray")
 
     summary = {
-        "dataset": config.dataset,
-        "data_dir": str(config.data_dir) if config.data_dir else None,
+        "dataset": config.data.dataset,
+        "data_dir": str(config.data.data_dir) if config.data.data_dir else None,
         "images": len(layout.items),
         "readable": len(items),
         "published_parts": dict(Counter(item.part for item in layout.items if item.part)),
@@ -196,7 +200,7 @@ def survey(layout, config):
         "groups": _groups(layout.items, config) if parts else {},
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
         "color_images": colored,
-        "channels": config.channels or find_channels(layout),
+        "channels": config.network.channels or find_channels(layout),
         "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
         "masks": meaning and meaning.note,
         "classes": meaning and meaning.classes,
@@ -214,8 +218,8 @@ def survey(layout, config):
 
 def _groups(items, config):
     """{group: images} of the groups that `split` keeps together."""
-    found = [re.search(config.group, item.name) for item in items] if config.group else items
-    names = [match and match.group(1) for match in found] if config.group else [item.group for item in found]
+    found = [re.search(config.data.group, item.name) for item in items] if config.data.group else items
+    names = [match and match.group(1) for match in found] if config.data.group else [item.group for item in found]
     return dict(Counter(name for name in names if name))
 
 
@@ -241,13 +245,15 @@ def _frequencies(counts, meaning, training, names):
 def needs(sizes, names, config):
     """What the network asks of images of these sizes: (problems, advice), lines for the user."""
     problems, advice = [], []
-    step, crop = 2**config.depth, config.crop_size
+    step, crop = 2**config.network.depth, config.data.crop_size
     low, middle, high = (Size(*function(sizes, axis=0).astype(int).tolist()) for function in (np.min, np.median, np.max))
-    smallest = crop or Size(min_size(config), min_size(config))
+    smallest = crop or Size(min_size(config.network), min_size(config.network))
     small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(size, smallest))]
     if small:
         needed = (
-            f"--crop-size {crop}" if crop else f"{smallest}, the least for --depth {config.depth} --padding {config.padding}"
+            f"--crop-size {crop}"
+            if crop
+            else f"{smallest}, the least for --depth {config.network.depth} --padding {config.network.padding}"
         )
         problems.append(f"{len(small)} images are smaller than {needed}: {_listed(small)}")
     # windows of 256 pixels, or of the largest multiple of 2**depth that all images have; 512 pixels for a typical image
@@ -274,7 +280,7 @@ def needs(sizes, names, config):
 
 def _fitting(size, config):
     """The next size that halves evenly at every level."""
-    return Size(*(n + missing(n, config) for n in size))
+    return Size(*(n + missing(n, config.network) for n in size))
 
 
 def _listed(texts, limit=5):
@@ -285,15 +291,15 @@ def _listed(texts, limit=5):
 
 
 def _source(config):
-    return config.data_dir or "synthetic cells"
+    return config.data.data_dir or "synthetic cells"
 
 
 def _synthetic(config):
     """The drawn cells as a `Layout`."""
-    size = config.image_size or Size(128, 128)
-    images, masks = make_cells(config.images, size, config.seed, config.classes, config.channels)
-    items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.images)]
-    n = max(config.classes, 2)
+    size = config.data.image_size or Size(128, 128)
+    images, masks = make_cells(config.data.images, size, config.seed, config.network.classes, config.network.channels)
+    items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.data.images)]
+    n = max(config.network.classes, 2)
 
     def read(item, channels, size):
         image = images[item.page]
@@ -349,7 +355,7 @@ def main(argv=None):
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
-    layout = _synthetic(config) if config.dataset == "synthetic" else find_layout(config)
+    layout = _synthetic(config) if config.data.dataset == "synthetic" else find_layout(config)
     summary, items, meaning = survey(layout, config)
     print("\n".join(describe(summary, _source(config))), flush=True)
     (args.output / "overview.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,30 +14,34 @@ SPLIT = 1  # the stream of random numbers; `data.loader` and `data.augment` have
 def split(items, config):
     """Indices into `items`, objects with `name`, `group` and `part`: {"train": [...], "val": [...]}, both sorted, none empty.
 
-    In this order: the lists of `config.split`; parts "val" and "train" of whoever published the data; fold number
-    `config.fold` of `config.folds`; a random share `config.validation`. Images of the part "test" are in neither.
-    Folds and shares hold whole groups, if there are any: those of the layout, or what `config.group` matches in the names.
+    In this order: the lists of `config.data.split`; parts "val" and "train" of whoever published the data; fold number
+    `config.data.fold` of `config.data.folds`; a random share `config.data.validation`. Images of the part "test" are in neither.
+    Folds and shares hold whole groups, if there are any: those of the layout, or what `config.data.group` matches in the names.
 
     Raises: UserError for lists that do not fit the data, and for too few images or groups.
     """
-    if config.split:
-        return _given(items, config.split)
+    if config.data.split:
+        return _given(items, config.data.split)
     published = {part: [i for i, item in enumerate(items) if item.part == part] for part in ("train", "val", "", "test")}
-    if published["val"] and not config.folds:
+    if published["val"] and not config.data.folds:
         if not published["train"]:
-            raise UserError(f"{config.data_dir} has images to validate on, but none to train on in train/")
+            raise UserError(f"{config.data.data_dir} has images to validate on, but none to train on in train/")
         return {part: published[part] for part in ("train", "val")}
     usable = sorted(published["train"] + published["val"] + published[""])
     units = _units([items[i] for i in usable], config)  # lists of positions in `usable`
     if len(usable) < 2:
-        raise UserError(f"{config.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate")
-    if len(units) < (config.folds or 2):
         raise UserError(
-            f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {config.folds or 2} parts: "
+            f"{config.data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate"
+        )
+    if len(units) < (config.data.folds or 2):
+        raise UserError(
+            f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {config.data.folds or 2} parts: "
             "use fewer --folds, or another --group"
         )
     order = [units[k] for k in np.random.default_rng((config.seed, SPLIT)).permutation(len(units))]
-    held_back = _fold(order, config.folds)[config.fold or 0] if config.folds else _share(order, config.validation)
+    held_back = (
+        _fold(order, config.data.folds)[config.data.fold or 0] if config.data.folds else _share(order, config.data.validation)
+    )
     held_back = {usable[k] for unit in held_back for k in unit}
     return {"train": [i for i in usable if i not in held_back], "val": sorted(held_back)}
 
@@ -45,14 +49,14 @@ def split(items, config):
 def _units(items, config):
     """What must stay together: lists of indices, one for every group, or one for every image."""
     groups = [item.group for item in items]
-    if config.group:
+    if config.data.group:
         try:
-            found = [re.search(config.group, item.name) for item in items]
+            found = [re.search(config.data.group, item.name) for item in items]
             groups = [match and match.group(1) for match in found]
         except (re.error, IndexError) as error:
-            raise UserError(f"--group {config.group!r} is no regular expression with a (...) in it: {error}") from None
+            raise UserError(f"--group {config.data.group!r} is no regular expression with a (...) in it: {error}") from None
         if None in groups:
-            raise UserError(f"--group {config.group!r} matches nothing in {items[groups.index(None)].name}")
+            raise UserError(f"--group {config.data.group!r} matches nothing in {items[groups.index(None)].name}")
     units = {}
     for i, group in enumerate(groups):
         units.setdefault(group or (i,), []).append(i)

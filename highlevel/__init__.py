@@ -1,3 +1,3 @@
 """The U-Net in tf.layers (tf.compat.v1.layers), trained by the tf.compat.v1.train optimizers."""
 
-import common  # noqa: F401  settles the environment before any TensorFlow is imported
+import common.device  # noqa: F401  starts TensorFlow, before any other import of it

@@ -4,7 +4,7 @@ import ctypes
 import gc
 
 import common  # noqa: F401  settles the environment before any TensorFlow is imported
-from common.loop import be_deterministic
+from common.device import be_deterministic
 
 import pytest
 import tensorflow as tf

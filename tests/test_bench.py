@@ -1,6 +1,5 @@
 """compare.py bench: the figures that people quote must come from what they name."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -26,18 +25,18 @@ def random_weights(config):
     rng = np.random.default_rng(1)
     return {
         name: rng.uniform(0.5, 2, shape) if name.endswith(("gamma", "variance")) else 0.3 * rng.standard_normal(shape)
-        for name, shape in weight_shapes(config).items()
+        for name, shape in weight_shapes(config.network).items()
     }
 
 
 @pytest.mark.parametrize("implementation", comparison.IMPLEMENTATIONS)
 def test_folded_network_is_the_same_network(implementation):
     """In float64, where only rounding is left: 1e-12 is some thousand roundings of numbers near 1."""
-    config = Config(precision="float64", batch_norm="explicit", filters=4, depth=2)
+    config = Config.of(precision="float64", batch_norm="explicit", filters=4, depth=2)
     code = comparison.load(implementation)
     images = np.random.default_rng(0).random((2, 20, 28, 1))
     weights, logits = random_weights(config), []
-    for network, values in ((config, weights), fold_batch_norm(config, weights)):
+    for network, values in ((config, weights), fold_batch_norm(config.network, weights)):
         model = code.UNet(network)
         assign_weights(code.named_weights(model), values)
         logits.append(model(tf.constant(images), training=False).numpy())
@@ -47,17 +46,17 @@ def test_folded_network_is_the_same_network(implementation):
 
 def test_folding_needs_every_term():
     """A planted fault in each statistic changes the folded weights: none of them is forgotten."""
-    config = Config(filters=1, depth=1)
+    config = Config.of(filters=1, depth=1)
     weights = random_weights(config)
-    _, folded = fold_batch_norm(config, weights)
+    _, folded = fold_batch_norm(config.network, weights)
     for part in ("gamma", "beta", "moving_mean", "moving_variance"):
-        _, other = fold_batch_norm(config, {**weights, f"down0/bn1/{part}": weights[f"down0/bn1/{part}"] + 1})
+        _, other = fold_batch_norm(config.network, {**weights, f"down0/bn1/{part}": weights[f"down0/bn1/{part}"] + 1})
         assert {name for name in folded if not np.array_equal(folded[name], other[name])} <= {
             "down0/conv1/kernel",
             "down0/conv1/bias",
         }
         assert not np.array_equal(folded["down0/conv1/bias"], other["down0/conv1/bias"])
-    plain = dataclasses.replace(config, batch_norm="none")
+    plain = config.replace(batch_norm="none")
     assert fold_batch_norm(plain, folded) == (plain, folded), "nothing to fold"
 
 
@@ -72,10 +71,10 @@ images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
 found = []
 for implementation in comparison.IMPLEMENTATIONS:
     code = comparison.load(implementation)
-    config = Config(filters=4, depth=1)
+    config = Config.of(filters=4, depth=1)
     weights = {name: value.astype(np.float32) for name, value in random_weights(config).items()}
-    for config, weights in ((config, weights), fold_batch_norm(config, weights)):
-        model = code.UNet(config)
+    for config, weights in ((config, weights), fold_batch_norm(config.network, weights)):
+        model = code.UNet(config.network)
         assign_weights(code.named_weights(model), weights)
         step = tf.function(lambda images: model(images, training=False))
         with context.collect_graphs(optimized=True) as graphs:
@@ -101,10 +100,11 @@ def test_folded_convolutions_are_one_kernel():
 
 def test_convolutions_of_the_paper():
     """Figure 1 of the paper: 572 pixels go in, 388 come out; every map between has the size that is printed there."""
-    config = Config(filters=64, channels=1, classes=2, padding="valid", batch_norm="none")
-    found = {c.name: c for c in roofline.convolutions(config, 572, 572)}
+    config = Config.of(filters=64, channels=1, classes=2, padding="valid", batch_norm="none")
+    found = {c.name: c for c in roofline.convolutions(config.network, 572, 572)}
     sides = {
-        name: round((c.outputs / weight_shapes(config)[name][2 if "deconv" in name else 3]) ** 0.5) for name, c in found.items()
+        name: round((c.outputs / weight_shapes(config.network)[name][2 if "deconv" in name else 3]) ** 0.5)
+        for name, c in found.items()
     }
     assert [sides[f"down{i}/conv2/kernel"] for i in range(5)] == [568, 280, 136, 64, 28]
     assert [sides[f"up{i}/deconv/kernel"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
@@ -113,7 +113,7 @@ def test_convolutions_of_the_paper():
 
 def test_least_bytes_by_hand():
     """One level of one filter on 4x4 pixels, in float32."""
-    config = Config(filters=1, depth=1)
+    config = Config.of(filters=1, depth=1)
     infer, train = roofline.least_bytes(config, "float32", 2, 4, 4)
     # numbers in and out of each convolution: down0 16+16 twice, down1 4+8 and 8+8, deconv 8+16, up0 32+16 and 16+16, head 16+16
     activations = 2 * (32 + 32 + 12 + 16 + 24 + 48 + 32 + 32)
@@ -121,7 +121,9 @@ def test_least_bytes_by_hand():
     assert infer == 4 * (activations + kernels)
     parameters = kernels + 2 + 2 * (1 + 1 + 2 + 2 + 1 + 1)
     assert parameters == sum(
-        np.prod(shape) for name, shape in weight_shapes(config).items() if not name.endswith(("moving_mean", "moving_variance"))
+        np.prod(shape)
+        for name, shape in weight_shapes(config.network).items()
+        if not name.endswith(("moving_mean", "moving_variance"))
     )
     first = 2 * (16 + 16) + 9  # the gradient of the images: nobody asks for it
     assert train == 4 * (3 * activations + 3 * kernels - first + 7 * parameters)
@@ -144,11 +146,11 @@ def test_matrix(monkeypatch):
     }
     cells = bench.find_cells(config, set(), "quick", size)
     assert [cell.precision for cell in cells if cell.implementation == bench.LIMIT] == ["float32", "bfloat16"]
-    assert [bench.arithmetic(Config(precision=p)) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert [bench.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
     monkeypatch.setattr(bench, "has_tf32", lambda: True)
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
-    assert [bench.arithmetic(Config(precision=p)) for p in ("float32", "bfloat16")] == ["tf32", "bfloat16"]
-    assert bench.arithmetic(Config(deterministic=True)) == "float32"
+    assert [bench.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == ["tf32", "bfloat16"]
+    assert bench.arithmetic(Config.of(deterministic=True)) == "float32"
 
 
 def test_cells_share_the_memory_there_is(monkeypatch):
@@ -170,7 +172,7 @@ def test_cells_share_the_memory_there_is(monkeypatch):
 
 
 def test_a_process_that_dies_is_reported():
-    config = Config(filters=2, depth=1)
+    config = Config.of(filters=2, depth=1)
     cell = bench.Cell("float32", False, 2, Size(16, 16), "lowlevel")
     processes = bench.Processes()
     processes.start(cell, config, np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32))

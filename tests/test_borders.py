@@ -1,7 +1,5 @@
 """The weight map of the paper's loss, against its formula written down naively."""
 
-import dataclasses
-
 from common.config import Config, Size
 from data.borders import border_weights
 from data.loader import load_examples, training_batches, validation_batches
@@ -41,9 +39,9 @@ def test_one_cell_or_none_has_no_borders():
 
 
 def test_batches_carry_the_weights_behind_the_classes(capsys):
-    config = Config(images=6, image_size=Size(32, 40), depth=1, batch_size=2, loss="cross_entropy", weight_map=True)
+    config = Config.of(images=6, image_size=Size(32, 40), depth=1, batch_size=2, loss="cross_entropy", weight_map=True)
     for options in ({}, dict(padding="valid", augment="paper")):
-        changed, training, validation = load_examples(dataclasses.replace(config, **options))
+        changed, training, validation = load_examples(config.replace(**options))
         for batches in (training_batches(changed, training), validation_batches(changed, validation)):
             images, masks = next(iter(batches))
             assert masks.shape[1:] == (32, 40, 2), "with a mirrored margin the whole image is predicted"

@@ -45,7 +45,7 @@ def decoded(folder):
 
 
 def config(tmp_path, cache="cache", **options):
-    return Config(dataset="folder", data_dir=tmp_path, cache=cache and tmp_path / cache, **options)
+    return Config.of(dataset="folder", data_dir=tmp_path, cache=cache and tmp_path / cache, **options)
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])

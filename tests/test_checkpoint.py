@@ -3,11 +3,11 @@
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, UserError
-from common.report import read_history
 from common.weights import assign_weights, initial_weights
 from comparison import parity
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_network import random_batch
+from training.report import read_history
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ class Training:
 
     def __init__(self, implementation, config):
         self.code = comparison.load(implementation)
-        self.model = self.code.UNet(config)
+        self.model = self.code.UNet(config.network)
         self.optimizer = self.code.make_optimizer(self.model, config)
         self.train_step = self.code.make_train_step(self.model, config, self.optimizer)
         self.weights = self.code.named_weights(self.model)
@@ -28,7 +28,7 @@ class Training:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("writer", IMPLEMENTATIONS)
 def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_path):
-    config = Config(filters=2, depth=1, optimizer=optimizer, **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=2, depth=1, optimizer=optimizer, **parity.EXACT_CONSTANTS)
     batches = [random_batch(config, seed=k) for k in range(4)]
     uninterrupted = Training(writer, config)
     for k, batch in enumerate(batches):
@@ -51,16 +51,16 @@ def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_pa
 
 def test_a_new_optimizer_is_at_rest(implementation):
     """Making it moves no weight, even where, as in v1, its moments come from a first step."""
-    config = Config(filters=2, depth=1)
+    config = Config.of(filters=2, depth=1)
     training = Training(implementation, config)
-    for name, value in initial_weights(config).items():
+    for name, value in initial_weights(config.network).items():
         np.testing.assert_array_equal(training.weights[name].numpy(), value, err_msg=name)
     assert all(not value.numpy().any() for value in training.state.values())
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    training = Training("lowlevel", Config(filters=2, depth=1))
+    training = Training("lowlevel", Config.of(filters=2, depth=1))
     path = tmp_path / "weights.safetensors"
     save_checkpoint(path, training.weights, training.state, epoch=3)
     return path
@@ -83,7 +83,7 @@ def test_damaged_checkpoint_is_named(damage, checkpoint):
 
 def test_another_network_is_named(checkpoint):
     with pytest.raises(UserError, match=r"weights.safetensors holds another network: .*\[.*\] is"):
-        load_checkpoint(checkpoint, Config(filters=4, depth=1))
+        load_checkpoint(checkpoint, Config.of(filters=4, depth=1))
 
 
 def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):

@@ -1,6 +1,5 @@
 """The data: what is drawn, what is read and refused, and that batches are aligned, repeatable and of one shape."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -91,10 +90,10 @@ def test_random_crop_reaches_every_window_and_keeps_the_mask_with_the_image():
 
 @pytest.mark.parametrize("options", [{}, {"crop_size": Size(32, 24)}, {"padding": "valid", "depth": 1, "augment": "none"}])
 def test_training_batches_are_aligned_named_and_of_one_shape(options):
-    config, examples = Config(**{**SMALL, "batch_size": 3, "epochs": 3, **options}), coded_examples(8, 40, 40)
+    config, examples = Config.of(**{**SMALL, "batch_size": 3, "epochs": 3, **options}), coded_examples(8, 40, 40)
     batches = training_batches(config, examples)
-    m = margin(config.depth, config.padding)
-    height, width = config.crop_size or (40 + m, 40 + m)  # mirrored where "valid" padding predicts no margin
+    m = margin(config.network.depth, config.network.padding)
+    height, width = config.data.crop_size or (40 + m, 40 + m)  # mirrored where "valid" padding predicts no margin
     assert [spec.shape for spec in batches.element_spec] == [(3, height, width, 1), (3, height - m, width - m, 1)]
     assert [spec.dtype.name for spec in batches.element_spec] == ["float32", "float32"]
     assert steps_per_epoch(config, examples) == 2 and len(batches) == 6
@@ -108,35 +107,35 @@ def test_training_batches_are_aligned_named_and_of_one_shape(options):
 
 def test_batches_follow_from_seed_and_step():
     examples = coded_examples(9, 40, 40)
-    config = Config(**SMALL, epochs=3, seed=7, crop_size=Size(24, 24))
+    config = Config.of(**SMALL, epochs=3, seed=7, crop_size=Size(24, 24))
     whole = digest(training_batches(config, examples))
     assert len(whole) == len(set(whole)) == 12
     assert digest(training_batches(config, examples)) == whole
     assert digest(training_batches(config, examples, first_step=5)) == whole[5:]  # in the middle of an epoch
     assert digest(training_batches(config, examples, first_step=12)) == []
-    assert not set(digest(training_batches(dataclasses.replace(config, seed=8), examples))) & set(whole)
+    assert not set(digest(training_batches(config.replace(seed=8), examples))) & set(whole)
 
 
 def test_every_image_of_every_epoch_is_augmented_anew():
     one = coded_examples(1, 64, 64)
-    config = Config(depth=2, batch_size=1, epochs=40)
+    config = Config.of(depth=2, batch_size=1, epochs=40)
     assert len(set(digest(training_batches(config, one)))) == 8
-    assert len(set(digest(training_batches(dataclasses.replace(config, augment="none"), one)))) == 1
+    assert len(set(digest(training_batches(config.replace(augment="none"), one)))) == 1
     two = Examples(["a", "b"], one.images * 2, one.masks * 2, one.sizes * 2)
-    twins = training_batches(dataclasses.replace(config, batch_size=2), two)
+    twins = training_batches(config.replace(batch_size=2), two)
     assert any((images[0] != images[1]).numpy().any() for images, _ in twins)
 
 
 def test_validation_sees_whole_images_in_order():
-    config, examples = Config(depth=2, batch_size=4, crop_size=Size(16, 16)), coded_examples(6, 40, 48)
+    config, examples = Config.of(depth=2, batch_size=4, crop_size=Size(16, 16)), coded_examples(6, 40, 48)
     batches = validation_batches(config, examples)
     assert [spec.shape.as_list() for spec in batches.element_spec] == [[None, 40, 48, 1]] * 2
     assert [decode(*batch) for batch in batches] == [[0, 1, 2, 3], [4, 5]]
-    assert validation_batches(Config(depth=2, batch_size=3), examples).element_spec[0].shape == (3, 40, 48, 1)
+    assert validation_batches(Config.of(depth=2, batch_size=3), examples).element_spec[0].shape == (3, 40, 48, 1)
 
     mixed = coded_examples(2, 40, 48), coded_examples(3, 36, 44)
     mixed = Examples(*(a + b[2:] for a, b in zip(*(vars(part).values() for part in mixed))))
-    batches = validation_batches(Config(depth=1, batch_size=4, padding="valid"), mixed)
+    batches = validation_batches(Config.of(depth=1, batch_size=4, padding="valid"), mixed)
     found = [(decode(*batch), batch[1].shape[1:3]) for batch in batches]
     assert found == [([0], [40, 48]), ([1], [40, 48]), ([2], [36, 44])], "all of it, by a mirrored margin"
 
@@ -149,7 +148,9 @@ def test_validation_sees_whole_images_in_order():
 def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, classes):
     disk = (np.hypot(*np.mgrid[-20:20, -24:24]) < 12).astype(np.uint8)
     save_pairs(tmp_path, [disk * white, 0 * disk, disk * white], suffix=suffix)  # an empty mask reads the same either way
-    _, training, validation = load_examples(Config(dataset="folder", data_dir=tmp_path, channels=1, classes=classes, **SMALL))
+    _, training, validation = load_examples(
+        Config.of(dataset="folder", data_dir=tmp_path, channels=1, classes=classes, **SMALL)
+    )
     masks = dict(zip(training.names + validation.names, [*training.masks, *validation.masks]))
     for name, expected in {"images/0.png": disk, "images/1.png": 0 * disk, "images/2.png": disk}.items():
         np.testing.assert_array_equal(masks[name], expected)
@@ -162,7 +163,7 @@ def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, class
 def test_resizing_invents_no_classes(tmp_path):
     mask = np.kron(RNG.choice([0, 2, 7], (5, 6)), np.ones((8, 8))).astype(np.uint8)
     data_dir = save_pairs(tmp_path, [mask] * 4)
-    config = Config(dataset="folder", data_dir=data_dir, classes=8, channels=3, image_size=Size(28, 36), **SMALL)
+    config = Config.of(dataset="folder", data_dir=data_dir, classes=8, channels=3, image_size=Size(28, 36), **SMALL)
     _, training, validation = load_examples(config)
     assert len(training.names) == 3 and len(validation.names) == 1
     for image, resized in zip(training.images, training.masks):
@@ -245,7 +246,7 @@ def test_bad_input_is_named_in_one_line(tmp_path, case):
     spoil, options, texts = BAD[case]
     spoil(save_pairs(tmp_path, [BLOBS] * 4))
     with pytest.raises(UserError) as caught:
-        load_examples(Config(**{"dataset": "folder", "data_dir": tmp_path, "channels": 1, "classes": 1, **SMALL, **options}))
+        load_examples(Config.of(**{"dataset": "folder", "data_dir": tmp_path, "channels": 1, "classes": 1, **SMALL, **options}))
     message = str(caught.value)
     assert "\n" not in message
     for text in texts:
@@ -257,7 +258,7 @@ def test_different_sizes_train_on_crops_or_resized(tmp_path):
         save(tmp_path / f"images/{i}.png", NOISE[: 30 + i])
         save(tmp_path / f"masks/{i}.png", BLOBS[: 30 + i])
     for options in ({"crop_size": Size(24, 24)}, {"image_size": Size(24, 24)}):
-        config, training, _ = load_examples(Config(dataset="folder", data_dir=tmp_path, channels=1, **SMALL, **options))
+        config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path, channels=1, **SMALL, **options))
         assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
 
 
@@ -311,12 +312,12 @@ def test_cells_of_any_size(size):
 
 
 def test_the_split_is_by_chance_and_by_seed(capsys):
-    config = Config(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
+    config = Config.of(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
     _, training, validation = load_examples(config)
     assert len(training.names) == 15 and len(validation.names) == 5
     assert not set(training.names) & set(validation.names)
     assert "synthetic cells: 15 images to train on, 5 to validate, 16x16 gray" in capsys.readouterr().out
     assert load_examples(config)[2].names == validation.names
-    assert load_examples(dataclasses.replace(config, seed=4))[2].names != validation.names
-    few = Config(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
+    assert load_examples(config.replace(seed=4))[2].names != validation.names
+    few = Config.of(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
     assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]

@@ -14,7 +14,7 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, Size, UserError
 from common.losses import probabilities
 from common.weights import assign_weights, initial_weights, weight_shapes
-from comparison.export import export, stablehlo_size
+from prediction.export import export, stablehlo_size
 from tests.conftest import IMPLEMENTATIONS
 
 import numpy as np
@@ -26,7 +26,7 @@ SIZES = ((2, 93, 110), (1, 97, 121))  # N, H, W: none halves evenly, with either
 SIZE = Size(93, 110)
 
 # depth 3, because it is the first where the sizes that fit differ between the two paddings by other than a multiple of 2**depth
-OWN = Config(filters=2, depth=3, dropout=0.5, image_size=SIZE)
+OWN = Config.of(filters=2, depth=3, dropout=0.5, image_size=SIZE)
 CONFIGS = {
     "own": OWN,
     "paper": dataclasses.replace(OWN, channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
@@ -100,7 +100,7 @@ def some_weights(config):
             return value
         return value if name == "dropout/state" else rng.uniform(0.5, 1.5, value.shape).astype(value.dtype)
 
-    return {name: draw(name, value) for name, value in initial_weights(config).items()}
+    return {name: draw(name, value) for name, value in initial_weights(config.network).items()}
 
 
 @functools.cache
@@ -118,7 +118,7 @@ def write(folder):
     rng, images, answers = np.random.default_rng(0), {}, {}
     for name, config in CONFIGS.items():
         for number, size in enumerate(SIZES):
-            images[f"{name}-{number}"] = rng.random((*size, config.channels), dtype=np.float32)
+            images[f"{name}-{number}"] = rng.random((*size, config.network.channels), dtype=np.float32)
     np.savez(folder / "images.npz", **images)
     for kind, implementation, name in CASES:
         trained = IMPLEMENTATIONS[IMPLEMENTATIONS.index(implementation) - 1]
@@ -246,4 +246,4 @@ def test_size_of_the_stablehlo_program():
     with pytest.raises(UserError, match="at least 16"):
         stablehlo_size(Config(), (15, 32))
     with pytest.raises(UserError, match="add --image-size"):
-        stablehlo_size(Config(dataset="folder", data_dir=Path("photos")))
+        stablehlo_size(Config.of(dataset="folder", data_dir=Path("photos")))

@@ -1,7 +1,5 @@
 """Planted faults: the ladder must fail on each, and the finder must name the layer or the term where it sits."""
 
-import dataclasses
-
 import comparison
 import highlevel.model
 import lowlevel.model
@@ -108,7 +106,7 @@ def other_constant(**changes):
             code = load(implementation)
             if implementation == "keras_impl":
                 right = code.make_optimizer
-                code.make_optimizer = lambda model, config: right(model, dataclasses.replace(config, **changes))
+                code.make_optimizer = lambda model, config: right(model, config.replace(**changes))
             return code
 
         monkeypatch.setattr(comparison, "load", load_wrong)
@@ -134,7 +132,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("plant", "options", "found"), FAULTS, ids=[f[2].replace(" ", "-") for f in FAULTS])
 def test_planted_fault_is_named(plant, options, found, monkeypatch):
-    config = Config(filters=4, depth=1, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
     case = parity.Case("planted", config, steps=3)
     batches = [random_batch(config, 16, 16, n=4, seed=k) for k in range(2)]
     plant(monkeypatch)
@@ -152,21 +150,21 @@ def test_a_structural_fault_is_a_failed_check(monkeypatch):
         return highlevel.model.layers.conv2d(x, x.shape[-1], 1, name=f"{name}/extra") if name == "down1" else x
 
     monkeypatch.setattr(highlevel.model.UNet, "double_conv", with_layer)
-    config = Config(filters=2, depth=1, **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=2, depth=1, **parity.EXACT_CONSTANTS)
     checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
     assert [check.passed for check in checks] == [False] and first.startswith("highlevel: ") and "down1/extra" in first
 
 
 def test_an_operation_too_many_is_named(monkeypatch):
     monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, nn=Patched(tf.nn, elu=lambda x: tf.nn.relu(tf.nn.elu(x)))))
-    config = Config(filters=2, depth=1, **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=2, depth=1, **parity.EXACT_CONSTANTS)
     checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
     assert not all(check.passed for check in checks)
     assert "lowlevel in inference: the layers do not come in the order of the U-Net: conv, act, act" in first
 
 
 def test_finder_names_both_conventions_of_the_variance(monkeypatch):
-    config = Config(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
     unbiased_moving_variance(monkeypatch)
     batch = random_batch(config, 16, 16, n=4)
     words = finder.locate("lowlevel", "keras_impl", parity.Case("planted", config, 1), [batch])
@@ -174,6 +172,6 @@ def test_finder_names_both_conventions_of_the_variance(monkeypatch):
 
 
 def test_finder_finds_nothing_where_there_is_nothing():
-    config = Config(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
     case = parity.Case("sound", config, steps=3, halve_rate=True)
     assert finder.locate("lowlevel", "highlevel", case, [random_batch(config)]) == "none in 3 steps"

@@ -8,8 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.config import Config, Size, UserError
-from common.losses import VOID
+from common.config import VOID, Config, Size, UserError
 from data.files import read_image, read_mask, read_pair
 from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
 
@@ -48,7 +47,7 @@ def palette_image(colors, values=BLOBS):
 
 
 def layout_of(dataset, data_dir, **options):
-    config = Config(dataset=dataset, data_dir=data_dir, **options)
+    config = Config.of(dataset=dataset, data_dir=data_dir, **options)
     return config, find_layout(config)
 
 
@@ -498,7 +497,7 @@ def test_threads_of_a_fresh_process_read_all_formats(tmp_path):
     code = (
         "import sys, concurrent.futures as f; from pathlib import Path; from common.config import Config\n"
         "from data.layouts import find_layout\n"
-        "layout = find_layout(Config(dataset='folder', data_dir=Path(sys.argv[1])))\n"
+        "layout = find_layout(Config.of(dataset='folder', data_dir=Path(sys.argv[1])))\n"
         "print(len(list(f.ThreadPoolExecutor(8).map(lambda item: layout.read(item, 3, None), layout.items))))"
     )
     root = Path(__file__).parents[1]
@@ -515,7 +514,7 @@ def meaning(*values, suffix=".png", **options):
     present = np.zeros((len(values), 256), bool)
     for row, held in zip(present, values):
         row[list(held)] = True
-    config = Config(dataset="folder", data_dir=Path("."), **options)
+    config = Config.of(dataset="folder", data_dir=Path("."), **options)
     found = mask_meaning(present, items, config, Layout(items, None))
     assert found.table.dtype == np.uint8 and found.table.shape == (256,)
     return found

@@ -5,12 +5,12 @@ import itertools
 import json
 import types
 
-from common.config import Config, Size, UserError, Weights
-from common.losses import VOID, cross_entropy, dice_loss, segmentation_loss
+from common.config import VOID, Config, Size, UserError, Weights
+from common.losses import cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
 from common.pictures import CLASS_COLORS, INVENTED, difference_colors, legend, mask_colors, seen
-from common.report import evaluate, list_classes
 from comparison import parity
+from training.report import evaluate, list_classes
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def by_hand(masks, logits, config):
     classes = logits.shape[-1]
     p = 1 / (1 + np.exp(-logits)) if classes == 1 else np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     of_class = np.concatenate([1 - p, p], -1) if classes == 1 else p  # [N, H, W, 2 or more]
-    weights = config.class_weights or (1,) * of_class.shape[-1]
+    weights = config.training.class_weights or (1,) * of_class.shape[-1]
     dices, above, below = [], 0.0, 0.0
     for n in range(len(masks)):
         pixels = [(h, w, int(masks[n, h, w, 0])) for h, w in np.ndindex(masks.shape[1:3]) if masks[n, h, w, 0] != VOID]
@@ -59,7 +59,7 @@ def by_hand(masks, logits, config):
             above -= weight * np.log(of_class[n, h, w, label])
             below += weight
     terms = {"dice": np.mean(dices), "cross_entropy": above / below if below else 0.0}
-    return terms.get(config.loss, sum(terms.values()))
+    return terms.get(config.training.loss, sum(terms.values()))
 
 
 CASES = list(itertools.product(["dice", "cross_entropy", "dice_ce"], [1, 3], [False, True], [False, True], [False, True]))
@@ -166,11 +166,11 @@ def test_an_absent_class_is_driven_out():
 @pytest.mark.parametrize(("classes", "precision"), [(1, "float32"), (3, "float64")])
 def test_parity_with_weights_and_void(classes, precision, tmp_path):
     """The command's own case, with a small network."""
-    config = Config(filters=2, depth=1, images=8, batch_size=2, image_size=Size(16, 16), **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=2, depth=1, images=8, batch_size=2, image_size=Size(16, 16), **parity.EXACT_CONSTANTS)
     [case] = [case for case in parity.cases("multi-class", config, 3, precision) if case.void]
     if classes == 1:
         changes = dict(classes=1, channels=1, class_weights=Weights((0.5, 2.0)))
-        case = dataclasses.replace(case, config=dataclasses.replace(case.config, **changes))
+        case = dataclasses.replace(case, config=case.config.replace(**changes))
     assert parity.run([case], tmp_path / "parity.json")
     [losses] = json.loads((tmp_path / "parity.json").read_text())["losses"].values()
     assert np.isfinite(list(losses.values())).all()

@@ -17,9 +17,9 @@ import tensorflow as tf
 
 def random_batch(config, height=32, width=32, n=2, seed=0):
     rng = np.random.default_rng(seed)
-    cut = shapes.margin(config.depth, config.padding)
-    images = rng.random((n, height, width, config.channels), dtype=np.float32)
-    masks = rng.integers(0, max(config.classes, 2), (n, height - cut, width - cut, 1)).astype(np.float32)
+    cut = shapes.margin(config.network.depth, config.network.padding)
+    images = rng.random((n, height, width, config.network.channels), dtype=np.float32)
+    masks = rng.integers(0, max(config.network.classes, 2), (n, height - cut, width - cut, 1)).astype(np.float32)
     return tf.constant(images), tf.constant(masks)
 
 
@@ -29,45 +29,45 @@ def random_batch(config, height=32, width=32, n=2, seed=0):
         # Counted by hand for filters 2, depth 1, one channel, one class. Convolutions 9(1*2 + 2*2) + 9(2*4 + 4*4)
         # + 9(4*2 + 2*2) = 378, up-convolution 4*2*4 + 2 = 34, head 2 + 1 = 3; two per normalized channel:
         # 2(2*2 + 2*4 + 2*2) = 32. Without normalization a bias per channel instead: 16.
-        (Config(filters=2, depth=1), 378 + 34 + 3 + 32),
-        (Config(filters=2, depth=1, batch_norm="none"), 378 + 34 + 3 + 16),
+        (Config.of(filters=2, depth=1), 378 + 34 + 3 + 32),
+        (Config.of(filters=2, depth=1, batch_norm="none"), 378 + 34 + 3 + 16),
         # The original network, 64 filters, two classes: 31,030,658 by the same count, as others who publish it report.
-        (Config(filters=64, batch_norm="none", classes=2), 31_030_658),
+        (Config.of(filters=64, batch_norm="none", classes=2), 31_030_658),
         (Config(), 1_942_289),
     ],
 )
 def test_number_of_parameters(implementation, config, count):
     code = comparison.load(implementation)
-    weights = code.named_weights(code.UNet(config))
-    assert {name: tuple(w.shape) for name, w in weights.items()} == weight_shapes(config)
-    assert list(weights) == list(weight_shapes(config)), "the order is the forward pass's"
+    weights = code.named_weights(code.UNet(config.network))
+    assert {name: tuple(w.shape) for name, w in weights.items()} == weight_shapes(config.network)
+    assert list(weights) == list(weight_shapes(config.network)), "the order is the forward pass's"
     assert sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name)) == count
 
 
 # Small, but every option of the architecture in some combination with the others, and sizes that do not halve evenly.
 PARITY = [
-    (Config(filters=4), (32, 32)),
-    (Config(filters=4, depth=2, batch_norm="explicit"), (32, 32)),
-    (Config(filters=4, batch_norm="none", optimizer="sgd"), (32, 32)),
-    (Config(filters=4, depth=1, channels=3), (31, 18)),
-    (Config(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 3)),
-    (Config(filters=4, depth=3, classes=4, batch_norm="explicit"), (45, 50)),
-    (Config(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (53, 47)),
-    (Config(filters=4, depth=1, padding="valid", batch_norm="explicit"), (24, 30)),
-    (Config(filters=4, depth=1, batch_norm="explicit", precision="float64"), (21, 22)),
-    (Config(filters=4, depth=2, precision="bfloat16"), (32, 32)),
+    (Config.of(filters=4), (32, 32)),
+    (Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32)),
+    (Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32)),
+    (Config.of(filters=4, depth=1, channels=3), (31, 18)),
+    (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 3)),
+    (Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (45, 50)),
+    (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (53, 47)),
+    (Config.of(filters=4, depth=1, padding="valid", batch_norm="explicit"), (24, 30)),
+    (Config.of(filters=4, depth=1, batch_norm="explicit", precision="float64"), (21, 22)),
+    (Config.of(filters=4, depth=2, precision="bfloat16"), (32, 32)),
 ]
 
 
 @pytest.mark.parametrize(("config", "size"), PARITY)
 def test_parity(config, size):
-    config = Config(**{**vars(config), **parity.EXACT_CONSTANTS})
+    config = Config.of(**{**vars(config), **parity.EXACT_CONSTANTS})
     batches = [random_batch(config, *size, seed=k) for k in range(3)]
     checks, _, _ = parity.climb(parity.Case("test", config, steps=3), batches)
     assert not [check for check in checks if not check.passed]
-    margin = shapes.margin(config.depth, config.padding)
-    logits = comparison.load("lowlevel").UNet(config)(batches[0][0])
-    assert logits.shape == (2, size[0] - margin, size[1] - margin, config.classes)
+    margin = shapes.margin(config.network.depth, config.network.padding)
+    logits = comparison.load("lowlevel").UNet(config.network)(batches[0][0])
+    assert logits.shape == (2, size[0] - margin, size[1] - margin, config.network.classes)
 
 
 @pytest.mark.parametrize("name", ["down0/conv1/kernel", "up0/deconv/bias", "head/kernel", "down1/bn2/gamma"])
@@ -82,12 +82,12 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
 
             def perturbed(config):
                 model = network(config)
-                if config.batch_norm == "none":  # the folded one, from weights that are perturbed already
+                if config.network.batch_norm == "none":  # the folded one, from weights that are perturbed already
                     return model
                 weight = code.named_weights(model)[name]
-                value = initial_weights(config)[name]
+                value = initial_weights(config.network)[name]
                 value.flat[0] += 1e-4
-                monkeypatch.setattr(parity, "initial_weights", lambda config: initial_weights(config) | {name: value})
+                monkeypatch.setattr(parity, "initial_weights", lambda config: initial_weights(config.network) | {name: value})
                 weight.assign(value)
                 return model
 
@@ -97,7 +97,7 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
         return code
 
     monkeypatch.setattr(comparison, "load", load_perturbed)
-    config = Config(filters=4, depth=1)
+    config = Config.of(filters=4, depth=1)
     checks, _, _ = parity.climb(parity.Case("test", config, steps=1), [random_batch(config)])
     failed = {check.pair for check in checks if not check.passed}
     assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
@@ -123,35 +123,35 @@ def test_assign_weights_names_what_differs():
 
 def test_paper_sizes():
     """Ronneberger et al. 2015, figure 1: 572 pixels in, 388 out, skips cropped from 64, 136, 280, 568 to 56 ... 392."""
-    config = Config(padding="valid", batch_norm="none")
+    config = Config.of(padding="valid", batch_norm="none")
     assert 572 - shapes.margin(4, "valid") == 388
-    assert shapes.missing(572, config) == 0
+    assert shapes.missing(572, config.network) == 0
     skips = {3: (64, 56), 2: (136, 104), 1: (280, 200), 0: (568, 392)}
-    assert {i: (skip, skip - 2 * shapes.skip_crop(config, i)) for i, (skip, _) in skips.items()} == skips
+    assert {i: (skip, skip - 2 * shapes.skip_crop(config.network, i)) for i, (skip, _) in skips.items()} == skips
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_any_size_gives_logits_of_the_right_size(implementation, padding):
-    config = Config(filters=2, depth=2, padding=padding)
-    model = comparison.load(implementation).UNet(config)
-    least, margin = shapes.min_size(config), shapes.margin(2, padding)
+    config = Config.of(filters=2, depth=2, padding=padding)
+    model = comparison.load(implementation).UNet(config.network)
+    least, margin = shapes.min_size(config.network), shapes.margin(2, padding)
     for height, width in itertools.product(range(least, least + 4), (least, least + 3)):
         assert model(tf.zeros([1, height, width, 1])).shape == (1, height - margin, width - margin, 1)
 
 
 def test_padding_moves_nothing(implementation):
     """A network padded for an odd size sees every pixel where an evenly sized image would show it."""
-    config = Config(filters=2, depth=1)
-    model = comparison.load(implementation).UNet(config)
+    config = Config.of(filters=2, depth=1)
+    model = comparison.load(implementation).UNet(config.network)
     image = np.random.default_rng(0).random((1, 31, 40, 1)).astype(np.float32)
     by_hand = np.pad(image, [(0, 0), (0, 1), (0, 0), (0, 0)], mode="reflect")
     np.testing.assert_array_equal(model(image), model(by_hand)[:, :31], err_msg="reflected at the lower border")
 
 
 def test_inference_leaves_no_trace(implementation):
-    config = Config(filters=2, depth=1, dropout=0.5)
+    config = Config.of(filters=2, depth=1, dropout=0.5)
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     images, masks = random_batch(config)
     before = {name: w.numpy() for name, w in code.named_weights(model).items()}
     first, second = model(images), model(images)
@@ -164,19 +164,19 @@ def test_inference_leaves_no_trace(implementation):
 
 
 def test_dropout_drops_in_training(implementation):
-    config = Config(filters=2, depth=1, dropout=0.5, batch_norm="none")
-    model = comparison.load(implementation).UNet(config)
+    config = Config.of(filters=2, depth=1, dropout=0.5, batch_norm="none")
+    model = comparison.load(implementation).UNet(config.network)
     images, _ = random_batch(config)
     assert np.abs(model(images, training=True) - model(images, training=True)).max() > 1e-3
 
 
 @pytest.mark.parametrize(("optimizer", "learning_rate"), [("adam", 0.01), ("sgd", 0.2)])
 def test_training_lowers_the_loss(implementation, optimizer, learning_rate):
-    config = Config(filters=4, depth=2, optimizer=optimizer, learning_rate=learning_rate)
+    config = Config.of(filters=4, depth=2, optimizer=optimizer, learning_rate=learning_rate)
     code = comparison.load(implementation)
     images = random_batch(config)[0]
     masks = tf.cast(images > 0.5, tf.float32)
-    step = code.make_train_step(code.UNet(config), config)
+    step = code.make_train_step(code.UNet(config.network), config)
     losses = [float(step(images, masks)) for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -244,4 +244,4 @@ def test_predicted_classes():
 )
 def test_impossible_configurations(options, words):
     with pytest.raises(UserError, match=words):
-        Config(**options)
+        Config.of(**options)

@@ -3,8 +3,7 @@
 import json
 from types import SimpleNamespace
 
-from common.config import Config, Size, UserError
-from common.losses import VOID
+from common.config import VOID, Config, Size, UserError
 from data import overview
 from data.loader import training_batches
 from data.overview import draw_augmentations, main, needs, overlay
@@ -146,7 +145,7 @@ def test_unusable_input_is_one_line(tmp_path):
     ],
 )
 def test_what_the_network_needs(sizes, options, problems, advice):
-    for found, expected in zip(needs([Size(*s) for s in sizes], "abc", Config(**options)), (problems, advice)):
+    for found, expected in zip(needs([Size(*s) for s in sizes], "abc", Config.of(**options)), (problems, advice)):
         assert len(found) == len(expected)
         for text, part in zip(found, expected):
             assert part in text
@@ -154,7 +153,7 @@ def test_what_the_network_needs(sizes, options, problems, advice):
 
 def test_what_is_advised_is_taken():
     """Sizes that the advice names fit the network without padding, and the crop fits into every image."""
-    config = Config(depth=3)
+    config = Config.of(depth=3)
     for low, high in [((70, 45), (300, 200)), ((1000, 1500), (2000, 1500)), ((17, 900), (18, 901))]:
         _, (advice, *_) = needs([Size(*low), Size(*high)], "ab", config)
         words = advice.replace(",", "").split()
@@ -179,7 +178,7 @@ def test_overlay_tints_the_mask_where_it_lies():
 @pytest.mark.parametrize("kind", ["flips", "elastic", "paper", "recolor"])
 def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkeypatch, kind):
     training = examples(NOISE[:, :40])
-    config = Config(depth=2, batch_size=1, epochs=5, augment=kind, channels=3, classes=1, crop_size=Size(32, 32))
+    config = Config.of(depth=2, batch_size=1, epochs=5, augment=kind, channels=3, classes=1, crop_size=Size(32, 32))
     shown = []
     monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args) or overlay(*args))
     draw_augmentations(tmp_path / "augmentations.png", training, config)
@@ -192,7 +191,7 @@ def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkey
 
 
 def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
-    config = Config(depth=2, augment="paper", channels=3, classes=12, crop_size=Size(24, 28))
+    config = Config.of(depth=2, augment="paper", channels=3, classes=12, crop_size=Size(24, 28))
     draw_augmentations(tmp_path / "augmentations.png", examples(*(NOISE[: 30 + i] for i in range(9))), config)
     with Image.open(tmp_path / "augmentations.png") as sheet:
         assert sheet.width > sheet.height > 800  # six columns, four rows

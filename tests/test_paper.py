@@ -2,11 +2,12 @@
 
 import comparison
 from common.checkpoint import load_checkpoint
-from common.config import Config, make_parser, parse, read_config
-from common.report import read_history
-from common.summary import layers
+from common.cli import make_parser, parse, read_config
+from common.config import Config
 from common.weights import is_trainable
 from tests.conftest import IMPLEMENTATIONS
+from training.report import read_history
+from training.summary import layers
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +30,7 @@ def preset(*options):
 def test_the_layers_of_figure_1(implementation):
     config = preset()
     code = comparison.load(implementation)
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     weights = code.named_weights(model)
     assert sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name)) == PARAMETERS == 31_030_658
 
@@ -48,7 +49,12 @@ def test_the_summary_is_figure_1():
 def test_options_beside_the_preset_count():
     assert preset("--filters", "8", "--loss", "dice_ce").filters == 8
     config = preset()
-    assert (config.optimizer, config.momentum, config.loss, config.dropout) == ("sgd", 0.99, "cross_entropy", 0.5)
+    assert (config.training.optimizer, config.training.momentum, config.training.loss, config.network.dropout) == (
+        "sgd",
+        0.99,
+        "cross_entropy",
+        0.5,
+    )
     assert Config().filters == 16, "without the preset nothing has changed"
 
 

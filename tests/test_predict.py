@@ -11,9 +11,9 @@ from common.config import Config, Names, Size, UserError
 from common.metrics import predicted_classes
 from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
-from common.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
 from common.weights import initial_weights
 from data.files import read_image, read_mask
+from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
 from tests.conftest import IMPLEMENTATIONS
 
 import numpy as np
@@ -29,8 +29,8 @@ def noise(height, width, channels=1, seed=0):
 
 
 def random_network(implementation="lowlevel", **options):
-    config = Config(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
-    return config, predict.make_network(implementation, config, initial_weights(config))
+    config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
+    return config, predict.make_network(implementation, config, initial_weights(config.network))
 
 
 def assembled(parts, shape):
@@ -49,14 +49,14 @@ def assembled(parts, shape):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_windows_of_an_axis(depth, padding):
-    config = Config(depth=depth, padding=padding)
+    config = Config.of(depth=depth, padding=padding)
     unit, lost = 2**depth, margin(depth, padding)
-    for tile in (smallest_tile(config), smallest_tile(config) + unit + 1):
-        for size in range(smallest_image(config), 4 * tile, 7):
+    for tile in (smallest_tile(config.network), smallest_tile(config.network) + unit + 1):
+        for size in range(smallest_image(config.network), 4 * tile, 7):
             windows = cut(size, tile, config)
             assert [i for w in windows for i in range(w.target.start, w.target.stop)] == list(range(size))
             length = len(windows[0].pixels)
-            assert all(len(w.pixels) == length for w in windows) and length <= tile and missing(length, config) == 0
+            assert all(len(w.pixels) == length for w in windows) and length <= tile and missing(length, config.network) == 0
             for w in windows:
                 logits = w.pixels[lost // 2 : length - lost // 2]
                 np.testing.assert_array_equal(logits[w.source], np.arange(size)[w.target])
@@ -69,7 +69,7 @@ def test_tiled_equals_untiled(implementation, height, width):
     config, network = random_network(implementation, classes=3, channels=3)
     image = noise(height, width, 3)
     whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config)), whole.shape)
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network)), whole.shape)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=ROUNDING)
 
 
@@ -78,7 +78,7 @@ def test_a_smaller_halo_shows_seams(monkeypatch):
     config, network = random_network()
     image = noise(117, 75)
     whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
-    monkeypatch.setattr("common.tiles.HALO", HALO - 1)
+    monkeypatch.setattr("prediction.tiles.HALO", HALO - 1)
     tiled = assembled(predict_tiles(network, image, config, 52), whole.shape)
     assert np.abs(tiled - whole).max() > 1e-3
 
@@ -86,7 +86,7 @@ def test_a_smaller_halo_shows_seams(monkeypatch):
 def test_valid_padding_covers_the_image(implementation):
     config, network = random_network(implementation, padding="valid")
     image, lost = noise(117, 75), margin(2, "valid") // 2
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config)), (117, 75, 1))
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network)), (117, 75, 1))
     once = assembled(predict_tiles(network, image, config, 1000), (117, 75, 1))
     np.testing.assert_allclose(tiled, once, rtol=0, atol=ROUNDING)
     mirrored = np.pad(image, ((lost, lost), (lost, lost), (0, 0)), mode="reflect")
@@ -108,7 +108,7 @@ def test_tta_is_the_mean_over_the_symmetries(height, width, number):
     expected = np.mean([back(network(there(seen))) for there, back in views], axis=0)[0]
     result = assembled(predict_tiles(network, image, config, 1000, tta=True), expected.shape)
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config), tta=True), expected.shape)
+    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network), tta=True), expected.shape)
     np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
     assert np.abs(expected - network(seen)[0]).max() > 1e-3, "this network is not symmetric"
 
@@ -131,8 +131,8 @@ def trained(tmp_path):
     """make(**options) -> the path of a checkpoint: a small network with random weights, trained by lowlevel by its metadata."""
 
     def make(implementation="lowlevel", **options):
-        config = Config(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
-        weights = {name: tf.constant(value) for name, value in initial_weights(config).items()}
+        config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
+        weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
         path = tmp_path / "best.safetensors"
         save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation, epoch=1)
         return path
@@ -373,7 +373,7 @@ def test_bad_masks_can_be_skipped(trained, folder, tmp_path, capsys):
 def replace_metadata(path, **changes):
     from safetensors.numpy import load_file, save_file
 
-    config = json.loads(json.dumps(Config(filters=2, depth=2).as_dict()))
+    config = json.loads(json.dumps(Config.of(filters=2, depth=2).as_dict()))
     metadata = {"config": {**config, **changes}, "implementation": "lowlevel"}
     save_file(load_file(path), path, {key: json.dumps(value) for key, value in metadata.items()})
 

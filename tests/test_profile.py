@@ -6,7 +6,8 @@ import re
 
 import compare
 import comparison
-from common.config import Config, Size, run_script
+from common.cli import run_script
+from common.config import Config, Size
 from comparison import profile
 
 import numpy as np
@@ -23,7 +24,7 @@ IDLE |= {"Shape", "ShapeN", "Pack", "Unpack", "Reshape", "Squeeze", "ConcatOffse
 def kinds(implementation, config):
     """{kind: Counter of operation types} in the train step as traced."""
     code = comparison.load(implementation)
-    step = code.make_train_step(code.UNet(config), config)
+    step = code.make_train_step(code.UNet(config.network), config)
     images = tf.zeros([2, 16, 16, 1])
     found = collections.defaultdict(collections.Counter)
     for node in step.get_concrete_function(images, images).graph.as_graph_def().node:
@@ -35,7 +36,7 @@ def kinds(implementation, config):
 
 def test_every_operation_of_the_network_has_its_kind(implementation):
     """Depth 1: six 3x3 convolutions with normalization and activation, a pooling, an up-convolution, the head."""
-    found = kinds(implementation, Config(**SMALL))
+    found = kinds(implementation, Config.of(**SMALL))
     assert found["convolution, forward"] == {"Conv2D": 7, "Conv2DBackpropInput": 1}
     assert found["convolution, input gradient"] == {"Conv2DBackpropInput": 7, "Conv2D": 1}  # that of the images is pruned later
     assert found["convolution, filter gradient"] == {"Conv2DBackpropFilter": 8}
@@ -51,11 +52,11 @@ def test_every_operation_of_the_network_has_its_kind(implementation):
 
 def test_options_have_their_kind_too(implementation):
     others = dict(loss="dice_ce", optimizer="sgd", clip_norm=1.0, dropout=0.5, activation="relu")
-    bare = kinds(implementation, Config(**{**SMALL, **others}, batch_norm="none"))
+    bare = kinds(implementation, Config.of(**{**SMALL, **others}, batch_norm="none"))
     assert not bare["batch normalization"], "whatever calculates is of the loss, the dropout or the optimizer"
     assert "SelectV2" in bare["dropout"] and bare["activation"] == {"Relu": 6, "ReluGrad": 6}
     assert bare["bias"] == {"BiasAdd": 8, "BiasAddGrad": 8}
-    explicit = kinds(implementation, Config(**SMALL, batch_norm="explicit", precision="bfloat16"))
+    explicit = kinds(implementation, Config.of(**SMALL, batch_norm="explicit", precision="bfloat16"))
     assert explicit["batch normalization"]["Rsqrt"] == 6 and explicit["batch normalization"]["RsqrtGrad"] == 6
     assert explicit["concatenation, slices, casts"]["Cast"] > 12
     for found in (bare, explicit):

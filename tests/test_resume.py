@@ -23,10 +23,10 @@ OPTIONS += " --checkpoint-every 1 --dropout 0.3 --schedule cosine --warmup 3 --a
 NURSERY = """
 import os, signal, sys, threading
 import common, comparison
-from common.config import run_script
-import common.loop, data.loader
+from common.cli import run_script
+import training.run, data.loader
 main = comparison.load(sys.argv[1]).main
-common.loop.draw_results = common.loop.draw_augmentations = lambda *_: None  # seconds that prove nothing here
+training.run.draw_results = training.run.draw_augmentations = lambda *_: None  # seconds that prove nothing here
 for line in sys.stdin:
     log, syncs, *options = line.split()
     child = os.fork()

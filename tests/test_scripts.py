@@ -13,9 +13,9 @@ import compare
 import comparison
 from common.checkpoint import load_checkpoint
 from common.config import Config, Size, UserError
-from common.report import COLUMNS
 from common.weights import is_trainable
 from comparison import parity
+from training.report import COLUMNS
 
 import numpy as np
 import pytest
@@ -75,14 +75,14 @@ def test_the_three_scripts_train_the_same_network(runs):
 
 def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
-    from common.loop import start
     from data.loader import load_examples, training_batches
+    from training.start import read_command_line as start
 
     code = comparison.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]
     code.main(arguments)
     config, training, _ = load_examples(start("keras_impl", arguments, ""))
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     step = code.make_train_step(model, config)
     for images, masks in training_batches(config, training):
         step(images, masks)
@@ -115,10 +115,10 @@ def test_compare_without_arguments(tmp_path, capsys):
 
 def test_compare_parity_climbs(tmp_path, capsys):
     """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
-    config = Config(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
+    config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
     every = list(parity.cases("default", config, steps=2))
     assert len({case.title for case in every}) == len(every) == 15
-    some = [case for case in every if case.config.jit or case.config.precision == "bfloat16"]
+    some = [case for case in every if case.config.training.jit or case.config.network.precision == "bfloat16"]
     assert parity.run(some, tmp_path / "parity.json")
     record = json.loads((tmp_path / "parity.json").read_text())
     assert [*record["losses"]] == ["default: bfloat16, fused", "default: float32, explicit, XLA"]
@@ -172,7 +172,7 @@ def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
     from comparison.roofline import convolution_flops
 
-    forward, training = convolution_flops(Config(filters=1, depth=1), 4, 4)
+    forward, training = convolution_flops(Config.of(filters=1, depth=1), 4, 4)
     down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)
     up = 16 * 2 + 16 * (9 * 2 + 9) + 16  # each pixel of the up-convolution sees one pixel of two channels
     assert forward == 2 * (down + up)

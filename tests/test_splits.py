@@ -20,7 +20,7 @@ def items(*groups, parts=()):
 
 
 def config(**options):
-    return Config(dataset="folder", data_dir=Path("data"), **options)
+    return Config.of(dataset="folder", data_dir=Path("data"), **options)
 
 
 def sides(found, of):

@@ -1,7 +1,6 @@
 """What surrounds the training steps: schedules, stopping, saving, folds, and what a run refuses."""
 
 import csv
-import dataclasses
 import json
 import math
 import signal
@@ -11,12 +10,12 @@ import time
 from pathlib import Path
 
 import comparison
-from common import loop
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
-from common.report import read_history
-from common.schedule import learning_rate, plateaus, stops_early
 from data import cache
+from training import run as loop
+from training.report import read_history
+from training.schedule import learning_rate, plateaus, stops_early
 
 import numpy as np
 import pytest
@@ -46,12 +45,12 @@ def rows(*dice):
 
 
 def test_warm_up_and_constant():
-    config = Config(learning_rate=0.4, warmup=4)
+    config = Config.of(learning_rate=0.4, warmup=4)
     assert [learning_rate(config, step, 100, []) for step in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 def test_cosine_ends_near_zero():
-    config = Config(learning_rate=2.0, warmup=10, schedule="cosine")
+    config = Config.of(learning_rate=2.0, warmup=10, schedule="cosine")
     rates = [learning_rate(config, step, 110, []) for step in range(110)]
     assert rates[10] == 2 and rates[60] == pytest.approx(1) and rates[109] < 0.001
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))
@@ -61,12 +60,12 @@ def test_cosine_ends_near_zero():
 def test_plateau_counts_epochs_without_a_better_dice():
     assert plateaus(rows(0.1, 0.2, 0.2, 0.19, 0.3, 0.3), patience=2) == 1
     assert plateaus(rows(0.5, *[0.4] * 5), patience=2) == 2
-    config = Config(learning_rate=1.0, schedule="plateau", plateau_factor=0.1, plateau_patience=2)
+    config = Config.of(learning_rate=1.0, schedule="plateau", plateau_factor=0.1, plateau_patience=2)
     assert learning_rate(config, 9, 99, rows(0.5, *[0.4] * 5)) == pytest.approx(0.01)
 
 
 def test_early_stopping_waits_for_its_patience():
-    config = Config(patience=2)
+    config = Config.of(patience=2)
     assert not stops_early(config, rows(0.1, 0.3, 0.2)) and stops_early(config, rows(0.1, 0.3, 0.2, 0.3))
     assert not stops_early(config, []) and not stops_early(Config(), rows(0.3, *[0.1] * 50))
 
@@ -82,7 +81,7 @@ def test_the_optimizer_gets_the_rate_of_every_step(implementation, tmp_path, mon
 
     monkeypatch.setattr(loop.Run, "end_step", end_step)
     train(tmp_path, "--schedule", "cosine", "--warmup", "2", "--learning-rate", "0.5", implementation=implementation)
-    config = Config(learning_rate=0.5, warmup=2, schedule="cosine")
+    config = Config.of(learning_rate=0.5, warmup=2, schedule="cosine")
     np.testing.assert_allclose(seen, [learning_rate(config, step, 12, []) for step in range(12)], rtol=1e-6)  # float32
     assert read_history(tmp_path)[2]["learning_rate"] == pytest.approx(seen[-1])
 
@@ -199,7 +198,7 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
     before = loop.Run.end_step
 
     def end_step(self, loss):
-        if self.config.fold == 1:
+        if self.config.data.fold == 1:
             self.signal = signal.SIGINT
         before(self, loss)
 
@@ -263,7 +262,7 @@ def test_infinite_gradients_keep_the_last_good_checkpoint(implementation, tmp_pa
 
 
 def test_out_of_memory_is_one_line(monkeypatch, capsys):
-    from common.config import run_script
+    from common.cli import run_script
 
     def main():
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
@@ -279,15 +278,15 @@ def test_clipping_bounds_the_step_in_all_three(tmp_path):
     from common.weights import initial_weights
     from tests.test_network import random_batch
 
-    config = Config(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, clip_norm=0.01, batch_norm="none")
+    config = Config.of(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, clip_norm=0.01, batch_norm="none")
     for name in comparison.IMPLEMENTATIONS:
         code = comparison.load(name)
-        model = code.UNet(config)
+        model = code.UNet(config.network)
         code.make_train_step(model, config)(*random_batch(config))
-        moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(config).items()]
+        moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(config.network).items()]
         norm = math.sqrt(sum((difference**2).sum() for difference in moved))
         assert norm == pytest.approx(0.01, rel=1e-3), name  # float32
-    unclipped = dataclasses.replace(config, clip_norm=1e6)
+    unclipped = config.replace(clip_norm=1e6)
     code = comparison.load("lowlevel")
     model = code.UNet(unclipped)
     code.make_train_step(model, unclipped)(*random_batch(unclipped))

@@ -7,9 +7,9 @@ import time
 import compare
 import comparison
 from common.config import Config, Size, UserError
-from common.loop import Run
 from comparison import training_loop
 from data.loader import load_examples, training_batches
+from training.run import Run
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    monkeypatch.setattr("common.loop.draw_augmentations", lambda *_: None)  # seconds that prove nothing here
+    monkeypatch.setattr("training.run.draw_augmentations", lambda *_: None)  # seconds that prove nothing here
 
 
 def test_every_loop_is_timed(tmp_path, capfd):
@@ -53,7 +53,7 @@ class Requests:
 def train(implementation, rounds, folder, monkeypatch):
     """-> the answers of `training_loop.work`, in this process."""
     monkeypatch.setattr(importlib.import_module(f"{implementation}.train"), "Run", Run)  # put back after the test
-    config = Config(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16), epochs=1, run_dir=folder / "run")
+    config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16), epochs=1, run_dir=folder / "run")
     config, training, _ = load_examples(config)
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
     requests = Requests(rounds)
@@ -93,12 +93,15 @@ def test_no_loop_waits_for_the_loss(implementation, tmp_path, monkeypatch):
 
 def test_the_unrolled_steps_are_the_steps(implementation):
     """The same weights, to rounding, after one call of eight steps and after eight calls."""
-    code, config = comparison.load(implementation), Config(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
+    code, config = (
+        comparison.load(implementation),
+        Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16)),
+    )
     _, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
     found = []
     for unrolled in (False, True):
-        model = code.UNet(config)
+        model = code.UNet(config.network)
         step = code.make_train_step(model, config)
         if unrolled:
             training_loop.unroll(step, config)(images, masks)

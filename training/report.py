@@ -71,7 +71,7 @@ def predict_some(config, validation, eval_step):
     for images, masks in validation_batches(config, validation):
         predictions = predicted_classes(eval_step(images, masks)[1].numpy())
         truths = masks.numpy()[..., 0].astype(int)
-        dice = scores(truths, predictions, config.classes)["dice"]
+        dice = scores(truths, predictions, config.network.classes)["dice"]
         found += zip(validation.names[len(found) :], images.numpy(), truths, predictions, dice)
         if len(found) >= PICTURES:
             return found[:PICTURES]
@@ -79,27 +79,27 @@ def predict_some(config, validation, eval_step):
 
 
 def draw_results(config, rows, best, validation, eval_step):
-    """Draws curves.png, and predictions.png with the weights that `eval_step` has, into `config.run_dir`."""
+    """Draws curves.png, and predictions.png with the weights that `eval_step` has, into `config.training.run_dir`."""
     examples = predict_some(config, validation, eval_step)
     pictures = [
         {
             name: image_colors(image, truth),
-            "truth": mask_colors(truth, config.classes),
-            f"prediction, dice {dice:.3f}": mask_colors(prediction, config.classes),
-            "missed orange, wrong violet": difference_colors(truth, prediction, config.classes),
+            "truth": mask_colors(truth, config.network.classes),
+            f"prediction, dice {dice:.3f}": mask_colors(prediction, config.network.classes),
+            "missed orange, wrong violet": difference_colors(truth, prediction, config.network.classes),
         }
         for name, image, truth, prediction, dice in examples
     ]
     key = legend([mask for _, _, truth, prediction, _ in examples for mask in (truth, prediction)], config)
-    draw_grid(config.run_dir / "predictions.png", pictures, f"validation images, epoch {best['epoch']}", key)
-    draw_curves(config.run_dir / "curves.png", {config.run_dir.name: rows})
+    draw_grid(config.training.run_dir / "predictions.png", pictures, f"validation images, epoch {best['epoch']}", key)
+    draw_curves(config.training.run_dir / "curves.png", {config.training.run_dir.name: rows})
 
 
 def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
-    with open(config.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
+    with open(config.training.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "iou", "dice", "pixels"])
         writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
@@ -108,7 +108,7 @@ def list_classes(config, means, matrix):
     for name, *measures, pixels in rows:
         shown = "".join(f"{'-' if math.isnan(value) else f'{value:.4f}':>8}" for value in measures)
         print(f"{name:<{width}}{shown}  {pixels:>19,}")
-    if config.classes > 1:
+    if config.network.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
 
 
@@ -116,8 +116,8 @@ def list_folds(config):
     """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
     measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
     folds = {}
-    for k in range(config.folds):
-        run_dir = config.run_dir / f"fold{k}"
+    for k in range(config.data.folds):
+        run_dir = config.training.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
         with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
             classes = list(csv.DictReader(file))
@@ -138,8 +138,8 @@ def list_folds(config):
     for name in names:
         iou, dice = f"iou of {name}", f"dice of {name}"
         print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    with open(config.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
+    with open(config.training.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", *columns])
         writer.writerows([label, *(values[name] for name in columns)] for label, values in rows.items())
-    print(f"written to {config.run_dir / 'folds.csv'}", flush=True)
+    print(f"written to {config.training.run_dir / 'folds.csv'}", flush=True)

@@ -12,27 +12,27 @@ def layers(config, size):
 
     config: with `channels` and `classes`. size: (height, width), at least `shapes.min_size`.
     """
-    height, width = (n + missing(n, config) for n in size)
-    lost = 0 if config.padding == "same" else 2  # by a 3x3 convolution
+    height, width = (n + missing(n, config.network) for n in size)
+    lost = 0 if config.network.padding == "same" else 2  # by a 3x3 convolution
     parameters = {}
-    for name, shape in weight_shapes(config).items():
+    for name, shape in weight_shapes(config.network).items():
         layer = name.rsplit("/", 1)[0]
         parameters[layer] = parameters.get(layer, 0) + int(np.prod(shape)) * is_trainable(name)
-    found = [("image", (*size, config.channels), 0)]
+    found = [("image", (*size, config.network.channels), 0)]
     for layer, count in parameters.items():
         block, _, part = layer.partition("/")
         number = block.removeprefix("down").removeprefix("up")
-        level = int(number) if number.isdigit() else config.depth  # "dropout" is at the bottom
-        channels = config.classes if block == "head" else config.filters * 2**level
+        level = int(number) if number.isdigit() else config.network.depth  # "dropout" is at the bottom
+        channels = config.network.classes if block == "head" else config.network.filters * 2**level
         if part.startswith("conv"):
             height, width = height - lost, width - lost
         elif part == "deconv":
             height, width = 2 * height, 2 * width
         elif block == "head":
-            height, width = (n - margin(config.depth, config.padding) for n in size)
+            height, width = (n - margin(config.network.depth, config.network.padding) for n in size)
         found.append((layer, (height, width, channels), count))
-        last = part == ("bn2" if config.batch_norm != "none" else "conv2")
-        if last and block.startswith("down") and block != f"down{config.depth}":
+        last = part == ("bn2" if config.network.batch_norm != "none" else "conv2")
+        if last and block.startswith("down") and block != f"down{config.network.depth}":
             height, width = height // 2, width // 2
             found.append((f"{block}/pool", (height, width, channels), 0))
         if part == "deconv":
@@ -42,10 +42,12 @@ def layers(config, size):
 
 def print_summary(config, size):
     """Prints the table for training on images of `size`, a `Size`, or on the crops that the options name."""
-    size = config.crop_size or Size(*(n + margin(config.depth, config.padding) for n in size))  # mirrored around the border
+    size = config.data.crop_size or Size(
+        *(n + margin(config.network.depth, config.network.padding) for n in size)
+    )  # mirrored around the border
     rows = layers(config, size)
     print(f"{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
     for name, (height, width, channels), count in rows:
         print(f"{name:<16}{height:>8}{width:>8}{channels:>10}{count or '':>14}")
     total = sum(count for _, _, count in rows)
-    print(f"{total:,} trainable parameters for {size} {'gray' if config.channels == 1 else 'RGB'} images")
+    print(f"{total:,} trainable parameters for {size} {'gray' if config.network.channels == 1 else 'RGB'} images")

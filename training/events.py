@@ -3,8 +3,9 @@
 import io
 import sys
 
+from common.device import tf
+
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 

@@ -40,24 +40,24 @@ class Window(NamedTuple):
     source: slice  # the same pixels in the window's logits
 
 
-def smallest_tile(config):
+def smallest_tile(network):
     """The smallest window, in pixels, that has something left between its two halos."""
-    return (2 * HALO + 1) * 2**config.depth
+    return (2 * HALO + 1) * 2**network.depth
 
 
-def smallest_image(config):
+def smallest_image(network):
     """The smallest height or width, in pixels, of an image that can be mirrored as far as the network asks."""
-    return max(2**config.depth, margin(config.depth, config.padding) // 2 + 1)
+    return max(2**network.depth, margin(network.depth, network.padding) // 2 + 1)
 
 
-def cut(size, tile, config):
+def cut(size, tile, network):
     """Cuts an axis of `size` pixels, at least `smallest_image`, into windows of one length, at most `tile` pixels: [Window]."""
-    unit = 2**config.depth
-    lost = margin(config.depth, config.padding) // 2  # at each side of the logits
-    fill = missing(size + 2 * lost, config)  # on both sides, as `common.shapes.pad_input` pads the whole image
+    unit = 2**network.depth
+    lost = margin(network.depth, network.padding) // 2  # at each side of the logits
+    fill = missing(size + 2 * lost, network)  # on both sides, as `common.padding.any_size` pads the whole image
     before = lost + fill // 2
     pixels = np.pad(np.arange(size), (before, lost + fill - fill // 2), mode="reflect")
-    window = min(len(pixels), tile - -missing(tile, config) % unit)  # the largest that fits through the U
+    window = min(len(pixels), tile - -missing(tile, network) % unit)  # the largest that fits through the U
     halo = lost or HALO * unit
     step = max(window - 2 * halo, unit) // unit * unit
     last = len(pixels) - window
@@ -76,20 +76,20 @@ def symmetries(square):
     return [(turns, mirrored) for turns in (range(4) if square else (0, 2)) for mirrored in (False, True)]
 
 
-def predict_window(network, window, views):
+def predict_window(predict, window, views):
     """float32 [h, w, channels] -> probabilities [h', w', classes]: the mean over `views`, from `symmetries`."""
     total = 0
     for turns, mirrored in views:
         seen = np.rot90(window, turns)
-        p = network((seen[:, ::-1] if mirrored else seen)[np.newaxis])[0]
+        p = predict((seen[:, ::-1] if mirrored else seen)[np.newaxis])[0]
         total = total + np.rot90(p[:, ::-1] if mirrored else p, -turns)
     return total / len(views)
 
 
-def predict_tiles(network, image, config, tile, tta=False, name=None):
+def predict_tiles(predict, image, network, tile, tta=False, name=None):
     """The prediction of an image at its own size, tile by tile. A bar named `name` shows the progress in a terminal.
 
-    network: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], both numpy arrays.
+    predict: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], both numpy arrays.
     image: uint8 [H, W, channels], both sides at least `smallest_image`.
     tile: the side of the windows in pixels, at least `smallest_tile`.
     tta: test-time augmentation, the mean over the 8 symmetries of a square image, over 4 for any other.
@@ -98,23 +98,23 @@ def predict_tiles(network, image, config, tile, tta=False, name=None):
     """
     height, width, _ = image.shape
     views = symmetries(height == width) if tta else [(0, False)]
-    windows = list(itertools.product(cut(height, tile, config), cut(width, tile, config)))
+    windows = list(itertools.product(cut(height, tile, network), cut(width, tile, network)))
     for rows, columns in tqdm(windows, desc=name, unit=" tiles", delay=1, leave=False, disable=None):
         window = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / 255
-        p = predict_window(network, window, views)
+        p = predict_window(predict, window, views)
         yield rows.target, columns.target, p[rows.source, columns.source].astype(np.float32)
 
 
-def predict_resized(network, image, size, config, tile, tta=False, name=None):
+def predict_resized(predict, image, size, network, tile, tta=False, name=None):
     """As `predict_tiles`, for an image that was resized for the network: the prediction at its own `size`, (height, width).
 
     The probabilities, and not the classes, are resized, bilinearly: borders come out smooth.
     """
     (height, width), (h, w, _) = size, image.shape
-    p = np.empty([h, w, config.classes], np.float32)
-    for rows, columns, part in predict_tiles(network, image, config, tile, tta, name):
+    p = np.empty([h, w, network.classes], np.float32)
+    for rows, columns, part in predict_tiles(predict, image, network, tile, tta, name):
         p[rows, columns] = part
-    layers = [Image.fromarray(p[..., c]) for c in range(config.classes)]
+    layers = [Image.fromarray(p[..., c]) for c in range(network.classes)]
     for top in range(0, height, STRIP):
         end = min(top + STRIP, height)
         box = (0, top / height * h, w, end / height * h)

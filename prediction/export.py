@@ -27,12 +27,12 @@ from pathlib import Path
 import comparison
 from common import shapes
 from common.config import Size, UserError
+from common.device import tf
 from common.losses import probabilities
 from common.weights import assign_weights
 from keras_impl.model import CropOutput, FusedBatchNormalization, Head, PadInput, named_weights
 
 import keras
-import tensorflow as tf
 from keras import layers, ops
 from safetensors.numpy import save
 
@@ -78,7 +78,7 @@ def replaced_folder(path, files):
 def restore(implementation, config, weights):
     """-> (model, canonical name -> variable), with the values of `weights`."""
     code = importlib.import_module(f"{implementation}.model")
-    model = code.UNet(config)
+    model = code.UNet(config.network)
     variables = code.named_weights(model)
     assign_weights(variables, weights)
     return model, variables
@@ -102,8 +102,8 @@ def fitting_indices(images, axis, config):
     In a functional model `ops.shape` gives None for sizes that are not known yet, and `ops.pad` and slices take numbers only.
     So sizes are counted: a vector of ones is as long as the axis, every 2**depth-th of it as long as there are blocks.
     """
-    margin, block = shapes.margin(config.depth, config.padding), 2**config.depth
-    rest = shapes.missing(0, config)  # a size that fits is `rest` and a number of blocks; 0 with padding "same"
+    margin, block = shapes.margin(config.network.depth, config.network.padding), 2**config.network.depth
+    rest = shapes.missing(0, config.network)  # a size that fits is `rest` and a number of blocks; 0 with padding "same"
 
     def ones(start=0, step=1):
         line = images[0, start::step, 0, 0] if axis == 1 else images[0, 0, start::step, 0]
@@ -138,8 +138,8 @@ def stock_model(model, config):
         return x
 
     network = keras.models.clone_model(model, clone_function=clone, call_function=call)
-    activation = "sigmoid" if config.classes == 1 else "softmax"
-    p = layers.Activation(activation, dtype=config.variable_dtype, name="probabilities")(network.output)
+    activation = "sigmoid" if config.network.classes == 1 else "softmax"
+    p = layers.Activation(activation, dtype=config.network.variable_dtype, name="probabilities")(network.output)
     return keras.Model(network.input, p, name="unet")
 
 
@@ -154,7 +154,7 @@ def write_keras(folder, implementation, config, weights):
 
 def write_savedmodel(folder, implementation, config, weights):
     model, variables = restore(implementation, config, weights)
-    images = tf.TensorSpec([None, None, None, config.channels], tf.float32, name="images")
+    images = tf.TensorSpec([None, None, None, config.network.channels], tf.float32, name="images")
     module = tf.Module()
     module.weights = variables  # a SavedModel holds what a module reaches, under the names of its attributes
     tf.saved_model.save(module, str(folder), tf.function(serving_function(model), input_signature=[images]))
@@ -172,7 +172,7 @@ def without_locations(text):
 def write_stablehlo(folder, implementation, config, weights, size):
     """Returns: {"arguments": names in the order of the function's, "logits_size": [height, width] of the probabilities}."""
     model, variables = restore(implementation, config, weights)
-    images = tf.TensorSpec([1, *size, config.channels], tf.float32, name="images")
+    images = tf.TensorSpec([1, *size, config.network.channels], tf.float32, name="images")
     function = tf.function(serving_function(model), jit_compile=True)
     with warnings.catch_warnings():
         # `device_name` is deprecated; without it TensorFlow draws a random number, only to see which device is in use
@@ -184,18 +184,18 @@ def write_stablehlo(folder, implementation, config, weights, size):
     names = {id(variable.handle): name for name, variable in variables.items()}
     captured = [names[id(handle)] for handle in function.get_concrete_function(images).captured_inputs]  # follow the images
     (folder / "weights.safetensors").write_bytes(save({name: variables[name].numpy() for name in captured}))
-    margin = shapes.margin(config.depth, config.padding)
+    margin = shapes.margin(config.network.depth, config.network.padding)
     return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
 
 
 def stablehlo_size(config, size=None):
     """`size`, or else the one that the network was trained for. Raises: UserError when there is none, or it is too small."""
-    size = size or config.image_size or config.crop_size
-    if not size and config.dataset == "synthetic":
+    size = size or config.data.image_size or config.data.crop_size
+    if not size and config.data.dataset == "synthetic":
         size = Size(128, 128)  # as `data.synthetic` draws them
     if not size:
         raise UserError("--export stablehlo is for one image size, and the training had none: add --image-size WIDTHxHEIGHT")
-    smallest = shapes.min_size(config)
+    smallest = shapes.min_size(config.network)
     if min(size) < smallest:
         raise UserError(f"--image-size {Size(*size)} is too small: this network needs at least {smallest} pixels")
     return size

@@ -1,156 +1,30 @@
-"""What a training run does besides training: progress, validation, saving, stopping and going on, folds."""
+"""What a training run does besides training: progress, validation, saving, stopping and going on."""
 
-import dataclasses
-import itertools
-import json
 import math
 import os
-import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
-from common.checkpoint import load_checkpoint, load_metadata, replacing, save_checkpoint
-from common.config import Config, Stopped, UserError, Weights, given_options, make_parser, parse, read_config
-from common.events import EventWriter
+from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.config import Stopped, UserError
+from common.device import device_name
 from common.pictures import image_colors, mask_colors
-from common.report import draw_results, evaluate, list_classes, list_folds, predict_some, write_history
-from common.schedule import learning_rate, stops_early
-from common.summary import print_summary
 from common.weights import assign_weights, is_trainable
-from data.cache import try_lock
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.overview import draw_augmentations
 from data.splits import read_split, write_split
 from data.synthetic import otsu_dice
+from training.events import EventWriter
+from training.folder import take_new_folder, write_config
+from training.report import draw_results, evaluate, list_classes, predict_some, write_history
+from training.schedule import learning_rate, stops_early
+from training.summary import print_summary
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
-
-# What --resume may change: the rest decides what is trained
-FREE = {"run_dir", "data_dir", "cache", "epochs", "patience", "checkpoint_every", "keep"}
-
-
-def be_deterministic():
-    """Makes equal graphs give equal bits, run after run, on one machine. Call it before the first operation.
-
-    Op determinism alone does not do that. Where memory looks short, TensorFlow's graph optimizer breaks a sum of three
-    gradients, as they meet in the explicit batch normalization, into additions that run in the order of arrival, and
-    it does so in some of the three graphs and not in others: docs/differences.md shows it.
-    """
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # on a GPU; 10 bits of mantissa prove nothing
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
-
-
-def start(implementation, argv, description):
-    """The `Config` on the command line, with its wish for determinism fulfilled: the first line of every train script.
-
-    Raises: UserError for an unknown option or a value that does not fit.
-    """
-    parser = make_parser(f"{implementation}.train", description)
-    parser.set_defaults(run_dir=Path("runs") / implementation)
-    args = parse(parser, argv)
-    config = resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
-    if config.deterministic:
-        be_deterministic()
-    return config
-
-
-def resumed(args, given):
-    """The options of the run in `args.run_dir`, and of those `given` on the command line what may change in mid-run.
-
-    Raises: UserError when there is no run, or an option would make it another one.
-    """
-    if args.preset:
-        raise UserError("--resume goes on with the options of its run: leave --preset out")
-    path = args.run_dir / "config.json"
-    try:
-        stored = Config.from_dict(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"there is no run to --resume in {args.run_dir}: {path} cannot be read") from None
-    for name in sorted(given - FREE - {"resume"}):
-        wanted = getattr(args, name)
-        if wanted != getattr(stored, name) and wanted != Weights():  # "balanced" has become numbers
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{args.run_dir} was trained with {flag} {getattr(stored, name)}: --resume cannot change that")
-    changed = {name: getattr(args, name) for name in given & FREE} | {"run_dir": args.run_dir, "resume": True}
-    return dataclasses.replace(stored, **changed)
-
-
-def device_name():
-    """What TensorFlow computes on: the GPU's name, or the number of CPU cores."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        return f"GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'unnamed')})"
-    return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
-
-
-def train_folds(implementation, train, config):
-    """Calls `train(config)`: once, or for each of `config.folds` in a folder of its own, and then tells mean and deviation.
-
-    Folds of an interrupted cross-validation that `config.resume` finds finished are not trained again.
-    """
-    try:
-        if config.folds is None or config.fold is not None:
-            train(config)
-        else:
-            _each_fold(train, config)
-    except Stopped as stopped:
-        command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.run_dir))}"
-        raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
-
-
-def take_folder(run_dir):
-    """Makes the folder of a run, and locks it until the result is closed. Raises: UserError when another process has it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(run_dir / ".lock")
-    if not lock:
-        raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
-    return lock
-
-
-def set_aside(run_dir):
-    """Renames the folder of an earlier run, so that nothing in it is lost."""
-    run_dir = run_dir.resolve()
-    names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
-    kept = next(name for name in names if not name.exists())
-    run_dir.rename(kept)
-    print(f"the earlier run in {run_dir}/ is kept as {kept}/", flush=True)
-
-
-def take_new_folder(config):
-    """`take_folder`; what an earlier run left there is set aside, unless `config.resume` goes on with it."""
-    run_dir = config.run_dir
-    lock = take_folder(run_dir)
-    if not config.resume and any((run_dir / name).exists() for name in ("last.safetensors", "fold0")):
-        set_aside(run_dir)
-        lock.close()
-        lock = take_folder(run_dir)
-    return lock
-
-
-def write_config(config):
-    """config.json, which --resume reads."""
-    with replacing(config.run_dir / "config.json") as part:
-        part.write_text(json.dumps(dataclasses.replace(config, resume=False).as_dict(), indent=2) + "\n")
-
-
-def _each_fold(train, config):
-    cache = config.run_dir / "cache"  # without --cache the folds share one, until the last is done
-    with take_new_folder(config):
-        write_config(config)
-        for fold in range(config.folds):
-            run_dir = config.run_dir / f"fold{fold}"
-            print(f"fold {fold + 1} of {config.folds}", flush=True)
-            train(dataclasses.replace(config, fold=fold, run_dir=run_dir, cache=config.cache or cache))
-        if not config.cache:
-            shutil.rmtree(cache, ignore_errors=True)
-    list_folds(config)
 
 
 class Run:
@@ -161,8 +35,8 @@ class Run:
                 run.end_step(train_step(images, masks))
             run.finish()
 
-    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.resume` all goes on where the run
-    in `config.run_dir` stopped, in the middle of an epoch too. With `config.checkpoint` it starts from that file.
+    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.training.resume` all goes on where the run
+    in `config.training.run_dir` stopped, in the middle of an epoch too. With `config.training.checkpoint` it starts from that file.
 
     Raises: UserError when another process uses the folder, and for a checkpoint that does not fit.
     """
@@ -172,7 +46,7 @@ class Run:
         self.training, self.validation = training, validation
         self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, eval_step
         self.steps_per_epoch = steps_per_epoch(config, training)
-        self.all_steps = config.epochs * self.steps_per_epoch
+        self.all_steps = config.training.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
         self.losses = []  # of the steps of this epoch
         self.read = 0  # how many of them are numbers and finite; the others may still be on the device
@@ -180,37 +54,37 @@ class Run:
         self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
         self.signal = None  # number of the one that asks to stop
-        self.last = config.run_dir / "last.safetensors"
+        self.last = config.training.run_dir / "last.safetensors"
 
     def __enter__(self):
         config = self.config
         try:
-            checkpoint = config.checkpoint
-            if checkpoint and not config.resume and checkpoint.parent.resolve() == config.run_dir.resolve():
+            checkpoint = config.training.checkpoint
+            if checkpoint and not config.training.resume and checkpoint.parent.resolve() == config.training.run_dir.resolve():
                 raise UserError(
                     f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
                 )
             self.lock = take_new_folder(config)
-            for left_over in config.run_dir.glob("*.part"):  # of a process that was killed while it wrote
+            for left_over in config.training.run_dir.glob("*.part"):  # of a process that was killed while it wrote
                 left_over.unlink()
-            if config.resume and self.last.exists():
+            if config.training.resume and self.last.exists():
                 self._restore(self.last)
-            elif config.checkpoint:
-                self._start_from(config.checkpoint)
+            elif config.training.checkpoint:
+                self._start_from(config.training.checkpoint)
             self._write_split()
             write_config(config)
         except OSError as error:
-            raise UserError(f"cannot write to --run-dir {config.run_dir}: {error.strerror}") from None
+            raise UserError(f"cannot write to --run-dir {config.training.run_dir}: {error.strerror}") from None
         self.done = self.step >= self.all_steps or stops_early(config, self.rows)
         self.batches = training_batches(config, self.training, first_step=self.step)
         self.validation_batches = validation_batches(config, self.validation)
-        self.events = EventWriter(config.run_dir / "events")
-        if config.augment != "none" or config.crop_size:
-            draw_augmentations(config.run_dir / "augmentations.png", self.training, config)
-        if config.summary:
+        self.events = EventWriter(config.training.run_dir / "events")
+        if config.data.augment != "none" or config.data.crop_size:
+            draw_augmentations(config.training.run_dir / "augmentations.png", self.training, config)
+        if config.training.summary:
             print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
-        print(f"{count:,} trainable parameters on {device_name()}; results go to {config.run_dir}/", flush=True)
+        print(f"{count:,} trainable parameters on {device_name()}; results go to {config.training.run_dir}/", flush=True)
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
             self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -242,7 +116,7 @@ class Run:
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
         self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
         if self.rows:
-            write_history(self.config.run_dir, self.rows)  # it may be an epoch ahead
+            write_history(self.config.training.run_dir, self.rows)  # it may be an epoch ahead
 
     def _start_from(self, path):
         """Weights, and if the file holds them the optimizer's state and the epoch."""
@@ -251,13 +125,13 @@ class Run:
         if self.step >= self.all_steps:
             done = metadata["epoch"]
             raise UserError(
-                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.epochs}; "
+                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.training.epochs}; "
                 "from best.safetensors a run starts with its weights and at epoch 1"
             )
 
     def _load(self, path):
         """-> metadata, empty if the file holds weights alone."""
-        values, state, metadata = load_checkpoint(path, self.config)
+        values, state, metadata = load_checkpoint(path, self.config.network)
         assign_weights(self.weights, values)
         if not state:
             return {}
@@ -268,8 +142,8 @@ class Run:
 
     def _write_split(self):
         """split.json; a run that goes on must find the images that it had."""
-        path, names = self.config.run_dir / "split.json", (self.training.names, self.validation.names)
-        if self.step and self.config.resume and read_split(path) != names:
+        path, names = self.config.training.run_dir / "split.json", (self.training.names, self.validation.names)
+        if self.step and self.config.training.resume and read_split(path) != names:
             raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
         write_split(path, *names)
 
@@ -278,9 +152,9 @@ class Run:
         if self.timed is not None:
             self.timed = 0
         self.progress = tqdm(
-            total=self.steps_per_epoch * self.config.batch_size,
-            initial=self.step % self.steps_per_epoch * self.config.batch_size,
-            desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.config.epochs}",
+            total=self.steps_per_epoch * self.config.training.batch_size,
+            initial=self.step % self.steps_per_epoch * self.config.training.batch_size,
+            desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.config.training.epochs}",
             unit=" images",
             leave=False,
             disable=None if not self.done else True,  # no bar in a file or a pipe
@@ -310,14 +184,14 @@ class Run:
         """
         self.losses.append(loss)
         self.step += 1
-        self.progress.update(self.config.batch_size)
+        self.progress.update(self.config.training.batch_size)
         epoch_ends = self.step % self.steps_per_epoch == 0
         if self.timed is None:
             float(loss)
             self.started, self.timed = time.perf_counter(), 0
         else:
-            self.timed += self.config.batch_size
-        every = self.config.checkpoint_every
+            self.timed += self.config.training.batch_size
+        every = self.config.training.checkpoint_every
         is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
         if epoch_ends or is_due or self.signal:
             self._check_losses()
@@ -356,7 +230,7 @@ class Run:
         self.progress.close()
         files = ", ".join(batch_names(self.config, self.training, step))
         raise UserError(
-            f"{what} at step {step + 1}, on the images {files}; what was saved in {self.config.run_dir} stays. Look at these "
+            f"{what} at step {step + 1}, on the images {files}; what was saved in {self.config.training.run_dir} stays. Look at these "
             "images, or try a smaller --learning-rate or --clip-norm 1"
         )
 
@@ -375,16 +249,16 @@ class Run:
         }
         self.losses, self.read = [], 0
         self.rows.append(row)
-        write_history(self.config.run_dir, self.rows)
+        write_history(self.config.training.run_dir, self.rows)
         self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
         # before last.safetensors: killed in between, a resumed run finds the same best once more
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_checkpoint(self.config.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
+            save_checkpoint(self.config.training.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
         self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
-        of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.classes > 1 else ""
+        of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
         print(
-            f"epoch {row['epoch']:>{len(str(self.config.epochs))}}/{self.config.epochs}  loss {row['loss']:.4f}  validation: "
+            f"epoch {row['epoch']:>{len(str(self.config.training.epochs))}}/{self.config.training.epochs}  loss {row['loss']:.4f}  validation: "
             f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
             f"{of_classes}accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
@@ -392,10 +266,10 @@ class Run:
         if not self.done:
             self._start_epoch()
         elif self.step < self.all_steps:
-            print(f"no better validation dice in {self.config.patience} epochs: stopping early", flush=True)
+            print(f"no better validation dice in {self.config.training.patience} epochs: stopping early", flush=True)
 
     def _evaluate(self):
-        return evaluate(self.eval_step, self.validation_batches, self.config.classes)
+        return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
 
     def _tell_tensorboard(self, row, with_pictures):
         self.events.scalars({name: value for name, value in row.items() if name not in ("epoch", "step")}, self.step)
@@ -403,20 +277,20 @@ class Run:
             return
         strips = []
         for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
-            masks = [mask_colors(mask, self.config.classes) for mask in (truth, prediction)]
+            masks = [mask_colors(mask, self.config.network.classes) for mask in (truth, prediction)]
             strips.append(np.hstack([image_colors(image, truth), *masks]))
         self.events.pictures("image, truth, prediction", strips, self.step)
 
     def _metadata(self):
         return {
             "implementation": self.implementation,
-            "config": dataclasses.replace(self.config, resume=False).as_dict(),
+            "config": self.config.replace(resume=False).as_dict(),
             "steps_per_epoch": self.steps_per_epoch,
         }
 
     def _save(self):
-        """Writes last.safetensors. With `config.keep` above 1 the one before it is still there as step-N.safetensors."""
-        if self.config.keep > 1 and self.last.exists():
+        """Writes last.safetensors. With `config.training.keep` above 1 the one before it is still there as step-N.safetensors."""
+        if self.config.training.keep > 1 and self.last.exists():
             step = load_metadata(self.last)["step"]
             older = self.last.with_name(f"step-{step}.safetensors")
             older.unlink(missing_ok=True)
@@ -427,19 +301,20 @@ class Run:
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
         older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
-        for path in older[: len(older) - (self.config.keep - 1)]:
+        for path in older[: len(older) - (self.config.training.keep - 1)]:
             path.unlink()
 
     def finish(self):
         """Goes back to the best weights, draws curves.png and predictions.png, and lists the classes."""
         config, best = self.config, self.best
-        assign_weights(self.weights, load_checkpoint(config.run_dir / "best.safetensors")[0])
+        assign_weights(self.weights, load_checkpoint(config.training.run_dir / "best.safetensors")[0])
         draw_results(config, self.rows, best, self.validation, self.eval_step)
         beside = ""
-        if config.dataset == "synthetic" and config.classes <= 2:
+        if config.data.dataset == "synthetic" and config.network.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
         print(
-            f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {config.run_dir}/", flush=True
+            f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {config.training.run_dir}/",
+            flush=True,
         )
         list_classes(config, *self._evaluate())
         for line in self.training.left_out:

@@ -1,0 +1,115 @@
+"""The command line made from the configuration, and how a script ends: no TensorFlow is needed to print --help."""
+
+import argparse
+import os
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Literal
+
+from common.config import FIELDS, PRESETS, Config, Stopped, UserError, flag
+
+GROUPS = {
+    "first": "what most runs set",
+    "network": "the network",
+    "training": "the training",
+    "data": "the data",
+    "output": "what is written, and going on",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UserError` and never exits by itself, but for --help."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser(prog, description):
+    """A `Parser` with an option for every field of `Config`, in groups."""
+    parser = Parser(prog=prog, description=description)
+    add_config(parser)
+    return parser
+
+
+def add_config(parser):
+    """Adds an option for every field of `Config`."""
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    groups["first"].add_argument("--preset", choices=PRESETS, help="paper: Ronneberger et al. 2015; options beside it count")
+    for name, (of, field) in FIELDS.items():
+        group, text, kind = groups[field.metadata["group"] or of], field.metadata["help"], field.type
+        if typing.get_origin(kind) is types.UnionType:  # Path | None
+            kind = typing.get_args(kind)[0]
+        if field.default is not None:
+            text += " (default: %(default)s)"
+        if kind is bool:
+            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        elif typing.get_origin(kind) is Literal:
+            group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
+        else:
+            metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
+            parse = getattr(kind, "parse", kind)
+            group.add_argument(flag(name), type=parse, metavar=metavar, default=field.default, help=text)
+
+
+def parse(parser, argv):
+    """The arguments, with the options of `--preset` where the command line is silent."""
+    preset = parser.parse_args(argv).preset
+    parser.set_defaults(**PRESETS.get(preset, {}))
+    return parser.parse_args(argv)
+
+
+def given_options(parser, argv):
+    """The names of the `Config` fields that stand on the command line itself."""
+    silent = argparse.Namespace(**dict.fromkeys(FIELDS))
+    parser.parse_args(argv, silent)
+    return {name for name in FIELDS if getattr(silent, name) is not None}
+
+
+def read_config(args):
+    """The `Config` in parsed arguments, which may hold other options too.
+
+    Raises: UserError for values that do not fit together.
+    """
+    return Config.of(**{name: getattr(args, name) for name in FIELDS})
+
+
+def count(text):
+    """A whole number above 0, as an argument's type."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def is_out_of_memory(error):
+    """Whether Python or, if it was imported at all, TensorFlow ran out of memory."""
+    tf = sys.modules.get("tensorflow")
+    return isinstance(error, MemoryError) or tf is not None and isinstance(error, tf.errors.ResourceExhaustedError)
+
+
+def run_script(main):
+    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped; what was saved before stays", file=sys.stderr)
+        sys.exit(130)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except (UserError, OSError) as error:  # a full disk, a folder that cannot be written
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "use a smaller --batch-size or --crop-size, or --precision bfloat16"
+        print(f"error: out of memory: {advice}; what was saved before stays", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,83 @@
+"""Starts TensorFlow, and knows what it computes on. Whoever imports tensorflow imports this before."""
+
+import contextlib
+import os
+import re
+import sys
+
+import common  # noqa: F401  settles the environment
+
+
+@contextlib.contextmanager
+def filtered_stderr(noise):
+    """Passes on what is written to the standard error meanwhile, in C++ too, but for the lines that match `noise`.
+
+    Another process reads and passes on, so that the last words of this one are heard if it is aborted.
+    """
+    if not hasattr(os, "fork"):  # Windows: the noise stays
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    reading, writing = os.pipe()
+    reader = os.fork()
+    if reader == 0:
+        os.close(writing)
+        with open(reading, "rb") as lines:
+            for line in lines:
+                if not re.match(noise, line.decode(errors="replace")):
+                    os.write(stderr, line)
+        os._exit(0)
+    os.close(reading)
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)  # the pipe's last writer is gone: the reader comes to its end
+        os.close(stderr)
+        os.waitpid(reader, 0)
+
+
+def start_tensorflow():
+    """Imports TensorFlow and finds the devices, without the start-up noise of its C++ side.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach what is logged before absl is set up.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # from errors upward
+    has_driver = os.path.exists("/dev/nvidiactl")
+    noise = r"WARNING: All log messages before absl|[IW]\d{4} " + ("" if has_driver else r"|E\d{4} .*(cuda|CUDA)")
+    with filtered_stderr(noise):
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+    if has_driver and not gpus:  # the warning that matters most, in words that help
+        install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
+        print(f"warning: TensorFlow does not find the libraries for this machine's NVIDIA GPU: {install}", file=sys.stderr)
+    for gpu in gpus:  # several processes share a GPU in compare.py; by default the first would take all its memory
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return tf
+
+
+tf = start_tensorflow()
+
+
+def be_deterministic():
+    """Makes equal graphs give equal bits, run after run, on one machine. Call it before the first operation.
+
+    Op determinism alone does not do that. Where memory looks short, TensorFlow's graph optimizer breaks a sum of three
+    gradients, as they meet in the explicit batch normalization, into additions that run in the order of arrival, and
+    it does so in some of the three graphs and not in others: docs/differences.md shows it.
+    """
+    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # on a GPU; 10 bits of mantissa prove nothing
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
+
+
+def device_name():
+    """What TensorFlow computes on: the GPU's name, or the number of CPU cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return f"GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'unnamed')})"
+    return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"

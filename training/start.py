@@ -1,0 +1,62 @@
+"""How a train script starts: from the command line, or from the run that it goes on with."""
+
+import json
+import shlex
+from pathlib import Path
+
+from common.cli import given_options, make_parser, parse, read_config
+from common.config import Config, Stopped, UserError, Weights, flag, marked
+from common.device import be_deterministic
+from training.folds import train_folds
+
+
+def train_as_told(implementation, train, argv, description):
+    """All that a train script does: calls `train(config)` with the `Config` on the command line, or once for each fold.
+
+    Raises: UserError for an unknown option or a value that does not fit; Stopped, with the command that goes on.
+    """
+    config = read_command_line(implementation, argv, description)
+    if config.training.deterministic:
+        be_deterministic()
+    try:
+        if config.data.folds is None or config.data.fold is not None:
+            train(config)
+        else:
+            train_folds(train, config)
+    except Stopped as stopped:
+        command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.training.run_dir))}"
+        raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
+
+
+def read_command_line(implementation, argv, description):
+    """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
+    parser = make_parser(f"{implementation}.train", description)
+    parser.set_defaults(run_dir=Path("runs") / implementation)
+    args = parse(parser, argv)
+    return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
+
+
+def resumed(args, given):
+    """The options of the run in `args.run_dir`, and of those `given` on the command line what may change in mid-run.
+
+    Raises: UserError when there is no run, or an option would make it another one.
+    """
+    if args.preset:
+        raise UserError("--resume goes on with the options of its run: leave --preset out")
+    path, free = args.run_dir / "config.json", set(marked("free"))
+    try:
+        stored = Config.from_dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"there is no run to --resume in {args.run_dir}: {path} cannot be read") from None
+    for name in sorted(given - free - {"resume"}):
+        wanted, had = getattr(args, name), stored.flat[name]
+        if wanted != had and wanted != Weights():  # "balanced" has become numbers
+            raise UserError(f"{args.run_dir} was trained with {flag(name)} {had}: --resume cannot change that")
+    epochs = stored.training.epochs
+    if stored.training.schedule == "cosine" and "epochs" in given and args.epochs != epochs:
+        raise UserError(
+            f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: --resume "
+            f"without --epochs, or a new run from {args.run_dir / 'best.safetensors'} by --checkpoint"
+        )
+    changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
+    return stored.replace(**changed)
