@@ -5,121 +5,62 @@
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
-    python compare.py bench --data --dataset ...  images per second of the input pipeline, and whether training waits
-    python compare.py bench --profile             where the time of a step goes, by kind of operation
-    python compare.py bench --loop                what training costs besides the step: the loop, fit, the pipeline
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
-The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
+Each has a --help of its own. The options of the train scripts work here too, such as --depth 3 or --dataset folder.
 """
 
-import argparse
+import importlib
 import sys
 from pathlib import Path
 
-from common.cli import given_options, make_parser, parse, read_config, run_script
-from common.config import Size, UserError
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs, training_loop
+from common.cli import count, given_options, make_parser, parse, read_config, run_script
+from common.config import UserError
 
-COMMANDS = ("parity", "bench", "graph", "relay", "runs")
-OUTPUT = Path("runs/compare")
-BENCHES = {
-    "quick": "float32 and bfloat16 without XLA, 2 minutes",
-    "full": "other batch and image sizes too, hours on a CPU",
-    "data": "the input pipeline, and whether training waits for it",
-    "loop": "what the training loop costs besides the step",
-    "profile": "where the time of a step goes, by kind of operation",
-}
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+COMMANDS = ("parity", "graph", "relay", "bench", "runs")
 
 
 def read_command_line(argv):
-    """-> (command or None, `Config`, all arguments). Raises: UserError for options that do not fit the command."""
-    command = argv.pop(0) if argv and argv[0] in COMMANDS else None
-    parser = make_parser(f"compare.py {command}" if command else "compare.py", __doc__)
-    parser.set_defaults(images=40, run_dir=OUTPUT)
-    if command == "runs":
-        trained = [Path("runs") / implementation for implementation in IMPLEMENTATIONS]
-        parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
-    if command == "graph":
-        parser.add_argument("--save", type=Path, metavar="DIR", help="graph: write the StableHLO texts there")
-    if command == "parity":
-        architectures = [*parity.ARCHITECTURES, "all"]
-        parser.add_argument("--config", choices=architectures, default="default", help="parity: the network, see the README")
-        parser.add_argument("--all", action="store_const", const="all", dest="config", help="parity: the same as --config all")
-    if command in ("parity", None):
-        parser.set_defaults(precision=None)
-        steps = "10; with --all 100" if command else "5"
-        parser.add_argument("--steps", type=count, metavar="N", help=f"parity: training steps (default: {steps})")
-    if command in ("parity", "relay", None):
-        parser.set_defaults(**parity.EXACT_CONSTANTS)
-    if command in ("bench", None):
-        parser.add_argument("--rounds", type=count, metavar="N", help="bench: interleaved rounds (default: 5 to 9)")
-    if command == "relay" or command == "parity" and parse(parser, argv).config == "all":
-        parser.set_defaults(filters=8, batch_size=4)  # a long way to go: with a small network
-        given = parse(parser, argv)
-        if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
-            parser.set_defaults(image_size=Size(64, 64))
-    if command == "bench":
-        what = parser.add_mutually_exclusive_group()
-        for name, words in BENCHES.items():
-            what.add_argument(f"--{name}", action="store_const", const=name, dest="what", help=f"bench: {words}")
-        parser.set_defaults(what="default")
-        parser.add_argument("--against", type=Path, metavar="OLD.json", help="bench: what has changed since")
+    """-> (command, `Config`, all arguments). Raises: UserError for options that do not fit.
+
+    Command: a module of `comparison` with `add_options(parser)` and `run(config, args)`; None without a name.
+    """
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    command = importlib.import_module(f"comparison.{name}") if name else None
+    parser = make_parser(f"compare.py {name}" if name else "compare.py", command.__doc__ if name else __doc__)
+    parser.set_defaults(images=40, run_dir=Path("runs/compare"))
+    if name:
+        argv = argv[1:]
+        command.add_options(parser)
+    else:
+        parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
-    if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
-        raise UserError("compare.py sets --jit and --deterministic itself")
-    if command == "bench" and args.what not in ("default", "quick", "full"):
-        if args.against:
-            raise UserError(f"--against compares images per second, and not with --{args.what}")
-        if args.what == "profile" and args.rounds:
-            raise UserError("--profile has no --rounds: it profiles 10 steps")
-    if command == "bench" and args.deterministic and args.what not in ("loop", "profile"):
-        raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
     args.given = given_options(parser, argv)
-    if command == "relay" and "precision" in args.given:
-        raise UserError("relay hands on in float32 and in float64, one after the other: leave --precision out")
-    args.cases = args.precision  # of parity; the configuration that they are made from is in float32
-    if command in ("parity", None):
-        args.precision = "float32"
+    if name not in ("bench", "runs") and (args.jit or args.deterministic):
+        raise UserError("compare.py sets --jit and --deterministic itself")
     return command, read_config(args), args
+
+
+def run_short(config, args):
+    """The default network up the ladder in both tiers, and `bench --quick` in one precision."""
+    from comparison import bench, parity
+
+    ways = parity.cases("default", config.replace(precision="float32"), steps=5)
+    precision = config.network.precision
+    chosen = [case for case in ways if case.title.split(": ")[1] in SHORT]
+    passed = parity.climb_all(chosen, config.training.run_dir / "parity.json")
+    bench.measure_and_report(config.replace(precision=precision), {"precision", "jit"}, "quick", args.rounds)
+    return passed
+
+
+SHORT = ("float32, fused, as written", "float32, explicit, to the last bit", "float32, fused, to the last bit")
 
 
 def main(argv=None):
     """Returns the exit code: 0 when every check passed, 1 when one failed."""
     command, config, args = read_command_line(sys.argv[1:] if argv is None else list(argv))
-    output, passed = config.training.run_dir, True
-    output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    if command == "runs":
-        runs.run(args.run_dirs, output)
-    if command == "graph":
-        passed = graph.run(config, output / "graph.json", args.save)
-    if command == "relay":
-        passed = relay.run(config, output / "relay.json")
-    if command == "parity":
-        names = list(parity.ARCHITECTURES) if args.config == "all" else [args.config]
-        steps = args.steps or (100 if args.config == "all" else 10)
-        cases = [case for name in names for case in parity.cases(name, config, steps, args.cases)]
-        passed = parity.run(cases, output / "parity.json")
-    if command is None:
-        passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
-    if command == "bench" and args.what == "data":
-        pipeline.run(config, args.rounds or 5, output / "pipeline.json")
-    elif command == "bench" and args.what == "loop":
-        training_loop.run(config, args.rounds or 6, output / "loop.json")
-    elif command == "bench" and args.what == "profile":
-        profile.run(config, output / "profile.json")
-    elif command == "bench":
-        bench.run(config, args.given, args.what, args.rounds or bench.ROUNDS[args.what], output / "bench.json", args.against)
-    elif command is None:
-        config = config.replace(precision=args.cases or "float32")
-        bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
+    config.training.run_dir.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    passed = command.run(config, args) if command else run_short(config, args)
     return 0 if passed else 1
 
 

@@ -23,13 +23,14 @@ def any_size(model, images, network):
 
 def check_size(images, network):
     """Raises: ValueError, which names the multiple, for images [N, H, W, C] that the U cannot halve and put together again."""
-    for side in images.shape[1:3]:
-        if side is not None and (lacks := missing(side, network)):
+    height, width = images.shape[1:3]
+    for side in (height, width):
+        lacks = missing(side, network) if side is not None else 0
+        if lacks:
             fits = f"a multiple of {2**network.depth} pixels"
             if network.padding == "valid":
                 fits += f" and {missing(0, network)} more"
-            height, width = images.shape[1:3]
             raise ValueError(
-                f"images of {width}x{height} pixels do not fit: {network.depth} poolings and {network.padding!r} padding need {fits}, "
-                f"such as {side + lacks}; common.padding.any_size takes any size"
+                f"images of {width}x{height} pixels do not fit: {network.depth} poolings with {network.padding!r} padding need "
+                f"{fits}, such as {side + lacks}; common.padding.any_size takes any size"
             )

@@ -2,15 +2,13 @@
 
 import collections
 import json
+import math
 import re
+from pathlib import Path
 
 import comparison
-from common.device import tf
 from common.weights import is_trainable, weight_shapes
 from comparison.roofline import convolution_flops
-from data.loader import load_examples, training_batches
-
-from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
 # reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
@@ -18,29 +16,6 @@ from tensorflow.python.eager import context  # for the optimized graphs, which n
 # The order of what goes into an operation is not seen here: the numbers of `compare.py parity` see it.
 MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce", "concatenate", "exponential_minus_one")
 MATHEMATICS += ("maximum", "rsqrt", "logistic", "exponential")
-
-
-def programs(implementation, config):
-    """{"forward": function of images, "train step": function of images and masks}, for one implementation."""
-    code = comparison.load(implementation)
-    model = code.UNet(config.network)
-
-    @tf.function(jit_compile=config.training.jit)
-    def forward(images):
-        return model(images, training=False)
-
-    return {"forward": forward, "train step": code.make_train_step(model, config)}
-
-
-def count(graphs):
-    """Counter of operation types in GraphDefs and the functions in them; constants and arguments are no work."""
-    counter = collections.Counter()
-    for graph in graphs:
-        for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
-            counter.update(node.op for node in nodes)
-    for kind in ("Const", "Placeholder", "NoOp", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval", "Identity", "IdentityN"):
-        counter.pop(kind, None)
-    return counter
 
 
 def operations(text):
@@ -88,29 +63,28 @@ def describe(operation):
     return f"{name} {', '.join(types[:-1])} -> {types[-1]}" if types else name
 
 
-def run(config, path, save=None):
-    """Prints counts side by side and the verdict for the forward pass and the train step; JSON to `path`, texts to `save`.
+def add_options(parser):
+    """Adds the options of `compare.py graph` to those of the configuration."""
+    group = parser.add_argument_group("graph")
+    group.add_argument("--save", type=Path, metavar="DIR", help="write the StableHLO texts there")
+
+
+def run(config, args):
+    """Prints counts side by side and the verdict for the forward pass and the train step; writes graph.json.
 
     Returns: whether all three do the same mathematics.
     """
+    from comparison.programs import collect
+    from data.loader import load_examples, training_batches
+
+    path, save = config.training.run_dir / "graph.json", args.save
     config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
-    traced, optimized, texts = {}, {}, {}
-    for name in comparison.IMPLEMENTATIONS:
-        # as it trains, for the first two; StableHLO is made of what goes to XLA
-        for program, function in programs(name, config.replace(jit=False)).items():
-            arguments = (images,) if program == "forward" else (images, masks)
-            with context.collect_graphs(optimized=True) as graphs:  # it sees a graph only when that is run first
-                function(*arguments)
-            traced[program, name] = count([function.get_concrete_function(*arguments).graph.as_graph_def()])
-            optimized[program, name] = count(graphs)
-        for program, function in programs(name, config.replace(jit=True)).items():
-            arguments = (images,) if program == "forward" else (images, masks)
-            function.get_concrete_function(*arguments)
-            texts[program, name] = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
-            if save:
-                save.mkdir(parents=True, exist_ok=True)
-                (save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt").write_text(texts[program, name])
+    traced, optimized, texts = collect(config, images, masks)
+    if save:
+        save.mkdir(parents=True, exist_ok=True)
+        for (program, name), text in texts.items():
+            (save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt").write_text(text)
     found = {key: operations(text) for key, text in texts.items()}
     lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
 
@@ -136,7 +110,7 @@ def run(config, path, save=None):
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, in order, {reference} - {name}: {verdict}")
-    parameters = sum(tf.TensorShape(s).num_elements() for n, s in weight_shapes(config.network).items() if is_trainable(n))
+    parameters = sum(math.prod(s) for n, s in weight_shapes(config.network).items() if is_trainable(n))
     print(f"\n{parameters:,} trainable parameters", end="")
     record["parameters"] = parameters
     height, width = images.shape[1:3]
@@ -144,7 +118,6 @@ def run(config, path, save=None):
     gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
     print(f"; for an image of {width}x{height} {gflop}", end="")
     record.update(forward_flops=forward, training_flops=training_flops)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(f"\nwritten to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
     return same

@@ -1,23 +1,64 @@
-"""An epoch in each implementation, in turn, from one checkpoint to the next: is that three epochs in any one?"""
+"""An epoch in each implementation, in turn, from one checkpoint to the next: is that three epochs in any one?
+
+To the last bit: with `comparison.exact`, as the second tier of `compare.py parity`.
+"""
 
 import itertools
 import json
 
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.device import be_deterministic, tf
+from common.config import Size, UserError
 from common.weights import assign_weights
-from data.loader import load_examples, steps_per_epoch, training_batches
+from comparison.ways import EXACT_CONSTANTS
 
 import numpy as np
 
-TOLERANCES = {
-    "float64": (
-        1e-12,
-        "v1 multiplies its powers of beta up, the others call pow; tf.layers moves its averages by another formula",
-    ),
-    "float32": (1e-5, "of moving statistics; everything else is the same, bit for bit, while the constants are binary-exact"),
-}
+SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # six trainings: of a small network
+
+
+def add_options(parser):
+    """`compare.py relay` has the options of the configuration alone, but other defaults."""
+    parser.set_defaults(**EXACT_CONSTANTS)
+
+
+def run(config, args):
+    """Runs the relay in float32 and float64, prints the table, writes relay.json; the checkpoints lie beside it.
+
+    Returns: whether the relay ended where each implementation alone did.
+    """
+    from common.device import be_deterministic, tf
+    from data.loader import load_examples
+
+    if "precision" in args.given:
+        raise UserError("relay hands on in float32 and in float64, one after the other: leave --precision out")
+    small = {name: value for name, value in SMALL.items() if name not in args.given}
+    if config.data.dataset != "synthetic" or config.data.crop_size:
+        small.pop("image_size", None)
+    be_deterministic()
+    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
+    folder, runners, records = config.training.run_dir, comparison.IMPLEMENTATIONS, []
+    config, training, _ = load_examples(config.replace(**small))
+    print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
+    for precision in ("float64", "float32"):
+        batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
+        changed = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
+        baton = folder / f"relay-{precision}.safetensors"
+        baton.unlink(missing_ok=True)
+        for k, name in enumerate(runners):
+            ended = train(name, changed, training, range(k, k + 1), baton)
+        for name in runners:
+            alone = folder / f"relay-{precision}-{name}.safetensors"
+            alone.unlink(missing_ok=True)
+            values = train(name, changed, training, range(len(runners)), alone)
+            worst = max(ended, key=lambda weight: np.abs(ended[weight] - values[weight]).max())
+            d = float(np.abs(ended[worst] - values[worst]).max())
+            records.append(dict(precision=precision, alone=name, worst=worst, difference=d, tolerance=0.0))
+            verdict = f"DIFFERENT at {worst}" if d else "ok"
+            print(f"{precision:<9} relay - {name:<12}{d:>9.1e}  {verdict}", flush=True)
+    (folder / "relay.json").write_text(json.dumps(records, indent=2) + "\n")
+    print(f"\nwritten to {folder / 'relay.json'}; the checkpoints lie beside it")
+    return not any(record["difference"] for record in records)
 
 
 def train(implementation, config, training, epochs, path):
@@ -25,13 +66,16 @@ def train(implementation, config, training, epochs, path):
 
     epochs: range. Returns: canonical name -> array, after the last of them.
     """
-    code = comparison.load(implementation)
+    from comparison import exact
+    from data.loader import steps_per_epoch, training_batches
+
+    code = exact.load(implementation)
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
     train_step = code.make_train_step(model, config, optimizer)
     weights, state = code.named_weights(model), code.named_state(model, optimizer)
     if path.exists():
-        values, moments, _ = load_checkpoint(path, config)
+        values, moments, _ = load_checkpoint(path, config.network)
         assign_weights(weights, values)
         assign_weights(state, moments)
     steps = steps_per_epoch(config, training)
@@ -40,36 +84,3 @@ def train(implementation, config, training, epochs, path):
         train_step(images, masks)
     save_checkpoint(path, weights, state, implementation=implementation, config=config.as_dict(), epoch=epochs.stop)
     return {name: weight.numpy() for name, weight in weights.items()}
-
-
-def run(config, path):
-    """Runs the relay in float32 and float64, prints the table, writes it to `path` as JSON; the checkpoints lie beside it.
-
-    Returns: whether the relay ended where each implementation alone did.
-    """
-    be_deterministic()
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runners = comparison.IMPLEMENTATIONS
-    config, training, _ = load_examples(config)
-    records = []
-    print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
-    for precision, (allowed, reason) in TOLERANCES.items():
-        batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
-        changed = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
-        baton = path.parent / f"relay-{precision}.safetensors"
-        baton.unlink(missing_ok=True)
-        for k, name in enumerate(runners):
-            ended = train(name, changed, training, range(k, k + 1), baton)
-        for name in runners:
-            alone = path.parent / f"relay-{precision}-{name}.safetensors"
-            alone.unlink(missing_ok=True)
-            values = train(name, changed, training, range(len(runners)), alone)
-            worst = max(ended, key=lambda weight: np.abs(ended[weight] - values[weight]).max())
-            d = float(np.abs(ended[worst] - values[worst]).max())
-            records.append(dict(precision=precision, alone=name, worst=worst, difference=d, tolerance=allowed, reason=reason))
-            verdict = "ok" if d <= allowed else "DIFFERENT"
-            print(f"{precision:<9} relay - {name:<12}{d:>9.1e} at {worst:<32} tolerance {allowed:.0e}  {verdict}", flush=True)
-    path.write_text(json.dumps(records, indent=2) + "\n")
-    print(f"\nwritten to {path}; the checkpoints lie beside it")
-    return all(record["difference"] <= record["tolerance"] for record in records)

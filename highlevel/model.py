@@ -1,8 +1,8 @@
 """The U-Net in tf.layers, the API of TensorFlow 1 that lives on as tf.compat.v1.layers.
 
-The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes a layer's variables and applies it.
-Today's shim: without the graph that TensorFlow 1 ran once, every call would make new variables;
-`track_tf1_style_variables` keeps them by name. Nothing else here is younger than 2017.
+The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variables and applies them.
+Today's shim: TensorFlow 1 called it once, while it built its graph. Called again it would make new
+variables; `track_tf1_style_variables` on a method of a `tf.Module` keeps them by name.
 
 Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
@@ -20,7 +20,7 @@ from common.weights import assign_weights, initial_weights, weight_shapes
 import tensorflow as tf
 
 layers = tf.compat.v1.layers
-warnings.filterwarnings("ignore", module=__name__)  # "tf.layers is deprecated": so this column says
+warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # are deprecated: so they are
 
 # --- what raw operations and Keras do not need ---
 
@@ -39,7 +39,7 @@ def variable_scope():
 
 
 def dropout(x, rate, state, training):
-    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest larger by 1 / (1 - rate).
+    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest times 1 / (1 - rate).
 
     state: int64 [2], the seed and the number of calls, in a variable, which a checkpoint holds:
     layers.dropout keeps a counter inside of its kernel, and a training that goes on starts it anew.
@@ -55,10 +55,11 @@ def dropout(x, rate, state, training):
 
 
 class UNet(tf.Module):
-    """model(images, training=False) -> logits, no sigmoid: [N, H, W, channels] -> [N, H, W, classes].
+    """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Images in 0..1, height and width multiples of 2**depth. With padding "valid" the logits are smaller
-    by `shapes.margin`. network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth. With padding "valid" they are what
+    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
+    network: `config.network`, with `channels` and `classes`.
     """
 
     def __init__(self, network):
@@ -99,6 +100,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters]
             x = self.double_conv(x, filters, f"up{i}", training)
+        x = tf.cast(x, network.variable_dtype)  # of bfloat16, whose logits and bias would be coarse
         return layers.conv2d(x, network.classes, 1, name="head")
 
     def double_conv(self, x, filters, name, training):

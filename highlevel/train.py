@@ -19,14 +19,14 @@ from training.start import train_as_told
 
 
 class Adam(tf.compat.v1.train.AdamOptimizer):
-    """v1's, but for beta**t: v1 carries that along in variables which no checkpoint of the others holds."""
+    """v1 carries beta**t along in variables that no checkpoint of the others holds; a power here."""
 
-    def __init__(self, learning_rate, beta_1, beta_2, epsilon, iterations):
+    def __init__(self, learning_rate, beta_1, beta_2, epsilon, iterations, dtype):
         super().__init__(learning_rate, beta_1, beta_2, epsilon)
-        self.iterations = iterations
+        self.iterations, self.dtype = iterations, dtype
 
     def _get_beta_accumulators(self):
-        t = tf.cast(self.iterations + 1, tf.float64)
+        t = tf.cast(self.iterations + 1, self.dtype)
         return self._beta1**t, self._beta2**t
 
     def _finish(self, update_ops, name_scope):
@@ -34,9 +34,9 @@ class Adam(tf.compat.v1.train.AdamOptimizer):
 
 
 class SGD(tf.compat.v1.train.MomentumOptimizer):
-    """v1 keeps a = momentum * a + g and takes lr * a: another path as soon as the learning rate changes.
+    """v1 keeps a = momentum * a + g and takes lr * a: another path when the learning rate changes.
 
-    Sutskever et al. 2013, equations 1 and 2, as the others have it: m = momentum * m - lr * g;  w += m
+    As the others, Sutskever et al. 2013, equations 1 and 2: m = momentum * m - lr * g;  w += m
     """
 
     def _resource_apply_dense(self, grad, var):
@@ -53,13 +53,14 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
 
 
 def make_optimizer(model, config):
-    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    """The optimizer that `config` names; its `learning_rate` can be assigned."""
     weights, training = model.trainable_variables, config.training
     learning_rate = tf.Variable(training.learning_rate, dtype=tf.float32, name="learning_rate")
     iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
     if training.optimizer == "adam":
-        beta_1, beta_2 = training.beta_1, training.beta_2
-        optimizer = Adam(learning_rate, beta_1, beta_2, training.epsilon, iterations)
+        beta_1, beta_2, epsilon = training.beta_1, training.beta_2, training.epsilon
+        dtype = config.network.variable_dtype
+        optimizer = Adam(learning_rate, beta_1, beta_2, epsilon, iterations, dtype)
     else:
         optimizer = SGD(learning_rate, training.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
@@ -78,7 +79,7 @@ def named_state(model, optimizer):
 
 
 def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
+    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
@@ -97,7 +98,7 @@ def make_train_step(model, config, optimizer=None):
 
 
 def make_eval_step(model, config):
-    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for images of any size."""
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
 
     @tf.function(jit_compile=config.training.jit, reduce_retracing=True)
     def eval_step(images, masks):

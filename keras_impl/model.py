@@ -20,9 +20,9 @@ keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.j
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
-    """`BatchNormalization` by TensorFlow's one kernel: a fifth faster in float32 on a CPU, more in bfloat16.
+    """`BatchNormalization` in one kernel: on a CPU a step gains a fifth, in bfloat16 more.
 
-    It stores the variance times N/(N-1), N = images * height * width, `BatchNormalization` does not.
+    It stores the variance times N/(N-1), N = images * height * width; `BatchNormalization`: N/N.
     """
 
     def call(self, x, training=False):
@@ -52,10 +52,11 @@ class FunctionalUNet(keras.Model):
 
 
 def UNet(network):
-    """model(images, training=False) -> logits, no sigmoid: [N, H, W, channels] -> [N, H, W, classes].
+    """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Images in 0..1, height and width multiples of 2**depth. With padding "valid" the logits are smaller
-    by `shapes.margin`. network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth. With padding "valid" they are what
+    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
+    network: `config.network`, with `channels` and `classes`.
     """
     # "mixed": the weights stay float32. Of all layers that are made from here on, as Keras has it
     policy = "mixed_bfloat16" if network.precision == "bfloat16" else network.precision
@@ -79,7 +80,8 @@ def UNet(network):
             skip = layers.Cropping2D(crop)(skip)
         x = layers.Concatenate(axis=-1)([skip, x])  # [N, H / 2**i, W / 2**i, 2 * filters]
         x = double_conv(x, filters, f"up{i}", network)
-    logits = layers.Conv2D(network.classes, 1, name="head")(x)
+    dtype = network.variable_dtype  # of bfloat16, whose logits and bias would be coarse
+    logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
     model = FunctionalUNet(network, inputs=images, outputs=logits)
     assign_weights(named_weights(model), initial_weights(network))
     return model
@@ -101,7 +103,7 @@ def double_conv(x, filters, name, network):
 
 
 def named_weights(model):
-    """Canonical name -> variable, in the order of the forward pass; no slash in a Keras layer's name."""
+    """Canonical name -> variable, in the order of the forward pass; Keras names have no slash."""
     weights = {}
     for layer in model.layers:
         weights |= {weight.path.replace("_", "/", 1): weight.value for weight in layer.weights}

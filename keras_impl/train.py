@@ -20,7 +20,7 @@ from training.start import train_as_told
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """`segmentation_loss` as `compile` takes it; Keras would cast float64 logits to float32 before it."""
+    """`segmentation_loss` as `compile` takes it. Without a dtype Keras casts logits to float32."""
 
     def __init__(self, config):
         super().__init__(dtype=config.network.variable_dtype)
@@ -39,7 +39,7 @@ class RunCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.run.end_step(logs["loss"])
-        self.model.reset_metrics()  # Keras logs the mean since the last reset, the run wants each step's
+        self.model.reset_metrics()  # Keras logs the mean since the last reset
         self.model.stop_training = self.run.done
 
 
@@ -47,7 +47,7 @@ class RunCallback(keras.callbacks.Callback):
 
 
 def make_optimizer(model, config):
-    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    """The optimizer that `config` names; its `learning_rate` can be assigned."""
     weights, training = model.trainable_variables, config.training
     lr, clip_norm = training.learning_rate, training.clip_norm
     if training.optimizer == "adam":
@@ -74,7 +74,7 @@ def named_state(model, optimizer):
 
 
 def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them.
+    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them.
 
     What `fit` does by itself, written out.
     """
@@ -95,7 +95,7 @@ def make_train_step(model, config, optimizer=None):
 
 
 def make_eval_step(model, config):
-    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for images of any size."""
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
 
     @tf.function(jit_compile=config.training.jit, reduce_retracing=True)
     def eval_step(images, masks):

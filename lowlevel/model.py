@@ -16,7 +16,7 @@ import tensorflow as tf
 
 
 def conv2d(x, weights, name, padding="same"):
-    """[N, H, W, in] -> [N, H, W, out], or smaller with padding "valid"; kernel: [h, w, in, out]."""
+    """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out]."""
     kernel, bias = weights[f"{name}/kernel"], weights.get(f"{name}/bias")
     x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides=1, padding=padding.upper())
     return x if bias is None else tf.nn.bias_add(x, tf.cast(bias, x.dtype))
@@ -35,15 +35,13 @@ def conv2d_transpose(x, weights, name):
 
 
 def batch_norm(x, weights, name, training, fused, momentum, epsilon):
-    """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C] -> the same.
+    """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C].
 
-    Moves the statistics when training. gamma, beta, moving_mean, moving_variance: [C], float32 or wider.
+    Moves the statistics when training. They, gamma and beta: [C], in float32 or wider.
     """
     gamma, beta = weights[f"{name}/gamma"], weights[f"{name}/beta"]
-    moving_mean, moving_variance = (
-        weights[f"{name}/moving_mean"],
-        weights[f"{name}/moving_variance"],
-    )
+    moving_mean = weights[f"{name}/moving_mean"]
+    moving_variance = weights[f"{name}/moving_variance"]
     if fused:  # one kernel; it stores the variance times N/(N-1), N = images * height * width
         x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, gamma, beta, moving_mean, moving_variance, epsilon,
@@ -53,9 +51,7 @@ def batch_norm(x, weights, name, training, fused, momentum, epsilon):
             moving_mean.assign(mean)
             moving_variance.assign(variance)
         return x
-    wide = tf.cast(
-        x, gamma.dtype
-    )  # the mean of thousands of bfloat16 values needs more than 8 bits
+    wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than 8 bits
     mean, variance = moving_mean, moving_variance
     if training:
         mean, variance = tf.nn.moments(wide, axes=[0, 1, 2])
@@ -65,7 +61,7 @@ def batch_norm(x, weights, name, training, fused, momentum, epsilon):
 
 
 def dropout(x, rate, state, training):
-    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest larger by 1 / (1 - rate).
+    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest times 1 / (1 - rate).
 
     state: int64 [2], the seed and the number of calls, in a variable, which a checkpoint holds:
     tf.nn.dropout keeps a counter inside of its kernel, and a training that goes on starts it anew.
@@ -81,10 +77,11 @@ def dropout(x, rate, state, training):
 
 
 class UNet(tf.Module):
-    """model(images, training=False) -> logits, no sigmoid: [N, H, W, channels] -> [N, H, W, classes].
+    """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Images in 0..1, height and width multiples of 2**depth. With padding "valid" the logits are smaller
-    by `shapes.margin`. network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth. With padding "valid" they are what
+    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
+    network: `config.network`, with `channels` and `classes`.
     """
 
     def __init__(self, network):
@@ -114,6 +111,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters * 2**i]
             x = self.double_conv(x, f"up{i}", training)
+        x = tf.cast(x, network.variable_dtype)  # of bfloat16, whose logits and bias would be coarse
         return conv2d(x, weights, "head")
 
     def double_conv(self, x, name, training):

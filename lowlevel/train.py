@@ -1,4 +1,4 @@
-"""Train the U-Net written in raw tf.nn operations: GradientTape, and the optimizer's update as operations."""
+"""Train the U-Net written in raw tf.nn operations: GradientTape, and the update as operations."""
 
 import sys
 from pathlib import Path
@@ -19,12 +19,13 @@ from training.start import train_as_told
 
 
 class Adam(tf.Module):
-    """Kingma and Ba 2015, arXiv 1412.6980: algorithm 1 in the order of the end of its section 2 ("epsilon hat").
+    """Kingma and Ba 2015, arXiv 1412.6980, algorithm 1 as at the end of its section 2.
 
     alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
-    m += (1 - beta_1) * (g - m);  v += (1 - beta_2) * (g**2 - v);  w -= alpha * m / (sqrt(v) + epsilon)
+    m += (1 - beta_1) * (g - m);  v += (1 - beta_2) * (g**2 - v)
+    w -= alpha * m / (sqrt(v) + epsilon)
 
-    weights: canonical name -> variable. `state` holds m and v as the weight's name and "/m" and "/v".
+    weights: canonical name -> variable. state: the weight's name and "/m" or "/v" -> variable.
     """
 
     def __init__(self, weights, learning_rate, beta_1, beta_2, epsilon):
@@ -72,7 +73,7 @@ class SGD(tf.Module):
 
 
 def clip_by_global_norm(gradients, clip_norm):
-    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1, over all gradients at once: their directions stay.
+    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1, over all gradients: their directions stay.
 
     gradients: canonical name -> gradient; so is the result.
     """
@@ -86,7 +87,7 @@ def clip_by_global_norm(gradients, clip_norm):
 
 
 def make_optimizer(model, config):
-    """The optimizer that `config` names, over the model's trainable weights; `learning_rate` is a variable."""
+    """The optimizer that `config` names; its `learning_rate` can be assigned."""
     weights, training = named_weights(model), config.training
     weights = {name: w for name, w in weights.items() if w.trainable}
     if training.optimizer == "adam":
@@ -101,7 +102,7 @@ def named_state(model, optimizer):
 
 
 def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated. Images and masks as `data.loader` gives them."""
+    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
@@ -121,7 +122,7 @@ def make_train_step(model, config, optimizer=None):
 
 
 def make_eval_step(model, config):
-    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for images of any size."""
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
 
     @tf.function(jit_compile=config.training.jit, reduce_retracing=True)
     def eval_step(images, masks):

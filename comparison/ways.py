@@ -1,0 +1,107 @@
+"""The ways in which `compare.py parity` climbs: architectures, and what is varied of their training, in two tiers.
+
+Every option that reaches a number is varied in one of them; a test says so.
+"""
+
+import dataclasses
+
+from common.config import Config, Size, Weights
+
+# Sums of few powers of two, which float32, float64 and every detour between them hold alike. The usual 0.9 and 0.999 are
+# rounded by each API at another place: v1's Adam computes 1 - beta_2 in float32, 1.3e-5 beside Keras's 0.001.
+EXACT_CONSTANTS = dict(learning_rate=2**-10, beta_1=0.875, beta_2=1 - 2**-10, epsilon=2**-23, momentum=0.875)
+EXACT_CONSTANTS |= dict(bn_momentum=0.875, bn_epsilon=2**-10)
+OTHER_EXACT_CONSTANTS = dict(
+    learning_rate=2**-9, beta_1=0.75, beta_2=1 - 2**-7, epsilon=2**-20, bn_momentum=0.5, bn_epsilon=2**-7
+)
+OTHER_CONSTANTS = dict(learning_rate=2e-3, beta_1=0.8, beta_2=0.99, epsilon=1e-6, bn_momentum=0.98, bn_epsilon=1e-5)
+
+ARCHITECTURES = {
+    "default": {},
+    # the paper's network and loss, on images that are mirrored to 208x224; SGD is climbed with below
+    "paper": dict(
+        **dict(padding="valid", activation="relu", batch_norm="none", dropout=0.5, classes=2),
+        **dict(loss="cross_entropy", weight_map=True, image_size=Size(24, 40)),
+    ),
+    "multi-class": dict(channels=3, classes=3, seed=1),
+    "odd-size": dict(image_size=Size(51, 77), activation="relu", depth=3, filters=6, batch_size=3),
+    "no-batch-norm": dict(batch_norm="none"),
+}
+
+# The losses that an architecture climbs with besides its own: (title, changes of the configuration, options of `Case`)
+LOSSES = {
+    "default": [
+        ("cross_entropy", dict(loss="cross_entropy"), {}),
+        ("dice_ce", dict(loss="dice_ce"), {}),
+    ],
+    "multi-class": [
+        ("cross_entropy", dict(loss="cross_entropy"), {}),
+        ("dice_ce, weights, void", dict(loss="dice_ce", class_weights=Weights((0.5, 1.0, 2.5))), dict(void=True)),
+    ],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to climb the ladder."""
+
+    title: str
+    config: Config
+    steps: int
+    exact: bool = True  # the tier: to the last bit, with `comparison.exact`; or as written
+    halve_rate: bool = False  # the learning rate, half way through the steps
+    void: bool = False  # some pixels of every batch are void, see `comparison.parity.with_void`
+
+
+def cases(name, config, steps, precision=None):
+    """The ways in which the architecture `name`, made from `config`, climbs; those of one `precision` on request.
+
+    As written with the constants of `config`, to the last bit with binary-exact ones. The default architecture climbs in every
+    way. The others differ from it in the network and not in the training, so they climb with few steps, in both precisions that
+    can prove something; so do the `LOSSES`, which all three share.
+    """
+    config = config.replace(**ARCHITECTURES[name])
+    explicit = "none" if config.network.batch_norm == "none" else "explicit"
+    wide, halved = dict(batch_norm=explicit, precision="float64"), dict(halve_rate=True)
+    clipped, sgd = dict(dropout=0.5, clip_norm=0.1), dict(batch_norm=explicit, optimizer="sgd")
+    as_written = [
+        ("fused", dict(batch_norm="fused"), {}),
+        ("explicit", dict(batch_norm=explicit), {}),
+        ("explicit", wide, {}),
+        ("fused", dict(batch_norm="fused", precision="bfloat16"), {}),
+        ("explicit, other constants", dict(batch_norm=explicit, **OTHER_CONSTANTS), {}),
+        ("explicit, other constants", dict(**wide, **OTHER_CONSTANTS), {}),
+        ("explicit, SGD, rate halved", dict(**sgd, momentum=0.95), halved),
+        ("explicit, SGD, rate halved", dict(**wide, optimizer="sgd", momentum=0.95), halved),
+        ("explicit, dropout, clipped", dict(batch_norm=explicit, **clipped), {}),
+        ("fused, XLA", dict(batch_norm="fused", jit=True), {}),
+    ]
+    exact = [
+        ("fused", dict(batch_norm="fused"), {}),
+        ("explicit", dict(batch_norm=explicit), {}),
+        ("explicit", wide, {}),
+        ("fused", dict(batch_norm="fused", precision="bfloat16"), {}),
+        ("explicit, other constants", dict(batch_norm=explicit, **OTHER_EXACT_CONSTANTS), {}),
+        ("explicit, other constants", dict(**wide, **OTHER_EXACT_CONSTANTS), {}),
+        ("explicit, SGD, rate halved", sgd, halved),
+        ("explicit, SGD, rate halved", dict(**wide, optimizer="sgd", momentum=0.5), halved),
+        ("explicit, dropout, clipped", dict(batch_norm=explicit, **clipped), {}),
+        ("explicit, dropout, clipped", dict(**wide, **clipped), {}),
+        ("explicit, XLA", dict(batch_norm=explicit, jit=True), {}),
+    ]
+    if name != "default":
+        as_written, exact = as_written[1:3], exact[1:3]
+    for title, changes, options in LOSSES.get(name, []):
+        exact += [(title, dict(batch_norm=explicit, precision=of, **changes), options) for of in ("float32", "float64")]
+    for tier, chosen in (("as written", as_written), ("to the last bit", exact)):
+        for title, changes, options in chosen:
+            if explicit == "none":
+                if "fused" in title:
+                    continue
+                title = title.replace("explicit", "no batch norm")
+            constants = EXACT_CONSTANTS if tier == "to the last bit" else {}
+            changed = config.replace(**{"precision": "float32", **constants, **changes})
+            if precision in (None, changed.network.precision):
+                few = steps if name == "default" and "loss" not in changes else min(steps, 10)
+                title_of = f"{name}: {changed.network.precision}, {title}"
+                yield Case(f"{title_of}, {tier}", changed, few, exact=tier == "to the last bit", **options)
