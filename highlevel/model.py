@@ -57,9 +57,10 @@ def dropout(x, rate, state, training):
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Height and width are multiples of 2**depth. With padding "valid" they are what
-    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
-    network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth; with padding "valid" they are what `shapes.missing`
+    asks for, and the logits are smaller by `shapes.margin`. network: `config.network`.
+
+    Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
@@ -81,9 +82,7 @@ class UNet(tf.Module):
         skips = []
         for i in range(network.depth):
             filters = network.filters * 2**i
-            x = self.double_conv(
-                x, filters, f"down{i}", training
-            )  # [N, H / 2**i, W / 2**i, filters]
+            x = self.double_conv(x, filters, f"down{i}", training)  # [N, H, W, C] of level i
             skips.append(x)
             x = layers.max_pooling2d(x, 2, strides=2, padding="valid")
         filters = network.filters * 2**network.depth
@@ -98,14 +97,15 @@ class UNet(tf.Module):
             skip, crop = skips[i], skip_crop(network, i)
             if crop:  # "valid" only
                 skip = skip[:, crop:-crop, crop:-crop]
-            x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters]
+            x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, filters, f"up{i}", training)
         x = tf.cast(x, network.variable_dtype)  # of bfloat16, whose logits and bias would be coarse
         return layers.conv2d(x, network.classes, 1, name="head")
 
     def double_conv(self, x, filters, name, training):
         """Twice: 3x3 convolution, batch normalization, activation."""
-        network, use_bias = self.network, self.network.batch_norm == "none"
+        network = self.network
+        use_bias = network.batch_norm == "none"
         for k in (1, 2):
             x = layers.conv2d(
                 x, filters, 3, padding=network.padding, use_bias=use_bias, name=f"{name}/conv{k}"

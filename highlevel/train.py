@@ -19,7 +19,7 @@ from training.start import train_as_told
 
 
 class Adam(tf.compat.v1.train.AdamOptimizer):
-    """v1 carries beta**t along in variables that no checkpoint of the others holds; a power here."""
+    """v1 carries beta**t along in variables, of which no other checkpoint knows; a power here."""
 
     def __init__(self, learning_rate, beta_1, beta_2, epsilon, iterations, dtype):
         super().__init__(learning_rate, beta_1, beta_2, epsilon)
@@ -87,7 +87,7 @@ def make_train_step(model, config, optimizer=None):
         weights = model.trainable_variables
         logits = model(images, training=True)
         loss = segmentation_loss(masks, logits, config)
-        gradients = [gradient for gradient, _ in optimizer.compute_gradients(loss, weights)]
+        gradients, _ = zip(*optimizer.compute_gradients(loss, weights))
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)

@@ -54,9 +54,10 @@ class FunctionalUNet(keras.Model):
 def UNet(network):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Height and width are multiples of 2**depth. With padding "valid" they are what
-    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
-    network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth; with padding "valid" they are what `shapes.missing`
+    asks for, and the logits are smaller by `shapes.margin`. network: `config.network`.
+
+    Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
     """
     # "mixed": the weights stay float32. Of all layers that are made from here on, as Keras has it
     policy = "mixed_bfloat16" if network.precision == "bfloat16" else network.precision
@@ -65,7 +66,7 @@ def UNet(network):
     skips = []
     for i in range(network.depth):
         filters = network.filters * 2**i
-        x = double_conv(x, filters, f"down{i}", network)  # [N, H / 2**i, W / 2**i, filters]
+        x = double_conv(x, filters, f"down{i}", network)  # [N, H, W, C] of level i
         skips.append(x)
         x = layers.MaxPooling2D(2, strides=2, padding="valid")(x)
     filters = network.filters * 2**network.depth
@@ -78,7 +79,7 @@ def UNet(network):
         skip, crop = skips[i], skip_crop(network, i)
         if crop:  # "valid" only
             skip = layers.Cropping2D(crop)(skip)
-        x = layers.Concatenate(axis=-1)([skip, x])  # [N, H / 2**i, W / 2**i, 2 * filters]
+        x = layers.Concatenate(axis=-1)([skip, x])  # [N, H, W, 2C]
         x = double_conv(x, filters, f"up{i}", network)
     dtype = network.variable_dtype  # of bfloat16, whose logits and bias would be coarse
     logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
@@ -89,9 +90,11 @@ def UNet(network):
 
 def double_conv(x, filters, name, network):
     """Twice: 3x3 convolution, batch normalization, activation."""
-    padding, use_bias = network.padding, network.batch_norm == "none"
+    use_bias = network.batch_norm == "none"
     for k in (1, 2):
-        x = layers.Conv2D(filters, 3, padding=padding, use_bias=use_bias, name=f"{name}_conv{k}")(x)
+        x = layers.Conv2D(
+            filters, 3, padding=network.padding, use_bias=use_bias, name=f"{name}_conv{k}"
+        )(x)
         if network.batch_norm != "none":
             fused, momentum = network.batch_norm == "fused", network.bn_momentum
             normalization = FusedBatchNormalization if fused else layers.BatchNormalization

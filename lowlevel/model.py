@@ -79,9 +79,10 @@ def dropout(x, rate, state, training):
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Height and width are multiples of 2**depth. With padding "valid" they are what
-    `shapes.missing` asks for, and the logits are smaller by `shapes.margin`.
-    network: `config.network`, with `channels` and `classes`.
+    Height and width are multiples of 2**depth; with padding "valid" they are what `shapes.missing`
+    asks for, and the logits are smaller by `shapes.margin`. network: `config.network`.
+
+    Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
@@ -98,7 +99,7 @@ class UNet(tf.Module):
         x = tf.cast(images, network.precision)
         skips = []
         for i in range(network.depth):
-            x = self.double_conv(x, f"down{i}", training)  # [N, H / 2**i, W / 2**i, filters * 2**i]
+            x = self.double_conv(x, f"down{i}", training)  # [N, H, W, C] of level i
             skips.append(x)
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
         x = self.double_conv(x, f"down{network.depth}", training)
@@ -109,7 +110,7 @@ class UNet(tf.Module):
             skip, crop = skips[i], skip_crop(network, i)
             if crop:  # "valid" only
                 skip = skip[:, crop:-crop, crop:-crop]
-            x = tf.concat([skip, x], axis=-1)  # [N, H / 2**i, W / 2**i, 2 * filters * 2**i]
+            x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, f"up{i}", training)
         x = tf.cast(x, network.variable_dtype)  # of bfloat16, whose logits and bias would be coarse
         return conv2d(x, weights, "head")

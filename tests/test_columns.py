@@ -1,6 +1,8 @@
-"""The three columns stay a mirror: the same functions in the same order, and nobody imports what is not below him."""
+"""The three columns stay a mirror, statement by statement, and nobody imports what is not below him."""
 
 import ast
+import io
+import tokenize
 from pathlib import Path
 
 from tests.conftest import IMPLEMENTATIONS
@@ -8,54 +10,173 @@ from tests.conftest import IMPLEMENTATIONS
 import pytest
 
 ROOT = Path(__file__).parents[1]
+START = {"model": "# --- the network ---", "train": "# --- training ---"}
+
+# What stands in one column or two and has no row beside it, and why.
+ONLY = {
+    "filters = network.filters * 2 ** i": "lowlevel's weights know their shapes",
+    "filters = network.filters * 2 ** network.depth": "as above",
+    "network, weights = (self.network, self.weights)": "Keras: a function, and no class",
+    "network = self.network": "as above",
+    "use_bias = network.batch_norm == 'none'": "lowlevel: a weight that is there",
+    "check_size(images, network)": "Keras: in the model's class, for a functional model is called by Keras",
+    "policy = 'mixed_bfloat16' if network.precision == 'bfloat16' else network.precision": "Keras says the precision once",
+    "keras.config.set_dtype_policy(policy)": "as above",
+    "x = tf.cast(x, network.variable_dtype)": "Keras: an argument of the head",
+    "dtype = network.variable_dtype": "as above",
+    "logits = layers.Conv2D(network.classes, 1, dtype=dtype, name='head')(x)": "a functional model is made of its ends",
+    "model = FunctionalUNet(network, inputs=images, outputs=logits)": "as above",
+    "assign_weights(named_weights(model), initial_weights(network))": "the others make theirs in __init__",
+    "epsilon = network.bn_epsilon": "no room in the call",
+    "normalization = FusedBatchNormalization if fused else layers.BatchNormalization": "Keras: two classes",
+    "gradients = clip_by_global_norm(gradients, config.training.clip_norm)": "Keras's optimizer clips",
+    "gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)": "as above",
+    "if config.training.clip_norm": "as above",
+    "with tf.GradientTape() as tape": "tf.layers: v1's optimizer computes the gradients",
+    "for images, masks in run.steps()": "Keras: fit is the loop",
+    "run.end_step(train_step(images, masks))": "as above, and the callback",
+    "train_step = make_train_step(model, config, optimizer)": "as above",
+    "model.compile(optimizer, SegmentationLoss(config), jit_compile=config.training.jit)": "as above",
+    "if not run.done": "fit makes a step before it asks",
+    "first, steps = (run.step // run.steps_per_epoch, run.steps_per_epoch)": "of fit",
+    "model.fit(run.batches": "as above",
+}
+MIRRORED = {  # functions whose statements are compared; the others are each API's own business
+    "model": ("__call__", "UNet", "double_conv"),
+    "train": ("make_train_step", "train_step", "make_eval_step", "eval_step", "train", "main"),
+}
+SHARED = {  # what the columns call of the code that they share, and of each other's names
+    *("check_size", "skip_crop", "assign_weights", "initial_weights", "double_conv", "any_size", "probabilities"),
+    *("segmentation_loss", "load_examples", "UNet", "named_weights", "named_state", "make_optimizer", "make_train_step"),
+    *("make_eval_step", "Run", "finish", "train_as_told", "append", "range", "reversed", "name_scope", "function"),
+}
+
+
+def tree_of(implementation, module):
+    source = (ROOT / implementation / f"{module}.py").read_text()
+    start = 1 + source.splitlines().index(START[module])
+    return [node for node in ast.parse(source).body if node.lineno > start], source
 
 
 def functions(implementation, module):
-    """Names and arguments of the functions below the `# --- the network ---` or `# --- training ---` line, in order.
-
-    A method counts as a function without `self`; `__init__` and `__call__` belong to their class.
-    """
-    source = (ROOT / implementation / f"{module}.py").read_text()
-    start = 1 + next(i for i, line in enumerate(source.splitlines()) if line in ("# --- the network ---", "# --- training ---"))
+    """[(name, node)] of the functions and classes below the line that ends the prelude; a method counts as a function."""
     found = []
 
     def visit(body):
         for node in body:
-            if isinstance(node, ast.ClassDef):
-                found.append((node.name, None))
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found.append((node.name, node))
                 visit(node.body)
-            elif isinstance(node, ast.FunctionDef) and not node.name.startswith("__"):
-                found.append((node.name, [a.arg for a in node.args.args if a.arg != "self"]))
 
-    visit([node for node in ast.parse(source).body if node.lineno > start])
+    visit(tree_of(implementation, module)[0])
     return found
 
 
-def names_in(function, source):
-    tree = next(node for node in ast.walk(ast.parse(source)) if getattr(node, "name", None) == function)
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+def shape_comments(source):
+    """Line -> comment that names a shape."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT and "[N," in token.string}
+
+
+def header(statement):
+    """The part of a statement that is not other statements."""
+    if isinstance(statement, ast.FunctionDef):
+        return []
+    parts = {ast.For: ("target", "iter"), ast.If: ("test",), ast.With: ("items",)}.get(type(statement))
+    if parts is None:
+        return [statement]
+    values = [getattr(statement, part) for part in parts]
+    return [node for value in values for node in (value if isinstance(value, list) else [value])]
+
+
+def rows(node, comments):
+    """[(kind of statement, names bound, shared functions called, shape)] of a function, without what has no row beside it."""
+    found = []
+    for statement in node.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):  # the docstring
+            continue
+        text = ast.unparse(statement).split("\n")[0].rstrip(":")
+        inner = statement.body if isinstance(statement, ast.If | ast.For | ast.With) else []
+        if not any(text.startswith(only) for only in ONLY):
+            nodes = [n for part in header(statement) for n in ast.walk(part)]
+            bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - {
+                "weights",
+                "images",
+                "_",
+            }
+            called = {getattr(n.func, "id", getattr(n.func, "attr", "")) for n in nodes if isinstance(n, ast.Call)}
+            end = statement.lineno if inner else statement.end_lineno
+            shape = [comments[line] for line in range(statement.lineno, end + 1) if line in comments]
+            found.append((type(statement).__name__, sorted(bound), sorted(called & SHARED), shape))
+        if inner:
+            found += rows(statement, comments)
+    return found
+
+
+def column(implementation, module):
+    """function -> its rows, with `UNet` for the forward pass wherever it stands."""
+    comments, found = shape_comments(tree_of(implementation, module)[1]), {}
+    for name, node in functions(implementation, module):
+        if name in MIRRORED[module] and isinstance(node, ast.FunctionDef):
+            found["UNet" if name == "__call__" else name] = rows(node, comments)
+    return found
+
+
+@pytest.mark.parametrize("module", START)
+def test_the_same_statements_in_the_same_order(module):
+    columns = {name: column(name, module) for name in IMPLEMENTATIONS}
+    first = columns["lowlevel"]
+    assert len(first) >= 2 and sum(map(len, first.values())) > 15, "something is compared"
+    for name, of in columns.items():
+        assert of.keys() == first.keys()
+        for function, statements in of.items():
+            for k, (a, b) in enumerate(zip(first[function], statements)):
+                assert a == b, f"{module}.py, {function}, row {k + 1}: lowlevel {a}, {name} {b}"
+            assert len(first[function]) == len(statements), f"{module}.py, {function}: {name} has another number of rows"
+
+
+def test_what_has_no_row_beside_it_is_there():
+    """A line of `ONLY` that no column has any more would let another one pass unseen."""
+    texts = set()
+    for implementation in IMPLEMENTATIONS:
+        for module in START:
+            for node in ast.walk(ast.Module(tree_of(implementation, module)[0], [])):
+                if isinstance(node, ast.stmt):
+                    texts.add(ast.unparse(node).split("\n")[0].rstrip(":"))
+    for only in ONLY:
+        assert any(text.startswith(only) for text in texts), only
+
+
+def test_a_row_that_differs_is_seen(monkeypatch):
+    """The negative control: a statement more, another name, another shared function, another shape."""
+    source = (ROOT / "highlevel" / "model.py").read_text()
+    for old, new in (
+        ("            skips.append(x)\n", "            skips.append(x)\n            y = x\n"),
+        ("            x = layers.max_pooling2d", "            y = layers.max_pooling2d"),
+        ("skips[i], skip_crop(network, i)", "skips[i], 0"),
+        ("# [N, H, W, 2C]", "# [N, H, W, C]"),
+    ):
+        assert source.count(old) == 1, old
+        changed = source.replace(old, new)
+        node = next(n for n in ast.walk(ast.parse(changed)) if getattr(n, "name", "") == "__call__")
+        assert rows(node, shape_comments(changed)) != column("lowlevel", "model")["UNet"], new
 
 
 def test_the_same_functions_in_the_same_order():
-    for module in ("model", "train"):
-        columns = [[name for name, _ in functions(i, module)] for i in IMPLEMENTATIONS]
+    for module in START:
+        columns = [[n for n, _ in functions(i, module) if not n.startswith("__")] for i in IMPLEMENTATIONS]
         assert columns[0] == columns[1] == columns[2], module
-    train = [functions(i, "train") for i in IMPLEMENTATIONS]
+    train = [[(n, [a.arg for a in node.args.args]) for n, node in functions(i, "train")] for i in IMPLEMENTATIONS]
     assert train[0] == train[1] == train[2], "the same arguments too"
 
 
-def test_the_same_names_inside():
-    for function, module in (("UNet", "model"), ("make_train_step", "train"), ("make_eval_step", "train")):
-        columns = [names_in(function, (ROOT / i / f"{module}.py").read_text()) for i in IMPLEMENTATIONS]
-        shared = {"UNet": {"skips", "skip", "crop", "x", "logits", "i"}, "make_train_step": {"logits", "loss", "tape"}}
-        for column in columns:
-            assert shared.get(function, {"logits"}) <= column, function
-
-
-def test_every_column_can_be_read_in_ten_minutes():
+def test_three_columns_fit_beside_each_other():
+    lines = {i: [] for i in IMPLEMENTATIONS}
     for implementation in IMPLEMENTATIONS:
-        lines = sum(len((ROOT / implementation / f"{m}.py").read_text().splitlines()) for m in ("model", "train"))
-        assert lines <= 330, implementation
+        for module in START:
+            lines[implementation] += (ROOT / implementation / f"{module}.py").read_text().splitlines()
+        assert max(map(len, lines[implementation])) <= 100, implementation
+    assert len(lines["keras_impl"]) < len(lines["highlevel"]) < len(lines["lowlevel"]) <= 300
 
 
 def imports(path):
@@ -67,23 +188,22 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-OWN = ("common", "data", *IMPLEMENTATIONS, "comparison", "compare", "tests")
-ALLOWED = {
-    "data": {"common", "data"},
-    "common": {"common", "data"},  # data needs common.config; the training loop needs data
-    **{name: {"common", "data", name} for name in IMPLEMENTATIONS},
-    "comparison": {"common", "data", *IMPLEMENTATIONS, "comparison"},
-}
+BELOW = {"common": {"common"}}  # package -> what it may import of this project
+BELOW["data"] = BELOW["common"] | {"data"}
+BELOW["training"] = BELOW["data"] | {"training"}
+BELOW |= {name: BELOW["training"] | {name} for name in IMPLEMENTATIONS}
+BELOW["prediction"] = BELOW["training"] | {*IMPLEMENTATIONS, "prediction"}
+BELOW["comparison"] = BELOW["training"] | {*IMPLEMENTATIONS, "comparison"}
+OWN = {*BELOW, "compare", "predict", "tests"}
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", BELOW)
 def test_import_direction(package):
-    for path in (ROOT / package).glob("*.py"):
-        own = {name.split(".")[0] for name in imports(path)} & set(OWN)
-        assert own <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {own - ALLOWED[package]}"
-    if package == "common":  # only what runs the training looks upwards to data
-        above = {p.name for p in (ROOT / "common").glob("*.py") if any(n.split(".")[0] == "data" for n in imports(p))}
-        assert above == {"loop.py", "report.py"}
+    files = list((ROOT / package).glob("*.py"))
+    assert files
+    for path in files:
+        own = {name.split(".")[0] for name in imports(path)} & OWN
+        assert own <= BELOW[package], f"{path.relative_to(ROOT)} imports {own - BELOW[package]}"
 
 
 def test_forbidden_imports_are_seen(tmp_path):
@@ -91,15 +211,20 @@ def test_forbidden_imports_are_seen(tmp_path):
     assert "highlevel" in {name.split(".")[0] for name in imports(tmp_path / "bad.py")}
 
 
-def test_every_package_settles_the_environment_first():
-    """TF_USE_LEGACY_KERAS must be set before TensorFlow is imported, whichever module a user imports first."""
-    for package in ("data", *IMPLEMENTATIONS, "comparison"):
-        assert "common" in set(imports(ROOT / package / "__init__.py")), package
+def test_tensorflow_is_started_in_one_place():
+    """TF_USE_LEGACY_KERAS must be set before TensorFlow is imported, and its noise held back, whichever module comes first."""
+    for package in BELOW:
+        assert "common" in {name.split(".")[0] for name in imports(ROOT / package / "__init__.py")} or package == "common"
+        for path in (ROOT / package).glob("*.py"):
+            if "tensorflow" in set(imports(path)) and path.name != "device.py":
+                assert package in IMPLEMENTATIONS, f"{path.relative_to(ROOT)}: from common.device import tf"
+    for implementation in IMPLEMENTATIONS:
+        assert "common.device" in set(imports(ROOT / implementation / "__init__.py"))
 
 
 def test_no_tf_keras_in_the_sources():
     """With TF_USE_LEGACY_KERAS set, `tf.keras` is not Keras 3."""
-    for path in (p for package in ALLOWED for p in (ROOT / package).glob("*.py")):
+    for path in (p for package in BELOW for p in (ROOT / package).glob("*.py")):
         tree = ast.parse(path.read_text())
         used = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n) == "tf.keras"]
         assert not used, path

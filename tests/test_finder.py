@@ -5,7 +5,8 @@ import highlevel.model
 import lowlevel.model
 import lowlevel.train
 from common.config import Config
-from comparison import finder, parity
+from comparison import finder, ladder
+from comparison.ways import EXACT_CONSTANTS, Case
 from tests.test_network import random_batch
 
 import pytest
@@ -25,10 +26,11 @@ class Patched:
 def kernel_off(monkeypatch):
     right = lowlevel.model.conv2d
 
-    def conv2d(x, kernel, bias=None, padding="same"):
-        if kernel.name.startswith("down1/conv2"):
-            kernel = kernel + tf.one_hot(0, kernel.shape[-1]) * 1e-4
-        return right(x, kernel, bias, padding)
+    def conv2d(x, weights, name, padding="same"):
+        if name == "down1/conv2":
+            kernel = weights[f"{name}/kernel"]
+            weights = {**weights, f"{name}/kernel": kernel + tf.one_hot(0, kernel.shape[-1]) * 1e-3}
+        return right(x, weights, name, padding)
 
     monkeypatch.setattr(lowlevel.model, "conv2d", conv2d)
 
@@ -36,7 +38,10 @@ def kernel_off(monkeypatch):
 def batch_norm(moments, normalize, moving):
     """lowlevel's explicit batch normalization, with parts to be replaced."""
 
-    def wrong(x, gamma, beta, moving_mean, moving_variance, training, fused, momentum, epsilon):
+    def wrong(x, weights, name, training, fused, momentum, epsilon):
+        gamma, beta, moving_mean, moving_variance = (
+            weights[f"{name}/{s}"] for s in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
         mean, variance = moments(x) if training else (moving_mean, moving_variance)
         if training:
             moving_mean.assign(moving_mean * momentum + mean * (1 - momentum))
@@ -78,7 +83,7 @@ def epsilon_outside_the_normalization_root(monkeypatch):
 
 def epsilon_inside_the_update_root(monkeypatch):
     # m * alpha / (sqrt(v + epsilon) + epsilon); the scalar roots are those of alpha
-    epsilon = parity.EXACT_CONSTANTS["epsilon"]
+    epsilon = 1e-6
     monkeypatch.setattr(lowlevel.train, "tf", Patched(tf, sqrt=lambda v: tf.sqrt(v + epsilon) if v.shape.rank else tf.sqrt(v)))
 
 
@@ -130,13 +135,15 @@ FAULTS = [
 ]
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["as-written", "to-the-last-bit"])
 @pytest.mark.parametrize(("plant", "options", "found"), FAULTS, ids=[f[2].replace(" ", "-") for f in FAULTS])
-def test_planted_fault_is_named(plant, options, found, monkeypatch):
-    config = Config.of(filters=4, depth=1, batch_norm="explicit", **{**parity.EXACT_CONSTANTS, **options})
-    case = parity.Case("planted", config, steps=3)
+def test_planted_fault_is_named(plant, options, found, exact, monkeypatch):
+    constants = EXACT_CONSTANTS if exact else {}
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **{**constants, **options})
+    case = Case("planted", config, steps=3, exact=exact)
     batches = [random_batch(config, 16, 16, n=4, seed=k) for k in range(2)]
     plant(monkeypatch)
-    checks, _, first = parity.climb(case, batches)
+    checks, _, first = ladder.climb(case, batches)
     assert not all(check.passed for check in checks), "the ladder does not see the fault"
     assert first.split(": ", 1)[1].startswith(found), first
 
@@ -145,33 +152,33 @@ def test_a_structural_fault_is_a_failed_check(monkeypatch):
     """A layer too many raises where the weights are assigned; the ladder reports it like any other difference."""
     double_conv = highlevel.model.UNet.double_conv
 
-    def with_layer(self, x, name, training):
-        x = double_conv(self, x, name, training)
+    def with_layer(self, x, filters, name, training):
+        x = double_conv(self, x, filters, name, training)
         return highlevel.model.layers.conv2d(x, x.shape[-1], 1, name=f"{name}/extra") if name == "down1" else x
 
     monkeypatch.setattr(highlevel.model.UNet, "double_conv", with_layer)
-    config = Config.of(filters=2, depth=1, **parity.EXACT_CONSTANTS)
-    checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
+    config = Config.of(filters=2, depth=1, **EXACT_CONSTANTS)
+    checks, _, first = ladder.climb(Case("planted", config, 1), [random_batch(config)])
     assert [check.passed for check in checks] == [False] and first.startswith("highlevel: ") and "down1/extra" in first
 
 
 def test_an_operation_too_many_is_named(monkeypatch):
     monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, nn=Patched(tf.nn, elu=lambda x: tf.nn.relu(tf.nn.elu(x)))))
-    config = Config.of(filters=2, depth=1, **parity.EXACT_CONSTANTS)
-    checks, _, first = parity.climb(parity.Case("planted", config, 1), [random_batch(config)])
+    config = Config.of(filters=2, depth=1, **EXACT_CONSTANTS)
+    checks, _, first = ladder.climb(Case("planted", config, 1), [random_batch(config)])
     assert not all(check.passed for check in checks)
     assert "lowlevel in inference: the layers do not come in the order of the U-Net: conv, act, act" in first
 
 
 def test_finder_names_both_conventions_of_the_variance(monkeypatch):
-    config = Config.of(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **EXACT_CONSTANTS)
     unbiased_moving_variance(monkeypatch)
     batch = random_batch(config, 16, 16, n=4)
-    words = finder.locate("lowlevel", "keras_impl", parity.Case("planted", config, 1), [batch])
+    words = finder.locate("lowlevel", "keras_impl", Case("planted", config, 1), [batch])
     assert words.endswith("N and N - 1 for N = 1024"), words  # 4 images of 16 x 16
 
 
 def test_finder_finds_nothing_where_there_is_nothing():
-    config = Config.of(filters=4, depth=1, batch_norm="explicit", **parity.EXACT_CONSTANTS)
-    case = parity.Case("sound", config, steps=3, halve_rate=True)
+    config = Config.of(filters=4, depth=1, batch_norm="explicit", **EXACT_CONSTANTS)
+    case = Case("sound", config, steps=3, halve_rate=True)
     assert finder.locate("lowlevel", "highlevel", case, [random_batch(config)]) == "none in 3 steps"

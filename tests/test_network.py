@@ -7,8 +7,10 @@ from common import shapes
 from common.config import Config, UserError
 from common.losses import dice_loss, probabilities
 from common.metrics import predicted_classes, scores
+from common.padding import any_size
 from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
-from comparison import parity
+from comparison import ladder
+from comparison.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 import pytest
@@ -44,26 +46,26 @@ def test_number_of_parameters(implementation, config, count):
     assert sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name)) == count
 
 
-# Small, but every option of the architecture in some combination with the others, and sizes that do not halve evenly.
+# Small, but every option of the architecture in some combination with the others, and sizes that are no squares.
 PARITY = [
     (Config.of(filters=4), (32, 32)),
     (Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32)),
     (Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32)),
-    (Config.of(filters=4, depth=1, channels=3), (31, 18)),
-    (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 3)),
-    (Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (45, 50)),
-    (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (53, 47)),
+    (Config.of(filters=4, depth=1, channels=3), (30, 18)),
+    (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 4)),
+    (Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (40, 48)),
+    (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (56, 48)),
     (Config.of(filters=4, depth=1, padding="valid", batch_norm="explicit"), (24, 30)),
-    (Config.of(filters=4, depth=1, batch_norm="explicit", precision="float64"), (21, 22)),
+    (Config.of(filters=4, depth=1, batch_norm="explicit", precision="float64"), (20, 22)),
     (Config.of(filters=4, depth=2, precision="bfloat16"), (32, 32)),
 ]
 
 
 @pytest.mark.parametrize(("config", "size"), PARITY)
 def test_parity(config, size):
-    config = Config.of(**{**vars(config), **parity.EXACT_CONSTANTS})
+    config = config.replace(**EXACT_CONSTANTS)
     batches = [random_batch(config, *size, seed=k) for k in range(3)]
-    checks, _, _ = parity.climb(parity.Case("test", config, steps=3), batches)
+    checks, _, _ = ladder.climb(Case("test", config, steps=3), batches)
     assert not [check for check in checks if not check.passed]
     margin = shapes.margin(config.network.depth, config.network.padding)
     logits = comparison.load("lowlevel").UNet(config.network)(batches[0][0])
@@ -87,27 +89,27 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
                 weight = code.named_weights(model)[name]
                 value = initial_weights(config.network)[name]
                 value.flat[0] += 1e-4
-                monkeypatch.setattr(parity, "initial_weights", lambda config: initial_weights(config.network) | {name: value})
+                monkeypatch.setattr(ladder, "initial_weights", lambda config: initial_weights(config.network) | {name: value})
                 weight.assign(value)
                 return model
 
             code.UNet = perturbed
         else:
-            monkeypatch.setattr(parity, "initial_weights", initial_weights)
+            monkeypatch.setattr(ladder, "initial_weights", initial_weights)
         return code
 
     monkeypatch.setattr(comparison, "load", load_perturbed)
     config = Config.of(filters=4, depth=1)
-    checks, _, _ = parity.climb(parity.Case("test", config, steps=1), [random_batch(config)])
+    checks, _, _ = ladder.climb(Case("test", config, steps=1), [random_batch(config)])
     failed = {check.pair for check in checks if not check.passed}
     assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
 
 
 def test_difference_sees_shapes_names_and_nan():
     a = {"x": np.zeros(3, np.float32)}
-    assert parity.difference(a, {"x": np.zeros(4, np.float32)})[:2] == ("x", np.inf)
-    assert parity.difference(a, {"y": np.zeros(3, np.float32)})[1] == np.inf
-    assert parity.difference(a, {"x": np.array([0, np.nan, 0], np.float32)})[1] == np.inf
+    assert ladder.difference(a, {"x": np.zeros(4, np.float32)})[:2] == ("x", np.inf)
+    assert ladder.difference(a, {"y": np.zeros(3, np.float32)})[1] == np.inf
+    assert ladder.difference(a, {"x": np.array([0, np.nan, 0], np.float32)})[1] == np.inf
 
 
 def test_assign_weights_names_what_differs():
@@ -136,7 +138,17 @@ def test_any_size_gives_logits_of_the_right_size(implementation, padding):
     model = comparison.load(implementation).UNet(config.network)
     least, margin = shapes.min_size(config.network), shapes.margin(2, padding)
     for height, width in itertools.product(range(least, least + 4), (least, least + 3)):
-        assert model(tf.zeros([1, height, width, 1])).shape == (1, height - margin, width - margin, 1)
+        logits = any_size(model, tf.zeros([1, height, width, 1]), config.network)
+        assert logits.shape == (1, height - margin, width - margin, 1)
+
+
+@pytest.mark.parametrize(("padding", "size", "words"), [("same", 30, "multiple of 4 pixels, such as 32"), ("valid", 45, "48")])
+def test_a_size_that_does_not_fit_is_named(implementation, padding, size, words):
+    config = Config.of(filters=2, depth=2, padding=padding)
+    model = comparison.load(implementation).UNet(config.network)
+    for call in (model, tf.function(model, autograph=False)):
+        with pytest.raises(ValueError, match=f"images of 64x{size} pixels do not fit.*{words}"):
+            call(tf.zeros([1, size, 64, 1]))
 
 
 def test_padding_moves_nothing(implementation):
@@ -145,7 +157,9 @@ def test_padding_moves_nothing(implementation):
     model = comparison.load(implementation).UNet(config.network)
     image = np.random.default_rng(0).random((1, 31, 40, 1)).astype(np.float32)
     by_hand = np.pad(image, [(0, 0), (0, 1), (0, 0), (0, 0)], mode="reflect")
-    np.testing.assert_array_equal(model(image), model(by_hand)[:, :31], err_msg="reflected at the lower border")
+    np.testing.assert_array_equal(
+        any_size(model, image, config.network), model(by_hand)[:, :31], err_msg="reflected at the lower border"
+    )
 
 
 def test_inference_leaves_no_trace(implementation):
