@@ -292,3 +292,14 @@ def test_clipping_bounds_the_step_in_all_three(tmp_path):
     code.make_train_step(model, unclipped)(*random_batch(unclipped))
     moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped).items()]
     assert math.sqrt(sum((difference**2).sum() for difference in moved)) > 0.02
+
+
+def test_a_cosine_is_not_bent_under_way(tmp_path):
+    """Resumed with more epochs its rate would jump from near 0 to half of the full one."""
+    train(tmp_path / "run", "--schedule", "cosine")
+    with pytest.raises(UserError, match="the cosine of .* comes to 0 in epoch 3.*--checkpoint"):
+        train(tmp_path / "run", "--resume", "--epochs", "6")
+    train(tmp_path / "run", "--resume", "--epochs", "3")
+    train(tmp_path / "other")
+    train(tmp_path / "other", "--resume", "--epochs", "4")
+    assert len(read_history(tmp_path / "other")) == 4, "a constant rate has no end to keep"
