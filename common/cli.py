@@ -85,6 +85,11 @@ def count(text):
     return int(text)
 
 
+def listed(texts, limit=10):
+    """The first of `texts` with commas between them, and how many more there are."""
+    return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
 def is_out_of_memory(error):
     """Whether Python or, if it was imported at all, TensorFlow ran out of memory."""
     tf = sys.modules.get("tensorflow")

@@ -79,7 +79,7 @@ def read_image(path, channels, size=None, page=None):
 
 
 def read_mask(path, size=None, page=None, colors=None):
-    """Reads the numbers of a mask as they are stored -> uint8 [H, W]; `data.layouts.mask_meaning` knows what they mean.
+    """Reads the numbers of a mask as they are stored -> uint8 [H, W]; `data.meaning.mask_meaning` knows what they mean.
 
     A palette of grays only is a gray image, and its gray levels count. A palette with colours paints the class indices.
     With `colors`, a `Colors`, the colours count, and become class indices or VOID.

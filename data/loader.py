@@ -16,7 +16,8 @@ from common.shapes import margin, min_size, missing
 from data.augment import AUGMENT, augment
 from data.borders import border_weights
 from data.cache import prepare
-from data.layouts import Item, class_names, find_channels, find_layout, mask_meaning
+from data.layouts import Item, find_channels, find_layout
+from data.meaning import class_names, mask_meaning
 from data.splits import split
 from data.synthetic import make_cells
 

@@ -13,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import make_parser, parse, read_config, run_script
+from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Names, Size, UserError
 from common.metrics import balanced_weights
 from common.pictures import mask_colors, save_figure
 from common.shapes import min_size, missing
 from data.cache import CORES
-from data.layouts import Item, Layout, class_names, find_channels, find_layout, mask_meaning
+from data.layouts import Item, Layout, find_channels, find_layout
 from data.loader import augmented
+from data.meaning import class_names, mask_meaning
 from data.splits import split
 from data.synthetic import make_cells
 
@@ -255,7 +256,7 @@ def needs(sizes, names, config):
             if crop
             else f"{smallest}, the least for --depth {config.network.depth} --padding {config.network.padding}"
         )
-        problems.append(f"{len(small)} images are smaller than {needed}: {_listed(small)}")
+        problems.append(f"{len(small)} images are smaller than {needed}: {listed(small, 5)}")
     # windows of 256 pixels, or of the largest multiple of 2**depth that all images have; 512 pixels for a typical image
     window = max(min(*low, 256) // step, 1) * step
     shrink = max(1, max(middle) / 512)
@@ -281,10 +282,6 @@ def needs(sizes, names, config):
 def _fitting(size, config):
     """The next size that halves evenly at every level."""
     return Size(*(n + missing(n, config.network) for n in size))
-
-
-def _listed(texts, limit=5):
-    return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
 # --- the command ---
@@ -327,7 +324,7 @@ def describe(s, source):
     channels = "1 channel" if s["channels"] == 1 else f"{s['channels']} channels"
     lines["images"] = f"{', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)}; the network reads {channels}"
     values = [str(value) for value in s["mask_values"]]
-    lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {_listed(values, 12)}"
+    lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}"
     for label, text in lines.items():
         yield f"  {label:<11}{text}"
     if s["classes"]:

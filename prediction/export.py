@@ -3,20 +3,22 @@
 Each answers float32 images [N, H, W, channels] in 0..1 with probabilities [N, H - margin, W - margin, classes]; the margin is
 0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json:
 
-keras       model.keras, for `keras.saving.load_model`, made of Keras's own layers and operations only: nothing of this
-            project is needed to load it. Any H and W. It can be trained on; the layers have the canonical names, "_" for "/",
-            and the logits are `model.get_layer("probabilities").input`.
+keras       model.keras, for `keras.saving.load_model`: the model of keras_impl as it stands, whose layers are Keras's own, so
+            nothing of this project is needed to load it. H and W are sizes that halve at every level, as the network itself
+            takes them: multiples of 2**depth, with padding "valid" and some pixels more; export.json has the numbers as
+            "sides_multiple_of" and "sides_and". It can be trained on; the layers have the canonical names, "_" for "/", and
+            the logits are `model.get_layer("probabilities").input`.
 savedmodel  for `tf.saved_model.load` and TensorFlow Serving: signature serving_default, images -> probabilities in float32.
             Any N, H and W. `loaded.weights` holds the variables by their canonical names.
-stablehlo   model.mlir for one image of one size, and weights.safetensors. The weights are arguments of its function and not
-            constants in the text, which stays readable: export.json tells the order of the arguments.
+stablehlo   model.mlir for one image of one size, any, and weights.safetensors. The weights are arguments of its function and
+            not constants in the text, which stays readable: export.json tells the order of the arguments.
 
 All compute in the precision of the training: bfloat16 is not widened, and in float64 only the probabilities are narrowed to
 float32 (not in the Keras file). Weights are shared, so a checkpoint of any implementation is exported through any.
 """
 
 import contextlib
-import importlib
+import dataclasses
 import json
 import os
 import re
@@ -24,25 +26,20 @@ import shutil
 import warnings
 from pathlib import Path
 
-import comparison
 from common import shapes
 from common.config import Size, UserError
 from common.device import tf
 from common.losses import probabilities
+from common.padding import any_size
 from common.weights import assign_weights
-from keras_impl.model import CropOutput, FusedBatchNormalization, Head, PadInput, named_weights
+from comparison import IMPLEMENTATIONS
+from keras_impl.model import UNet, named_weights
+from prediction import EXPORTS
+from prediction.network import restore
 
 import keras
-from keras import layers, ops
+from keras import layers
 from safetensors.numpy import save
-
-FILES = {
-    "keras": {"export.json", "model.keras"},
-    "savedmodel": {"export.json", "saved_model.pb", "fingerprint.pb", "variables", "assets"},
-    "stablehlo": {"export.json", "model.mlir", "weights.safetensors"},
-}
-OPTIONS = ("channels", "classes", "class_names", "image_size", "filters", "depth", "activation", "padding", "batch_norm")
-OPTIONS += ("bn_epsilon", "precision")  # that export.json repeats
 
 
 @contextlib.contextmanager
@@ -75,20 +72,11 @@ def replaced_folder(path, files):
         shutil.rmtree(new, ignore_errors=True)
 
 
-def restore(implementation, config, weights):
-    """-> (model, canonical name -> variable), with the values of `weights`."""
-    code = importlib.import_module(f"{implementation}.model")
-    model = code.UNet(config.network)
-    variables = code.named_weights(model)
-    assign_weights(variables, weights)
-    return model, variables
-
-
-def serving_function(model):
-    """images [N, H, W, channels] -> {"probabilities": float32 [N, H', W', classes]}, not traced yet."""
+def serving_function(model, network):
+    """images [N, H, W, channels] of any size -> {"probabilities": float32 [N, H', W', classes]}, not traced yet."""
 
     def serve(images):
-        return {"probabilities": tf.cast(probabilities(model(images, training=False)), tf.float32)}
+        return {"probabilities": tf.cast(probabilities(any_size(model, images, network)), tf.float32)}
 
     return serve
 
@@ -96,68 +84,25 @@ def serving_function(model):
 # --- Keras ---
 
 
-def fitting_indices(images, axis, config):
-    """What `shapes.pad_input` and `shapes.crop_output` do along an axis, as indices for `ops.take`: (of pixels, of logits).
-
-    In a functional model `ops.shape` gives None for sizes that are not known yet, and `ops.pad` and slices take numbers only.
-    So sizes are counted: a vector of ones is as long as the axis, every 2**depth-th of it as long as there are blocks.
-    """
-    margin, block = shapes.margin(config.network.depth, config.network.padding), 2**config.network.depth
-    rest = shapes.missing(0, config.network)  # a size that fits is `rest` and a number of blocks; 0 with padding "same"
-
-    def ones(start=0, step=1):
-        line = images[0, start::step, 0, 0] if axis == 1 else images[0, 0, start::step, 0]
-        return ops.ones_like(line, dtype="int32")
-
-    size = ops.sum(ones())
-    fitting = ops.pad(ops.repeat(ones(rest, block), block), [(rest, 0)], constant_values=1)  # ones, as many as fit
-    before = (ops.sum(fitting) - size) // 2
-    position = ops.cumsum(fitting) - 1 - before  # negative before the first pixel
-    pixels = size - 1 - ops.abs(size - 1 - ops.abs(position))  # reflected at the first, then at the last
-    return pixels, ops.cumsum(ones(margin)) - 1 + before
-
-
-def stock_model(model, config):
-    """The model of keras_impl with Keras's own layers and operations in the place of its four, and probabilities behind it.
-
-    Weights are new. In inference `BatchNormalization` computes what `FusedBatchNormalization` does, but for rounding.
-    """
-    stock = {FusedBatchNormalization: layers.BatchNormalization, Head: layers.Conv2D}
-
-    def clone(layer):
-        if isinstance(layer, PadInput):  # and CropOutput: `call` does without it
-            return layer
-        return stock.get(type(layer), type(layer)).from_config(layer.get_config())
-
-    def call(layer, x, *args, **kwargs):
-        if not isinstance(layer, PadInput):
-            return layer(x, *args, **kwargs)
-        images, which = (args[0], 1) if isinstance(layer, CropOutput) else (x, 0)
-        for axis in (1, 2):
-            x = ops.take(x, fitting_indices(images, axis, config)[which], axis=axis)
-        return x
-
-    network = keras.models.clone_model(model, clone_function=clone, call_function=call)
-    activation = "sigmoid" if config.network.classes == 1 else "softmax"
-    p = layers.Activation(activation, dtype=config.network.variable_dtype, name="probabilities")(network.output)
-    return keras.Model(network.input, p, name="unet")
-
-
-def write_keras(folder, implementation, config, weights):
-    model = stock_model(restore(implementation, config, weights)[0], config)
+def write_keras(folder, network, weights):
+    if network.batch_norm == "fused":  # in inference Keras's own layer computes the same, but for rounding
+        network = dataclasses.replace(network, batch_norm="explicit")
+    model = UNet(network)
     assign_weights(named_weights(model), weights)
-    model.save(folder / "model.keras")
+    activation = "sigmoid" if network.classes == 1 else "softmax"
+    p = layers.Activation(activation, dtype=network.variable_dtype, name="probabilities")(model.output)
+    keras.Model(model.input, p, name="unet").save(folder / "model.keras")
 
 
 # --- SavedModel ---
 
 
-def write_savedmodel(folder, implementation, config, weights):
-    model, variables = restore(implementation, config, weights)
-    images = tf.TensorSpec([None, None, None, config.network.channels], tf.float32, name="images")
+def write_savedmodel(folder, implementation, network, weights):
+    model, variables = restore(implementation, network, weights)
+    images = tf.TensorSpec([None, None, None, network.channels], tf.float32, name="images")
     module = tf.Module()
     module.weights = variables  # a SavedModel holds what a module reaches, under the names of its attributes
-    tf.saved_model.save(module, str(folder), tf.function(serving_function(model), input_signature=[images]))
+    tf.saved_model.save(module, str(folder), tf.function(serving_function(model, network), input_signature=[images]))
 
 
 # --- StableHLO ---
@@ -169,11 +114,11 @@ def without_locations(text):
     return re.sub(r' loc\((?:"[^"]*"|[^()"])*\)', "", text)
 
 
-def write_stablehlo(folder, implementation, config, weights, size):
+def write_stablehlo(folder, implementation, network, weights, size):
     """Returns: {"arguments": names in the order of the function's, "logits_size": [height, width] of the probabilities}."""
-    model, variables = restore(implementation, config, weights)
-    images = tf.TensorSpec([1, *size, config.network.channels], tf.float32, name="images")
-    function = tf.function(serving_function(model), jit_compile=True)
+    model, variables = restore(implementation, network, weights)
+    images = tf.TensorSpec([1, *size, network.channels], tf.float32, name="images")
+    function = tf.function(serving_function(model, network), jit_compile=True)
     with warnings.catch_warnings():
         # `device_name` is deprecated; without it TensorFlow draws a random number, only to see which device is in use
         warnings.simplefilter("ignore")
@@ -184,7 +129,7 @@ def write_stablehlo(folder, implementation, config, weights, size):
     names = {id(variable.handle): name for name, variable in variables.items()}
     captured = [names[id(handle)] for handle in function.get_concrete_function(images).captured_inputs]  # follow the images
     (folder / "weights.safetensors").write_bytes(save({name: variables[name].numpy() for name in captured}))
-    margin = shapes.margin(config.network.depth, config.network.padding)
+    margin = shapes.margin(network.depth, network.padding)
     return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
 
 
@@ -214,23 +159,28 @@ def export(kind, implementation, config, weights, path, size=None):
 
     Raises: UserError for an implementation that cannot make this kind, and a `path` that is in use or cannot be written.
     """
-    if implementation not in comparison.IMPLEMENTATIONS:
-        raise UserError(f"there is no implementation {implementation!r}: {', '.join(comparison.IMPLEMENTATIONS)}")
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"there is no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
     if kind == "keras" and implementation != "keras_impl":
         raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
-    about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__}
-    about.update({name: config.as_dict()[name] for name in OPTIONS})
+    network, values = config.network, config.as_dict()
+    about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
+    about |= {name: values[name] for name in ("class_names", "image_size")}
     words = "images of any size"
-    if kind == "stablehlo":
+    if kind == "keras":
+        about |= {"sides_multiple_of": 2**network.depth, "sides_and": shapes.missing(0, network)}
+        words = "images whose sides are multiples of {sides_multiple_of} pixels".format(**about)
+        words += " and {sides_and} more".format(**about) if about["sides_and"] else ""
+    elif kind == "stablehlo":
         size = stablehlo_size(config, size)
         words = f"one image of {Size(*size)}"
-    with replaced_folder(path, FILES[kind]) as folder:
+    with replaced_folder(path, EXPORTS[kind]) as folder:
         if kind == "keras":
-            write_keras(folder, implementation, config, weights)
+            write_keras(folder, network, weights)
         elif kind == "savedmodel":
-            write_savedmodel(folder, implementation, config, weights)
+            write_savedmodel(folder, implementation, network, weights)
         else:
-            about.update(write_stablehlo(folder, implementation, config, weights, size))
+            about |= write_stablehlo(folder, implementation, network, weights, size)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")

@@ -1,6 +1,5 @@
 """Exports answer as the live network does, in a process that knows nothing of this project."""
 
-import dataclasses
 import errno
 import functools
 import importlib
@@ -13,10 +12,13 @@ from pathlib import Path
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, Size, UserError
 from common.losses import probabilities
+from common.padding import any_size
+from common.shapes import missing
 from common.weights import assign_weights, initial_weights, weight_shapes
 from prediction.export import export, stablehlo_size
 from tests.conftest import IMPLEMENTATIONS
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -29,9 +31,9 @@ SIZE = Size(93, 110)
 OWN = Config.of(filters=2, depth=3, dropout=0.5, image_size=SIZE)
 CONFIGS = {
     "own": OWN,
-    "paper": dataclasses.replace(OWN, channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
-    "bfloat16": dataclasses.replace(OWN, precision="bfloat16"),
-    "float64": dataclasses.replace(OWN, precision="float64", batch_norm="explicit"),
+    "paper": OWN.replace(channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
+    "bfloat16": OWN.replace(precision="bfloat16"),
+    "float64": OWN.replace(precision="float64", batch_norm="explicit"),
 }
 CASES = [
     *[(kind, implementation, "own") for kind in ("savedmodel", "stablehlo") for implementation in IMPLEMENTATIONS],
@@ -54,16 +56,15 @@ from tensorflow.compiler.tf2xla.python import xla
 folder, cases = sys.argv[1], json.loads(sys.argv[2])
 images, answers = np.load(f"{folder}/images.npz"), {}
 for case in cases:
-    kind, _, config = case.split("-")
+    kind = case.split("-")[0]
     path = f"{folder}/{case}"
-    first, second = (tf.constant(images[f"{config}-{number}"]) for number in "01")
+    first, second = (tf.constant(images[f"{case}-{number}"]) for number in "01")
     if kind == "keras":
         network = keras.saving.load_model(f"{path}/model.keras")
     elif kind == "savedmodel":
         signature = tf.saved_model.load(path).signatures["serving_default"]
         network = lambda x: signature(images=x)["probabilities"]
-    else:  # for one image of the first size
-        first, second = first[:1], first[1:]
+    else:
         about = json.load(open(f"{path}/export.json"))
         weights = load_file(f"{path}/weights.safetensors")
         call = dict(
@@ -107,30 +108,34 @@ def some_weights(config):
 def live(implementation, name):
     """-> (function of images: probabilities, canonical name -> variable), of the configuration `name`."""
     code = importlib.import_module(f"{implementation}.model")
-    model = code.UNet(CONFIGS[name])
+    network = CONFIGS[name].network
+    model = code.UNet(network)
     variables = code.named_weights(model)
     assign_weights(variables, some_weights(CONFIGS[name]))
-    return tf.function(lambda images: probabilities(model(images)), reduce_retracing=True), variables
+    return tf.function(lambda images: probabilities(any_size(model, images, network)), reduce_retracing=True), variables
+
+
+def some_images(kind, network):
+    """Two batches of images as a kind of export takes them: StableHLO one image of one size, Keras sizes that fit."""
+    rng = np.random.default_rng(0)
+    sizes = [[n, *(side + missing(side, network) * (kind == "keras") for side in size)] for n, *size in SIZES]
+    first, second = (rng.random((*size, network.channels), dtype=np.float32) for size in sizes)
+    return (first[:1], first[1:]) if kind == "stablehlo" else (first, second)
 
 
 def write(folder):
     """Exports all of CASES into `folder`, each from the checkpoint of another implementation; and the live answers."""
-    rng, images, answers = np.random.default_rng(0), {}, {}
-    for name, config in CONFIGS.items():
-        for number, size in enumerate(SIZES):
-            images[f"{name}-{number}"] = rng.random((*size, config.network.channels), dtype=np.float32)
-    np.savez(folder / "images.npz", **images)
+    images, answers = {}, {}
     for kind, implementation, name in CASES:
         trained = IMPLEMENTATIONS[IMPLEMENTATIONS.index(implementation) - 1]
         save_checkpoint(folder / "some.safetensors", live(trained, name)[1], {})
-        weights, _, _ = load_checkpoint(folder / "some.safetensors", CONFIGS[name])
+        weights, _, _ = load_checkpoint(folder / "some.safetensors", CONFIGS[name].network)
         case = f"{kind}-{implementation}-{name}"
         export(kind, implementation, CONFIGS[name], weights, folder / case)
-        first, second = images[f"{name}-0"], images[f"{name}-1"]
-        if kind == "stablehlo":
-            first, second = first[:1], first[1:]
-        network, _ = live(implementation, name)
-        answers[f"{case}-0"], answers[f"{case}-1"] = network(first).numpy(), network(second).numpy()
+        predict, _ = live(implementation, name)
+        for number, batch in enumerate(some_images(kind, CONFIGS[name].network)):
+            images[f"{case}-{number}"], answers[f"{case}-{number}"] = batch, predict(batch).numpy()
+    np.savez(folder / "images.npz", **images)
     np.savez(folder / "expected.npz", **answers)
 
 
@@ -162,12 +167,34 @@ def test_export_answers_as_the_live_network(case, exported):
         np.testing.assert_allclose(answers[f"{case}-session"], here, rtol=0, atol=TOLERANCE[config])
 
 
+@pytest.mark.parametrize("name, sides", [("own", "multiples of 8 pixels"), ("paper", "multiples of 8 pixels and 4 more")])
+def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
+    network = CONFIGS[name].network
+    export("keras", "keras_impl", CONFIGS[name], some_weights(CONFIGS[name]), tmp_path / "net")
+    assert capsys.readouterr().out.endswith(f" MB) for images whose sides are {sides}\n")
+    about = json.loads((tmp_path / "net" / "export.json").read_text())
+    multiple, rest = about["sides_multiple_of"], about["sides_and"]
+    loaded = keras.saving.load_model(tmp_path / "net" / "model.keras")
+    fits = 12 * multiple + rest
+    assert missing(fits, network) == 0
+    assert loaded(np.zeros([1, fits, fits + multiple, network.channels])).shape[-1] == network.classes
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loaded(np.zeros([1, fits, fits + 1, network.channels]))
+
+
+@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo"])
+def test_export_repeats_all_options_of_the_network(kind, exported):
+    about = json.loads((exported[0] / f"{kind}-keras_impl-own" / "export.json").read_text())
+    assert vars(OWN.network).items() <= about.items() and about["image_size"] == "110x93"
+    assert ("sides_multiple_of" in about) == (kind == "keras")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_keras_file_can_be_trained_on(name, exported):
     """Every weight moves but the biases and kernels whose gradient is zero."""
     _, _, answers = exported
     moved = {path.replace("_", "/", 1) for path in answers[f"keras-keras_impl-{name}-moved"]}
-    assert moved <= weight_shapes(CONFIGS[name]).keys()
+    assert moved <= weight_shapes(CONFIGS[name].network).keys()
     assert {"down0/conv1/kernel", "up0/deconv/bias", "head/kernel", "head/bias"} <= moved
 
 
@@ -193,7 +220,7 @@ def quick(monkeypatch):
         if "error" in content:
             raise content["error"]
 
-    monkeypatch.setattr("comparison.export.write_keras", write_keras)
+    monkeypatch.setattr("prediction.export.write_keras", write_keras)
     return content
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from common.config import VOID, Config, Size, UserError
 from data.files import read_image, read_mask, read_pair
-from data.layouts import Item, Layout, find_channels, find_layout, mask_meaning
+from data.layouts import Item, Layout, find_channels, find_layout
+from data.meaning import mask_meaning
 
 import h5py
 import numpy as np

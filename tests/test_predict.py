@@ -2,17 +2,24 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import predict
 from common.checkpoint import save_checkpoint
 from common.config import Config, Names, Size, UserError
 from common.metrics import predicted_classes
+from common.padding import any_size
 from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
 from common.weights import initial_weights
 from data.files import read_image, read_mask
+from prediction.images import array_file
+from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
 from tests.conftest import IMPLEMENTATIONS
 
@@ -29,8 +36,15 @@ def noise(height, width, channels=1, seed=0):
 
 
 def random_network(implementation="lowlevel", **options):
-    config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
-    return config, predict.make_network(implementation, config, initial_weights(config.network))
+    """-> (the network's options, a function that predicts with random weights)."""
+    network = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options}).network
+    return network, make_predict(implementation, network, initial_weights(network))
+
+
+def untiled(predict, image, network):
+    """The prediction in one piece, as training validates: padded to a size that fits, and cropped."""
+    seen = tf.constant(image[np.newaxis].astype(np.float32) / 255)
+    return any_size(lambda images, training: predict(images.numpy()), seen, network)[0]
 
 
 def assembled(parts, shape):
@@ -49,14 +63,14 @@ def assembled(parts, shape):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_windows_of_an_axis(depth, padding):
-    config = Config.of(depth=depth, padding=padding)
+    network = Config.of(depth=depth, padding=padding).network
     unit, lost = 2**depth, margin(depth, padding)
-    for tile in (smallest_tile(config.network), smallest_tile(config.network) + unit + 1):
-        for size in range(smallest_image(config.network), 4 * tile, 7):
-            windows = cut(size, tile, config)
+    for tile in (smallest_tile(network), smallest_tile(network) + unit + 1):
+        for size in range(smallest_image(network), 4 * tile, 7):
+            windows = cut(size, tile, network)
             assert [i for w in windows for i in range(w.target.start, w.target.stop)] == list(range(size))
             length = len(windows[0].pixels)
-            assert all(len(w.pixels) == length for w in windows) and length <= tile and missing(length, config.network) == 0
+            assert all(len(w.pixels) == length for w in windows) and length <= tile and missing(length, network) == 0
             for w in windows:
                 logits = w.pixels[lost // 2 : length - lost // 2]
                 np.testing.assert_array_equal(logits[w.source], np.arange(size)[w.target])
@@ -66,38 +80,38 @@ def test_windows_of_an_axis(depth, padding):
 
 @pytest.mark.parametrize("height, width", [(117, 75), (60, 200), (53, 4)])
 def test_tiled_equals_untiled(implementation, height, width):
-    config, network = random_network(implementation, classes=3, channels=3)
+    network, predict = random_network(implementation, classes=3, channels=3)
     image = noise(height, width, 3)
-    whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network)), whole.shape)
+    whole = untiled(predict, image, network)
+    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network)), whole.shape)
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=ROUNDING)
 
 
 def test_a_smaller_halo_shows_seams(monkeypatch):
     """What the test above can see: 4 pixels less are too few."""
-    config, network = random_network()
+    network, predict = random_network()
     image = noise(117, 75)
-    whole = network(image[np.newaxis].astype(np.float32) / 255)[0]
+    whole = untiled(predict, image, network)
     monkeypatch.setattr("prediction.tiles.HALO", HALO - 1)
-    tiled = assembled(predict_tiles(network, image, config, 52), whole.shape)
+    tiled = assembled(predict_tiles(predict, image, network, 52), whole.shape)
     assert np.abs(tiled - whole).max() > 1e-3
 
 
 def test_valid_padding_covers_the_image(implementation):
-    config, network = random_network(implementation, padding="valid")
+    network, predict = random_network(implementation, padding="valid")
     image, lost = noise(117, 75), margin(2, "valid") // 2
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network)), (117, 75, 1))
-    once = assembled(predict_tiles(network, image, config, 1000), (117, 75, 1))
+    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network)), (117, 75, 1))
+    once = assembled(predict_tiles(predict, image, network, 1000), (117, 75, 1))
     np.testing.assert_allclose(tiled, once, rtol=0, atol=ROUNDING)
     mirrored = np.pad(image, ((lost, lost), (lost, lost), (0, 0)), mode="reflect")
-    whole = network(mirrored[np.newaxis].astype(np.float32) / 255)[0]
-    # what the network itself pads to a size that fits is another mirror image, and reaches 4 pixels into the prediction
+    whole = untiled(predict, mirrored, network)
+    # what is padded to a size that fits is another mirror image, and reaches 4 pixels into the prediction
     np.testing.assert_allclose(tiled[4:-4, 4:-4], whole[4:-4, 4:-4], rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("height, width, number", [(64, 64, 8), (64, 96, 4)])
 def test_tta_is_the_mean_over_the_symmetries(height, width, number):
-    config, network = random_network(classes=3)
+    network, predict = random_network(classes=3)
     image = noise(height, width)
     seen = image[np.newaxis].astype(np.float32) / 255
     views = [(lambda x: x, lambda x: x)]
@@ -105,19 +119,19 @@ def test_tta_is_the_mean_over_the_symmetries(height, width, number):
     if number == 8:
         transpose = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
         views += [(lambda x, t=there: transpose(t(x)), lambda p, b=back: b(transpose(p))) for there, back in views]
-    expected = np.mean([back(network(there(seen))) for there, back in views], axis=0)[0]
-    result = assembled(predict_tiles(network, image, config, 1000, tta=True), expected.shape)
+    expected = np.mean([back(predict(there(seen))) for there, back in views], axis=0)[0]
+    result = assembled(predict_tiles(predict, image, network, 1000, tta=True), expected.shape)
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    tiled = assembled(predict_tiles(network, image, config, smallest_tile(config.network), tta=True), expected.shape)
+    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network), tta=True), expected.shape)
     np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
-    assert np.abs(expected - network(seen)[0]).max() > 1e-3, "this network is not symmetric"
+    assert np.abs(expected - predict(seen)[0]).max() > 1e-3, "this network is not symmetric"
 
 
 def test_resized_prediction_comes_back_bilinearly():
-    config, network = random_network(classes=2)
+    network, predict = random_network(classes=2)
     small = noise(40, 52)
-    p = network(small[np.newaxis].astype(np.float32) / 255)[0]
-    result = assembled(predict_resized(network, small, (600, 90), config, 1000), (600, 90, 2))
+    p = predict(small[np.newaxis].astype(np.float32) / 255)[0]
+    result = assembled(predict_resized(predict, small, (600, 90), network, 1000), (600, 90, 2))
     for c in range(2):
         whole = np.asarray(Image.fromarray(p[..., c]).resize((90, 600), Image.Resampling.BILINEAR))
         np.testing.assert_allclose(result[..., c], whole, rtol=0, atol=ROUNDING, err_msg="strips show seams")
@@ -181,8 +195,7 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
 
 def test_the_default_is_the_implementation_that_trained(trained, folder, tmp_path, monkeypatch):
     built = []
-    make = predict.make_network
-    monkeypatch.setattr(predict, "make_network", lambda name, *rest: built.append(name) or make(name, *rest))
+    monkeypatch.setattr(predict, "make_predict", lambda name, *rest: built.append(name) or make_predict(name, *rest))
     run(trained("highlevel"), folder / "a.png", output=tmp_path / "out")
     run(trained("highlevel"), folder / "a.png", "--implementation", "lowlevel", output=tmp_path / "out")
     assert built == ["highlevel", "lowlevel"]
@@ -227,9 +240,9 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
 def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
     checkpoint = trained(image_size=Size(32, 48))
     run(checkpoint, folder / "a.png", "--probabilities", output=tmp_path / "out")
-    config, network = random_network(image_size=Size(32, 48))
+    _, predict_random = random_network()
     small = read_image(folder / "a.png", 1, Size(32, 48))
-    p = network(small[np.newaxis].astype(np.float32) / 255)[0, ..., 0]
+    p = predict_random(small[np.newaxis].astype(np.float32) / 255)[0, ..., 0]
     expected = np.asarray(Image.fromarray(p).resize((90, 61), Image.Resampling.BILINEAR))
     result = np.load(tmp_path / "out" / "probabilities" / "a.npy")[..., 0]
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
@@ -237,11 +250,48 @@ def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
 
 
 def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: np.zeros([*images.shape[:3], 1], np.float32))
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: np.zeros([*images.shape[:3], 1], np.float32))
     run(trained(), folder / "a.png", output=tmp_path / "out")
     captured = capsys.readouterr()
     assert "warning: a.png: every pixel of the mask is background" in captured.err
     assert "foreground 0.0%" in captured.out
+
+
+def test_probabilities_where_no_disk_can_be_reserved(trained, folder, tmp_path, monkeypatch):
+    """macOS has no posix_fallocate."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    run(trained(classes=3), folder / "a.png", "--probabilities", "--tile", "52", output=tmp_path / "out")
+    p = np.load(tmp_path / "out" / "probabilities" / "a.npy")
+    assert p.shape == (61, 90, 3) and p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(-1), 1, atol=ROUNDING)
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "a.png"), p.argmax(-1))
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
+    """A limit on the size of files is met as a disk's end is; a mapped file would end the process there."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "a.npy"
+    path.write_text("first")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as save:
+            save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"] and path.read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    "arguments, words", [("--help", "what to predict"), ("a.png --checkpoint nowhere --output out", "nowhere is no readable")]
+)
+def test_help_and_mistakes_come_without_tensorflow(arguments, words):
+    code = "import sys, atexit, predict; from common.cli import run_script\n"
+    code += "atexit.register(lambda: print('tensorflow' in sys.modules)); run_script(predict.main)"
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert words in done.stdout + done.stderr
+    assert done.stdout.endswith("False\n"), done.stdout
 
 
 # --- evaluation ---
@@ -249,7 +299,7 @@ def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, ca
 
 def half_bright(monkeypatch):
     """A network whose foreground is what is brighter than the middle."""
-    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: images)
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
 
 
 def read_metrics(path):
@@ -290,7 +340,7 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
     """Classes 0 and 1 predicted half and half; the truth is 1, 2 and void. Mean IoU over the classes that occur."""
     wide = np.zeros((8, 8, 3), np.float32)
     wide[:4, :, 0], wide[4:, :, 1] = 1, 1
-    monkeypatch.setattr(predict, "make_network", lambda *_: lambda images: wide[np.newaxis])
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: wide[np.newaxis])
     truth = np.full((8, 8), 1, np.uint8)
     truth[:2], truth[6:] = 255, 2
     Image.fromarray(truth).save(tmp_path / "truth.png")

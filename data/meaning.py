@@ -1,0 +1,190 @@
+"""What the numbers and colours in masks mean: decided once for a whole data set."""
+
+import re
+from dataclasses import dataclass
+
+from common.cli import listed
+from common.config import VOID, Names, UserError
+from data.files import Colors
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the values of the masks of a data set mean."""
+
+    table: np.ndarray  # uint8 [256]: value -> class index, or VOID
+    classes: int  # as in `Config`: 1 is foreground against background
+    void_label: int | None  # the value that is void, None if there is none
+    note: str  # a few words on how the values were read
+
+
+def mask_meaning(present, items, config, layout):
+    """Decides for the whole data set what the values of its masks mean: a mask of one image may well be 0 everywhere.
+
+    Args:
+        present: bool [n, 256], which values each mask holds.
+        items: the n `data.layouts.Item`s.
+        config: its `classes` and `void_label` are followed where they are given, and found where they are None.
+
+    Returns: `Meaning`.
+
+    Raises: UserError for values that fit nothing, naming the first file that has them, and for masks without a foreground.
+    """
+    void, held = config.data.void_label, present.any(axis=0)
+    if layout.classes is not None:
+        classes, indices, note = _fixed(present, items, config, layout)
+    else:
+        labelled = present.copy()
+        labelled[:, [] if void is None else void] = False
+        classes, indices, note = _found(labelled, items, config)
+    if void is None and held[VOID] and indices.get(VOID) == VOID:
+        void = VOID
+    table = np.full(256, VOID, np.uint8)
+    table[list(indices)] = list(indices.values())
+    if void is not None:
+        table[void] = VOID
+        note += f", {void} is void"
+    return Meaning(table, classes, void, note)
+
+
+def _fixed(present, items, config, layout):
+    """What a layout says about its masks -> (classes, {value: class index}, note)."""
+    known = {**layout.classes, config.data.void_label: VOID}
+    n = 1 + max(index for index in known.values() if index != VOID)
+    wrong = present.copy()
+    wrong[:, [value for value in known if value is not None]] = False
+    if wrong.any():
+        item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(layout.classes)))
+        raise UserError(
+            f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.data.dataset} has {allowed}"
+        )
+    note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
+    return config.network.classes or (1 if n == 2 else n), layout.classes, note
+
+
+def _found(present, items, config):
+    """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label."""
+    values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
+    top = max(values, default=0)
+    if classes is None and len(values) < 2:
+        raise UserError(
+            f"all {len(items)} masks hold {f'only the value {top}' if values else 'nothing but void'}, so there is nothing to "
+            f"learn: check {items[0].mask.parent}, or set --classes if that is meant"
+        )
+    jpeg = np.array([_is_jpeg(item.mask) for item in items])
+    if classes in (None, 1, 2):
+        if values <= {0, 1}:
+            return classes or 1, {0: 0, 1: 1}, "mask values 0/1"
+        if values <= {0, 255}:
+            return classes or 1, {0: 0, 255: 1}, "mask values 0/255 read as 0/1"
+        if top > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
+            # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
+            return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
+
+    indices = values - {VOID} if config.data.void_label is None else values  # beside class indices 255 is void
+    n = classes or max(indices) + 1
+    absent = sorted(set(range(n)) - indices)
+    if classes:
+        fits = max(indices, default=0) < n and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
+    else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
+        fits = n <= 200 and len(absent) <= n / 4 and not jpeg.any()
+    if n > 2 and fits:
+        note = f"{n} classes from mask values 0 to {max(indices, default=0)}"
+        if absent and not classes:
+            note += f" without {listed(list(map(str, absent)), 3)}"
+        return n, {**{i: i for i in range(n)}, VOID: VOID}, note
+    raise _misfit(present, items, classes)
+
+
+def _is_jpeg(path):
+    return path.suffix.lower() in (".jpg", ".jpeg")
+
+
+def _misfit(present, items, classes):
+    """The `UserError` for values that are no class indices, about the first mask that has them."""
+    values = np.flatnonzero(present.any(axis=0)).tolist()
+    limit = max(classes, 2) if classes else next(v for v in range(1, 257) if v not in values)
+    bad = (present[:, limit:] if classes or limit < 200 else present[:, 2:VOID]).any(axis=1)
+    first = int(np.argmax(bad if bad.any() else [_is_jpeg(item.mask) for item in items]))
+    held = [str(value) for value in np.flatnonzero(present[first])]
+    shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
+    top = max([value for value in values if value < VOID], default=0)
+    if classes:
+        allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
+        allowed = f"but --classes {classes} takes {allowed}"
+    else:
+        allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
+    if _is_jpeg(items[first].mask):
+        advice = "JPEG does not keep a mask's values, save it as PNG"
+    elif set(values) <= {0, 1, VOID} and limit == 2:
+        advice = "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled"
+    elif classes and top < limit:
+        advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
+    elif len(held) > 32:
+        advice = f"save it without smoothed edges; if it does hold class indices, set --classes {top + 1}"
+    elif classes:
+        advice = f"if they are class indices, set --classes {top + 1}, otherwise mend the mask"
+    else:
+        advice = f"if they are class indices, set --classes {top + 1}; if gray levels or colours, name them with --colors FILE"
+    return UserError(f"{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}")
+
+
+def by_index(n):
+    """`Layout.classes` where `read` maps to class indices itself."""
+    return {**{i: i for i in range(n)}, VOID: VOID}
+
+
+def trimap_classes(config):
+    """What the values of trimaps are: {value: class index}, class names. The outline counts as background, or is a class."""
+    if config.network.classes in (1, 2) or config.network.classes is None and config.data.void_label == 3:
+        return {2: 0, 1: 1, 3: 0}, Names(("background", "pet"))
+    return {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline"))
+
+
+def read_colors(config):
+    """Reads a line `name red green blue` for every class -> `Colors`; the class named void has no index.
+
+    Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.
+    """
+    path, names, indices = config.data.colors, [], {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--colors {path} is no text in UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", line)
+        color = tuple(int(value) for value in match.groups()[1:]) if match else (256,)
+        if max(color) > 255 or "," in match[1]:
+            raise UserError(
+                f"--colors {path}, line {number}: {line!r} must be a name and three numbers 0 to 255: sky 0 128 255"
+            )
+        if match[1] in names or color in indices:
+            raise UserError(f"--colors {path}, line {number}: the name or the colour of {line!r} occurs before")
+        if match[1] == "void":
+            indices[color] = VOID
+        else:
+            indices[color] = len(names)
+            names.append(match[1])
+    if not 2 <= len(names) <= VOID:
+        raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
+    if max(config.network.classes or len(names), 2) != len(names):
+        raise UserError(
+            f"--colors {path} names {len(names)} classes, but --classes is {config.network.classes}: leave --classes out"
+        )
+    return Colors(path, Names(names), indices, config.data.void_label is not None)
+
+
+def class_names(config, layout, classes):
+    """The names on the command line, or those of the layout if there is one for each class, or None.
+
+    Raises: UserError when the names on the command line are too few or too many.
+    """
+    needed, given = max(classes, 2), config.data.class_names
+    if given and len(given) != needed:
+        raise UserError(f"--class-names needs one for each of {needed} classes, got {len(given)}")
+    return given or (layout.class_names if layout.class_names and len(layout.class_names) == needed else None)

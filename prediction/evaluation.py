@@ -1,0 +1,106 @@
+"""How good predicted masks are: the true masks that belong to them, their scores, and metrics.csv."""
+
+import contextlib
+import csv
+import unicodedata
+
+from common.checkpoint import replacing
+from common.config import Size, UserError
+from common.metrics import class_scores, confusion, mean_over_classes
+from common.pictures import class_names
+from data.files import read_mask
+from data.layouts import Item, Layout, image_files
+from data.meaning import by_index, mask_meaning, read_colors, trimap_classes
+from prediction.images import bands, count_values, pages_of
+
+import numpy as np
+from tqdm import tqdm
+
+
+def find_masks(path, sources):
+    """The true masks for --evaluate `path`: {stem of a source: Source}. STEM or, as in Carvana, STEM_mask belongs to STEM.
+
+    Raises: UserError for an image without a mask, and for one with two.
+    """
+    if not path.exists():
+        raise UserError(f"--evaluate {path} does not exist")
+    masks = {}
+    for mask in [page for file in (image_files(path) if path.is_dir() else [path]) for page in pages_of(file)]:
+        stem = unicodedata.normalize("NFC", mask.stem)  # macOS may store é as e and an accent
+        if stem in masks:
+            raise UserError(f"{masks[stem].path} and {mask.path} have the same name but for the extension: keep one of them")
+        masks[stem] = mask
+    if not path.is_dir():
+        if len(masks) != len(sources):
+            raise UserError(f"--evaluate {path} holds {len(masks)} masks for {len(sources)} images: name a folder of masks")
+        return {source.stem: mask for source, mask in zip(sources, masks.values())}
+    found = {}
+    for source in sources:
+        stem = unicodedata.normalize("NFC", source.stem)
+        found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
+        if not found[source.stem]:
+            raise UserError(
+                f"--evaluate {path} holds no mask for {source.path}: it is looked for as {stem} or {stem}_mask, any extension"
+            )
+    return found
+
+
+def truth_reader(masks, config, skip_bad):
+    """-> read_truth(source): the true mask of a `Source`, class indices uint8 [H, W], VOID where nobody labelled.
+
+    What the values of the files stand for is decided for all masks together, as in training: so they are all read once here.
+
+    masks: stem of the image -> `Source` of its mask, from `find_masks`.
+    """
+    colors = read_colors(config) if config.data.colors else None
+
+    def read(mask):
+        return read_mask(mask.path, page=mask.page, colors=colors)
+
+    present = {}
+    for mask in tqdm(masks.values(), desc="reading masks", delay=1, leave=False, disable=None):
+        with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
+            present[mask] = count_values(read(mask)) > 0
+    items = [Item(str(mask), mask.path, mask.path) for mask in present]
+    classes = by_index(max(config.network.classes, 2)) if colors else None
+    if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
+        classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
+    layout = Layout(items, None, classes)
+    table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
+    return lambda source: table[read(masks[source.stem])]
+
+
+def compare(source, mask, read_truth, classes):
+    """The confusion matrix of a predicted mask. Raises: UserError when the true mask has another size."""
+    truth = read_truth(source)
+    if truth.shape != mask.shape:
+        raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
+    return sum(confusion(*pair, classes) for pair in bands(truth, mask))
+
+
+def measures(matrix, classes):
+    """Confusion matrix -> [dice, IoU, accuracy, IoU of each class]; with more than one class dice and IoU are means."""
+    iou, dice = class_scores(matrix)
+    accuracy = np.trace(matrix) / matrix.sum() if matrix.any() else np.nan
+    return [mean_over_classes(dice, classes), mean_over_classes(iou, classes), accuracy, *iou]
+
+
+def write_metrics(path, matrices, config):
+    """Writes the metrics of every image, their mean, and those of all pixels together; prints the last two.
+
+    matrices: name of the image -> confusion matrix.
+    """
+    rows = {name: measures(matrix, config.network.classes) for name, matrix in matrices.items()}
+    totals = {
+        "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
+        "all pixels": measures(sum(matrices.values()), config.network.classes),
+    }
+    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(config))]
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        writer.writerows([name, *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
+    width = max(map(len, columns))
+    print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
+    for column, *values in zip(columns, *totals.values()):
+        print(f"{column:<{width}}" + "".join(f"{value:>20.4f}" for value in values))

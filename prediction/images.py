@@ -1,0 +1,193 @@
+"""Images to predict: finding them, reading and predicting one, and writing what came out."""
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from common.checkpoint import replacing
+from common.config import Size, UserError
+from common.metrics import predicted_classes
+from common.pictures import CLASS_COLORS, class_names
+from data.files import count_pages, read_image
+from data.layouts import EXTENSIONS, image_files
+from prediction.tiles import predict_resized, predict_tiles, smallest_image
+
+import numpy as np
+from PIL import Image
+
+COLORS = np.rint(255 * CLASS_COLORS).astype(np.uint8)  # [256, 3]
+ROWS = 256  # of a large image that are worked on at once, where the whole would take many times the memory of the image
+
+# --- files ---
+
+
+class Source(NamedTuple):
+    """One image to predict, or one mask to compare with."""
+
+    path: Path
+    page: int | None  # from 0, in a file that holds many
+    stem: str  # of the files that are written
+
+    def __str__(self):
+        return self.path.name if self.page is None else f"{self.path.name}[{self.page + 1}]"
+
+
+def find_images(paths):
+    """All images of the files and folders `paths`: [Source].
+
+    Raises: UserError for what does not exist, a folder without images, and two images that would get the same name.
+    """
+    files = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        found = image_files(path) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
+        files += found
+    sources = {}
+    for path in dict.fromkeys(files):
+        for source in pages_of(path):
+            if source.stem in sources:
+                raise UserError(
+                    f"{sources[source.stem].path} and {path} would both become {source.stem}.png: predict one of them in a run "
+                    "of its own, into another --output"
+                )
+            sources[source.stem] = source
+    return list(sources.values())
+
+
+def pages_of(path):
+    """[Source] of a file: several for a TIFF or GIF of many pages. A file that cannot be read is one, and fails later."""
+    pages = 1
+    if path.suffix.lower() in (".tif", ".tiff", ".gif"):  # a phone's JPEG carries a preview as a second image
+        with contextlib.suppress(UserError):
+            pages = count_pages(path)
+    if pages == 1:
+        return [Source(path, None, path.stem)]
+    return [Source(path, page, f"{path.stem}_{page + 1:0{len(str(pages))}}") for page in range(pages)]
+
+
+def outputs(source, folder, overlay, probabilities):
+    """Where the results of an image go: {"mask": path, ...}, and with `overlay` and `probabilities` these too."""
+    paths = {"mask": folder / f"{source.stem}.png"}
+    if overlay:
+        paths["overlay"] = folder / "overlays" / f"{source.stem}.png"
+    if probabilities:
+        paths["probabilities"] = folder / "probabilities" / f"{source.stem}.npy"
+    return paths
+
+
+def prepare_output(folder, results, inputs):
+    """Makes `folder`, and those of the `results`, which are paths to come. inputs: [Source].
+
+    Raises: UserError when they cannot be written, or one of the inputs would be overwritten.
+    """
+    inputs = {source.path.resolve() for source in inputs}
+    for path in results:
+        if path.resolve() in inputs:
+            raise UserError(f"{path} is an input and would be overwritten: choose another --output")
+    for parent in {folder, *(path.parent for path in results)}:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as error:
+            raise UserError(f"cannot write to --output {parent}: {error.strerror}") from None
+
+
+# --- one image ---
+
+
+def predict_mask(predict, source, config, tile, tta, save_to=None):
+    """-> image uint8 [H, W, channels], class indices uint8 [H, W]. The probabilities go into the file `save_to`, if any.
+
+    predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
+
+    Raises: UserError for an image that cannot be read or is too small, OSError for a file that cannot be written.
+    """
+    network, size = config.network, config.data.image_size
+    image = read_image(source.path, network.channels, page=source.page)
+    height, width, _ = image.shape
+    if size in (None, (height, width)):
+        smallest = smallest_image(network)
+        if min(height, width) < smallest:
+            raise UserError(
+                f"{source.path} is {Size(height, width)} pixels, too small for this network, which needs {smallest}"
+            )
+        parts = predict_tiles(predict, image, network, tile, tta, str(source))
+    else:
+        resized = read_image(source.path, network.channels, size, source.page)  # as the training did
+        parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source))
+    mask = np.empty((height, width), np.uint8)
+    with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
+        for rows, columns, p in parts:
+            mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
+            if save:
+                save(rows, columns, p)
+    return image, mask
+
+
+@contextlib.contextmanager
+def array_file(path, shape):
+    """A .npy file of float32 [H, W, C], which appears at the end, whole or not at all. Gives save(rows, columns, part).
+
+    It is written and not mapped into memory: there a full disk would kill the process, here it is an OSError.
+    """
+    _, width, channels = shape
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            start = file.tell()
+
+            def save(rows, columns, values):
+                for row, line in zip(range(rows.start, rows.stop), values, strict=True):
+                    file.seek(start + 4 * channels * (row * width + columns.start))
+                    file.write(line.astype("<f4").tobytes())
+
+            yield save
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def bands(*arrays):
+    """A few rows at a time of arrays of one height."""
+    for top in range(0, len(arrays[0]), ROWS):
+        yield tuple(array[top : top + ROWS] for array in arrays)
+
+
+def count_values(mask):
+    """uint8 [H, W] -> int [256], how often each value occurs."""
+    return sum(np.bincount(band.ravel(), minlength=256) for (band,) in bands(mask))
+
+
+def save_mask(path, mask, classes):
+    """0 and 255 with one class; else class indices, with a palette for the eye."""
+    picture = Image.fromarray(mask * np.uint8(255) if classes == 1 else mask)
+    if classes > 1:
+        picture.putpalette(COLORS[:classes].tobytes())
+    with replacing(path) as part:
+        picture.save(part, "PNG")
+
+
+def save_overlay(path, image, mask):
+    """The image, with a half-transparent colour on all that is not background (class 0)."""
+    picture = Image.new("RGB", mask.shape[::-1])
+    for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
+        pixels = np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels
+        mixed = pixels // 2 + COLORS[classes] // 2
+        picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))
+    with replacing(path) as part:
+        picture.save(part, "PNG")
+
+
+def describe(source, mask, config):
+    """One line on a mask: its size and the share of every class in it. Warns of a mask that is the same all over."""
+    names = class_names(config)
+    counts = count_values(mask)[: len(names)]
+    if (counts > 0).sum() == 1:
+        print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)
+    shown = [1] if config.network.classes == 1 else np.flatnonzero(counts)
+    shares = ", ".join(f"{names[i]} {counts[i] / mask.size:.1%}" for i in shown)
+    return f"{source}  {Size(*mask.shape)}  {shares}"
