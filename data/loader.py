@@ -101,8 +101,7 @@ def _read(config):
     prepared = prepare(layout, items, channels, config)
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
-    config = dataclasses.replace(
-        config,
+    config = config.replace(
         channels=channels,
         classes=meaning.classes,
         void_label=meaning.void_label,
