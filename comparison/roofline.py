@@ -6,8 +6,7 @@ Williams, Waterman, Patterson 2009: "Roofline: an insightful visual performance 
 import math
 from typing import NamedTuple
 
-from common import shapes
-from common.device import tf
+from common.layers import table
 from common.pictures import save_figure
 from common.weights import is_trainable, weight_shapes
 
@@ -28,26 +27,16 @@ class Convolution(NamedTuple):
 
 
 def convolutions(network, height, width):
-    """Every convolution of the forward pass for one image of `height` x `width`, which `shapes.pad_input` makes fit."""
-    sides = [height + shapes.missing(height, network), width + shapes.missing(width, network)]
+    """Every convolution of the forward pass for one image of `height` x `width`, padded where that does not fit."""
     found = []
-
-    def add(name, after, scale=1):
-        h, w, a, b = kernels[name]
-        channels, features = (b, a) if "/deconv/" in name else (a, b)
-        inputs = math.prod(sides) * channels
-        sides[:] = [scale * side - after for side in sides]
-        outputs = math.prod(sides) * features
-        # the 2x2 up-convolution with stride 2 reaches every output pixel once: a quarter of its kernel each
-        flops = 2 * outputs * channels * (1 if scale == 2 else h * w)
-        found.append(Convolution(name, inputs, outputs, h * w * a * b, flops))
-
-    kernels = {name: shape for name, shape in weight_shapes(network).items() if name.endswith("/kernel")}
-    lost = 0 if network.padding == "same" else 2
-    for name in kernels:
-        if name.startswith("down") and name.endswith("conv1/kernel") and not name.startswith("down0"):
-            sides = [side // 2 for side in sides]  # pooled
-        add(name, lost if "/conv" in name else 0, scale=2 if "/deconv/" in name else 1)
+    for layer in table(network, (height, width)):
+        if layer.kind in ("conv", "deconv"):
+            kernel = math.prod(layer.weights["kernel"])
+            # applied once for every pixel that is written; the up-convolution's, with stride 2, for every one that is read
+            pixels = math.prod((layer.inputs if layer.kind == "deconv" else layer.outputs)[:2])
+            found.append(
+                Convolution(layer.name, math.prod(layer.inputs), math.prod(layer.outputs), kernel, 2 * kernel * pixels)
+            )
     return found
 
 
@@ -79,30 +68,6 @@ def least_bytes(config, precision, batch_size, height, width):
     parameters = sum(math.prod(shape) for name, shape in weight_shapes(config.network).items() if is_trainable(name))
     update = {"adam": 7, "sgd": 5}[config.training.optimizer] * parameters * wide
     return activations + kernels, activations + kernels + gradients + update
-
-
-def peak_steps(precision):
-    """What the device is best at, as functions without arguments: {"convolution": step, "copy": step}.
-
-    The convolution is 3x3 from 256 to 256 channels, which every library is made for; the copy changes the sign of 64 MiB.
-    """
-    dtype, side = "float32" if precision == "tf32" else precision, peak_side()
-    rng = np.random.default_rng(0)
-    images = tf.cast(tf.constant(rng.random((8, side, side, 256), np.float32)), dtype)
-    kernel = tf.cast(tf.constant(rng.random((3, 3, 256, 256), np.float32)), dtype)
-    numbers = tf.zeros([2**26 // BYTES[precision]], dtype)
-    convolve = tf.function(lambda: tf.nn.conv2d(images, kernel, strides=1, padding="SAME"))
-    return {"convolution": convolve, "copy": tf.function(lambda: -numbers)}
-
-
-def peak_side():
-    """Height and width of the images in `peak_steps`: a step takes some 10 ms."""
-    return 128 if tf.config.list_physical_devices("GPU") else 32
-
-
-def peak_work():
-    """Operations and bytes of the steps in `peak_steps`."""
-    return {"convolution": 2 * 8 * peak_side() ** 2 * 9 * 256**2, "copy": 2 * 2**26}
 
 
 def draw(points, peaks, title, path):

@@ -102,13 +102,11 @@ def test_convolutions_of_the_paper():
     """Figure 1 of the paper: 572 pixels go in, 388 come out; every map between has the size that is printed there."""
     config = Config.of(filters=64, channels=1, classes=2, padding="valid", batch_norm="none")
     found = {c.name: c for c in roofline.convolutions(config.network, 572, 572)}
-    sides = {
-        name: round((c.outputs / weight_shapes(config.network)[name][2 if "deconv" in name else 3]) ** 0.5)
-        for name, c in found.items()
-    }
-    assert [sides[f"down{i}/conv2/kernel"] for i in range(5)] == [568, 280, 136, 64, 28]
-    assert [sides[f"up{i}/deconv/kernel"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
-    assert [sides[f"up{i}/conv2/kernel"] for i in (3, 2, 1, 0)] == [52, 100, 196, 388] and sides["head/kernel"] == 388
+    shapes = weight_shapes(config.network)
+    sides = {name: round((c.outputs / shapes[f"{name}/bias"][0]) ** 0.5) for name, c in found.items()}
+    assert [sides[f"down{i}/conv2"] for i in range(5)] == [568, 280, 136, 64, 28]
+    assert [sides[f"up{i}/deconv"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
+    assert [sides[f"up{i}/conv2"] for i in (3, 2, 1, 0)] == [52, 100, 196, 388] and sides["head"] == 388
 
 
 def test_least_bytes_by_hand():
