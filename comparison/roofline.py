@@ -7,11 +7,13 @@ import math
 from typing import NamedTuple
 
 from common.layers import table
-from common.pictures import save_figure
+from common.pictures import OKABE_ITO, save_figure
 from common.weights import is_trainable, weight_shapes
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float64": 8}  # of an activation
 
@@ -71,34 +73,49 @@ def least_bytes(config, precision, batch_size, height, width):
 
 
 def draw(points, peaks, title, path):
-    """The roofline of every precision, and every measurement below it.
+    """A panel for every mode: the roofs that the device sets in every precision, and what the implementations reached below.
 
-    points: [(label, implementation, precision, operations per byte, operations per second)].
-    peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
+    Under a panel stands how much of its roof each precision reaches: of the arithmetic, or of what memory moves.
+
+    points: [(label, implementation, precision, operations per byte, operations per second)]; a label is a mode, or one and
+    ", XLA". peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
     """
-    figure = Figure(figsize=(9, 5.4))
-    axes = figure.subplots()
-    intensities = np.logspace(0, 3.6, 200)
-    styles = {precision: f"C{k + 3}" for k, precision in enumerate(peaks)}
-    for precision, peak in peaks.items():
-        roof = np.minimum(peak["convolution"], intensities * peak["copy"]) / 1e9
-        words = f"{precision}: {peak['convolution'] / 1e9:,.0f} GFLOP/s, {peak['copy'] / 1e9:,.0f} GB/s"
-        axes.loglog(intensities, roof, color=styles[precision], label=words)
-    markers = dict(zip(dict.fromkeys(label for label, *_ in points), "os^Dv*PXhd<>"))
-    colors = dict(zip(dict.fromkeys(implementation for _, implementation, *_ in points), ("C0", "C1", "C2")))
-    for label, implementation, precision, intensity, speed in points:
-        axes.loglog(
-            *(intensity, speed / 1e9),
-            **dict(marker=markers[label], color=colors[implementation], ls="", ms=7, alpha=0.8),
-            **dict(markeredgecolor=styles.get(precision, "0.4"), markeredgewidth=1.5),
-        )
-    for label, marker in markers.items():
-        axes.plot([], [], marker=marker, color="0.4", ls="", label=label)
-    for implementation, color in colors.items():
-        axes.plot([], [], marker="o", color=color, ls="", label=implementation)
-    axes.set(xlabel="operations of the convolutions per byte that must be moved", ylabel="GFLOP/s", title=title)
-    axes.title.set_fontsize(9)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="lower right")
+    points = [(label.removesuffix(", XLA"), label.endswith(", XLA"), *rest) for label, *rest in points]
+    modes, _, implementations, precisions, x, y = (list(dict.fromkeys(column)) for column in zip(*points))
+    markers, aside = (dict(zip(implementations, each)) for each in ("os^", (1 / 1.15, 1, 1.15)))  # often they are equally fast
+    x += [peak["convolution"] / peak["copy"] for peak in peaks.values()]  # where a roof bends
+    y += [peak["convolution"] for peak in peaks.values()]
+    x, ylim = np.geomspace(min(x) / 2, max(x) * 2, 200), (min(y) / 1.5e9, max(y) * 1.5 / 1e9)
+
+    figure = Figure(figsize=(4.2 * len(modes), 4.6))
+    panels = figure.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
+    for mode, axes in zip(modes, panels):
+        axes.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=ylim, title=mode)
+        axes.set_xlabel("operations of the convolutions per byte that must be moved", fontsize=8)
+        axes.grid(alpha=0.3)
+        for k, precision in enumerate(precisions):
+            color, peak, shares, limits = OKABE_ITO[(4, 5, 2, 6)[k]], peaks.get(precision), {}, {}
+            if peak:
+                roof = np.minimum(peak["convolution"], x * peak["copy"])
+                axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other
+            for _, jit, implementation, _, intensity, speed in (p for p in points if (p[0], p[3]) == (mode, precision)):
+                style = dict(marker=markers[implementation], ms=6, color=color, mfc=color if jit else "white")
+                axes.plot(intensity * aside[implementation], speed / 1e9, **style)
+                if peak:
+                    roof, unit = min((peak["convolution"], "GFLOP/s"), (intensity * peak["copy"], "GB/s"))
+                    limits[f"{peak['convolution' if unit == 'GFLOP/s' else 'copy'] / 1e9:,.0f} {unit}"] = None
+                    shares.setdefault("with XLA " if jit else "", []).append(f"{100 * speed / roof:.0f}")
+            words = [how + " to ".join(dict.fromkeys((min(s, key=int), max(s, key=int)))) for how, s in shares.items()]
+            words = f"{' %, '.join(words)} % of {' and '.join(limits)}" if peak else "its limit was not measured"
+            axes.text(0, -0.25 - 0.065 * k, f"{precision}: {words}", color=color, fontsize=8, transform=axes.transAxes)
+    for axis in (panels[0].xaxis, panels[0].yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
+    panels[0].set_ylabel("GFLOP/s")
+    figure.suptitle(title, fontsize=9)
     figure.tight_layout()
+    handles = [Line2D([], [], color="0.3", mfc="w", ls="", marker=m, label=name) for name, m in markers.items()]
+    handles.append(Line2D([], [], color="0.3", ls="", marker="o", label="filled: with XLA"))
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=8, ncols=4)
     save_figure(figure, path)

@@ -128,6 +128,37 @@ def test_least_bytes_by_hand():
     assert roofline.least_bytes(config, "bfloat16", 2, 4, 4)[0] == infer // 2
 
 
+def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
+    """Three that are equally fast still lie side by side; the words name the roof that is over them, in either precision."""
+    figures = []
+    monkeypatch.setattr(roofline, "save_figure", lambda figure, path: figures.append(figure))
+    peaks = {"float32": {"convolution": 1e11, "copy": 1e10}, "bfloat16": {"convolution": 4e11, "copy": 1e10}}
+    points = [
+        (mode + xla, implementation, precision, 20.0, speed)
+        for mode in ("training", "inference")
+        for xla, precision, speed in (("", "float32", 4e10), (", XLA", "float32", 5e10), ("", "bfloat16", 1e11))
+        for implementation in comparison.IMPLEMENTATIONS
+    ]
+    roofline.draw(points, peaks, "a device", tmp_path / "roofline.png")
+    training, inference = figures[0].axes
+    assert [axes.get_title() for axes in (training, inference)] == ["training", "inference"]
+    drawn = [line for line in training.lines if line.get_marker() != "None"]
+    places = {(*line.get_xydata()[0], line.get_color()) for line in drawn}
+    assert len(places) == len(drawn) == 9 and len({line.get_marker() for line in drawn}) == 3
+    assert sum(line.get_markerfacecolor() != "white" for line in drawn) == 3, "with XLA"
+    assert [text.get_text() for text in training.texts] == [
+        "float32: 40 %, with XLA 50 % of 100 GFLOP/s",
+        "bfloat16: 50 % of 10 GB/s",
+    ]
+    bottom, top = training.get_ylim()
+    assert 20 < bottom < 40 and 400 < top < 800 and not training.get_legend(), "GFLOP/s that were measured, none hidden"
+
+    roofline.draw(points, {}, "a device", tmp_path / "roofline.png")
+    assert [text.get_text() for text in figures[1].axes[0].texts] == [
+        f"{precision}: its limit was not measured" for precision in peaks
+    ]
+
+
 def test_matrix(monkeypatch):
     monkeypatch.setattr(bench, "has_tf32", lambda: False)
     config, size = Config(), Size(128, 128)
