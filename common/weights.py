@@ -5,34 +5,14 @@ The same seed gives different numbers in TensorFlow's, tf.layers' and Keras's in
 
 import dataclasses
 
+from common.layers import STATISTICS, table
+
 import numpy as np
 
 
 def weight_shapes(network):
     """Canonical name -> shape of every weight and moving statistic, in the order of the forward pass."""
-    shapes = {}
-
-    def double_conv(name, inputs, outputs):
-        for k, channels in ((1, inputs), (2, outputs)):
-            shapes[f"{name}/conv{k}/kernel"] = (3, 3, channels, outputs)
-            if network.batch_norm == "none":  # a batch normalization would subtract the bias again
-                shapes[f"{name}/conv{k}/bias"] = (outputs,)
-            else:
-                for statistic in ("gamma", "beta", "moving_mean", "moving_variance"):
-                    shapes[f"{name}/bn{k}/{statistic}"] = (outputs,)
-
-    width = [network.filters * 2**i for i in range(network.depth + 1)]
-    for i in range(network.depth + 1):
-        double_conv(f"down{i}", width[i - 1] if i else network.channels, width[i])
-    if network.dropout:
-        shapes["dropout/state"] = (2,)  # int64: the seed and the number of calls
-    for i in reversed(range(network.depth)):
-        shapes[f"up{i}/deconv/kernel"] = (2, 2, width[i], width[i + 1])
-        shapes[f"up{i}/deconv/bias"] = (width[i],)
-        double_conv(f"up{i}", 2 * width[i], width[i])
-    shapes["head/kernel"] = (1, 1, width[0], network.classes)
-    shapes["head/bias"] = (network.classes,)
-    return shapes
+    return {f"{layer.name}/{part}": shape for layer in table(network) for part, shape in layer.weights.items()}
 
 
 def is_trainable(name):
@@ -41,8 +21,9 @@ def is_trainable(name):
 
 
 def initial_weights(network):
-    """Canonical name -> array of `network.variable_dtype`: kernels from a normal distribution, drawn in float32 and in the order
-    of `weight_shapes`.
+    """Canonical name -> array of `network.variable_dtype`, kernels from a normal distribution.
+
+    They are drawn in float32 and in the order of `weight_shapes`.
 
     stddev = sqrt(2 / fan_in), He et al. 2015 (arXiv 1502.01852), equation 10. Every output pixel of the 2x2
     up-convolution with stride 2 sees one input pixel, so its fan-in is its number of input channels.
@@ -80,9 +61,7 @@ def fold_batch_norm(network, weights):
         if norm == block:  # an up-convolution or the head: nothing behind it to fold
             folded[name] = weights[name]
             continue
-        gamma, beta, mean, variance = (
-            weights[f"{norm}/{s}"].astype(np.float64) for s in ("gamma", "beta", "moving_mean", "moving_variance")
-        )
+        gamma, beta, mean, variance = (weights[f"{norm}/{statistic}"].astype(np.float64) for statistic in STATISTICS)
         scale = gamma / np.sqrt(variance + network.bn_epsilon)
         value = weights[name] * scale if part == "kernel" else beta - mean * scale
         folded[name] = value.astype(network.variable_dtype)

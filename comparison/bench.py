@@ -23,6 +23,7 @@ from common.device import device_name, tf
 from common.pictures import save_figure
 from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison import roofline
+from comparison.peaks import peak_steps, peak_work
 from data.loader import load_examples, training_batches
 
 import numpy as np
@@ -159,7 +160,7 @@ def work(cell, config, images, masks, started, connection):
 def prepare(cell, config, images, masks):
     """-> (mode -> function without arguments that starts a step, {what was done first: seconds})."""
     if cell.implementation == LIMIT:
-        steps = roofline.peak_steps(cell.precision)
+        steps = peak_steps(cell.precision)
         return steps, {what: seconds(step, 1) for what, step in steps.items()}
     config = cell.config(config)
     code = comparison.load(cell.implementation)
@@ -329,7 +330,7 @@ def measure(cells, config, rounds):
     limits = {}
     for cell in cells:
         if all(times.get((cell, what)) for what in LIMITS):
-            work = roofline.peak_work()
+            work = peak_work()
             limits[cell.precision] = {what: work[what] / statistics.median(times[cell, what]) for what in LIMITS}
 
     def order(item):

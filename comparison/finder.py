@@ -2,6 +2,7 @@
 
 import comparison
 from common.device import tf
+from common.layers import table
 from common.losses import segmentation_loss
 from common.weights import assign_weights, initial_weights, is_trainable
 from comparison import exact
@@ -21,25 +22,6 @@ KINDS = {
 }
 
 
-def layer_names(network):
-    """(kind, name) of the layers in the order of the forward pass: ("conv", "down0/conv1"), ("act", "down0/act1"), ..."""
-
-    def double_conv(block):
-        for k in (1, 2):
-            yield "conv", f"{block}/conv{k}"
-            yield "act", f"{block}/act{k}"
-
-    for i in range(network.depth):
-        yield from double_conv(f"down{i}")
-        yield "pool", f"down{i}/pool"
-    yield from double_conv(f"down{network.depth}")
-    for i in reversed(range(network.depth)):
-        yield "deconv", f"up{i}/deconv"
-        yield "concat", f"up{i}/concat"
-        yield from double_conv(f"up{i}")
-    yield "conv", "head"
-
-
 def activations(model, config, images, training):
     """[(name, array)] of what happens to `images`, in order: every layer's output, and what enters it where that is news.
 
@@ -55,7 +37,7 @@ def activations(model, config, images, training):
         model(images, training=training)
         operations = tf.compat.v1.get_default_graph().get_operations()
         found = [op for op in operations if op.type in KINDS and op.outputs[0].shape.rank == 4]
-        expected = list(layer_names(config.network))
+        expected = [(layer.kind, layer.name) for layer in table(config.network) if layer.kind in KINDS.values()]
         kinds.extend(KINDS[op.type] for op in found)
         tensors = []
         if kinds != [kind for kind, _ in expected]:

@@ -6,13 +6,14 @@ Williams, Waterman, Patterson 2009: "Roofline: an insightful visual performance 
 import math
 from typing import NamedTuple
 
-from common import shapes
-from common.device import tf
-from common.pictures import save_figure
+from common.layers import table
+from common.pictures import OKABE_ITO, save_figure
 from common.weights import is_trainable, weight_shapes
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float64": 8}  # of an activation
 
@@ -28,26 +29,16 @@ class Convolution(NamedTuple):
 
 
 def convolutions(network, height, width):
-    """Every convolution of the forward pass for one image of `height` x `width`, which `shapes.pad_input` makes fit."""
-    sides = [height + shapes.missing(height, network), width + shapes.missing(width, network)]
+    """Every convolution of the forward pass for one image of `height` x `width`, padded where that does not fit."""
     found = []
-
-    def add(name, after, scale=1):
-        h, w, a, b = kernels[name]
-        channels, features = (b, a) if "/deconv/" in name else (a, b)
-        inputs = math.prod(sides) * channels
-        sides[:] = [scale * side - after for side in sides]
-        outputs = math.prod(sides) * features
-        # the 2x2 up-convolution with stride 2 reaches every output pixel once: a quarter of its kernel each
-        flops = 2 * outputs * channels * (1 if scale == 2 else h * w)
-        found.append(Convolution(name, inputs, outputs, h * w * a * b, flops))
-
-    kernels = {name: shape for name, shape in weight_shapes(network).items() if name.endswith("/kernel")}
-    lost = 0 if network.padding == "same" else 2
-    for name in kernels:
-        if name.startswith("down") and name.endswith("conv1/kernel") and not name.startswith("down0"):
-            sides = [side // 2 for side in sides]  # pooled
-        add(name, lost if "/conv" in name else 0, scale=2 if "/deconv/" in name else 1)
+    for layer in table(network, (height, width)):
+        if layer.kind in ("conv", "deconv"):
+            kernel = math.prod(layer.weights["kernel"])
+            # applied once for every pixel that is written; the up-convolution's, with stride 2, for every one that is read
+            pixels = math.prod((layer.inputs if layer.kind == "deconv" else layer.outputs)[:2])
+            found.append(
+                Convolution(layer.name, math.prod(layer.inputs), math.prod(layer.outputs), kernel, 2 * kernel * pixels)
+            )
     return found
 
 
@@ -81,59 +72,50 @@ def least_bytes(config, precision, batch_size, height, width):
     return activations + kernels, activations + kernels + gradients + update
 
 
-def peak_steps(precision):
-    """What the device is best at, as functions without arguments: {"convolution": step, "copy": step}.
-
-    The convolution is 3x3 from 256 to 256 channels, which every library is made for; the copy changes the sign of 64 MiB.
-    """
-    dtype, side = "float32" if precision == "tf32" else precision, peak_side()
-    rng = np.random.default_rng(0)
-    images = tf.cast(tf.constant(rng.random((8, side, side, 256), np.float32)), dtype)
-    kernel = tf.cast(tf.constant(rng.random((3, 3, 256, 256), np.float32)), dtype)
-    numbers = tf.zeros([2**26 // BYTES[precision]], dtype)
-    convolve = tf.function(lambda: tf.nn.conv2d(images, kernel, strides=1, padding="SAME"))
-    return {"convolution": convolve, "copy": tf.function(lambda: -numbers)}
-
-
-def peak_side():
-    """Height and width of the images in `peak_steps`: a step takes some 10 ms."""
-    return 128 if tf.config.list_physical_devices("GPU") else 32
-
-
-def peak_work():
-    """Operations and bytes of the steps in `peak_steps`."""
-    return {"convolution": 2 * 8 * peak_side() ** 2 * 9 * 256**2, "copy": 2 * 2**26}
-
-
 def draw(points, peaks, title, path):
-    """The roofline of every precision, and every measurement below it.
+    """A panel for every mode: the roofs that the device sets in every precision, and what the implementations reached below.
 
-    points: [(label, implementation, precision, operations per byte, operations per second)].
-    peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
+    Under a panel stands how much of its roof each precision reaches: of the arithmetic, or of what memory moves.
+
+    points: [(label, implementation, precision, operations per byte, operations per second)]; a label is a mode, or one and
+    ", XLA". peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
     """
-    figure = Figure(figsize=(9, 5.4))
-    axes = figure.subplots()
-    intensities = np.logspace(0, 3.6, 200)
-    styles = {precision: f"C{k + 3}" for k, precision in enumerate(peaks)}
-    for precision, peak in peaks.items():
-        roof = np.minimum(peak["convolution"], intensities * peak["copy"]) / 1e9
-        words = f"{precision}: {peak['convolution'] / 1e9:,.0f} GFLOP/s, {peak['copy'] / 1e9:,.0f} GB/s"
-        axes.loglog(intensities, roof, color=styles[precision], label=words)
-    markers = dict(zip(dict.fromkeys(label for label, *_ in points), "os^Dv*PXhd<>"))
-    colors = dict(zip(dict.fromkeys(implementation for _, implementation, *_ in points), ("C0", "C1", "C2")))
-    for label, implementation, precision, intensity, speed in points:
-        axes.loglog(
-            *(intensity, speed / 1e9),
-            **dict(marker=markers[label], color=colors[implementation], ls="", ms=7, alpha=0.8),
-            **dict(markeredgecolor=styles.get(precision, "0.4"), markeredgewidth=1.5),
-        )
-    for label, marker in markers.items():
-        axes.plot([], [], marker=marker, color="0.4", ls="", label=label)
-    for implementation, color in colors.items():
-        axes.plot([], [], marker="o", color=color, ls="", label=implementation)
-    axes.set(xlabel="operations of the convolutions per byte that must be moved", ylabel="GFLOP/s", title=title)
-    axes.title.set_fontsize(9)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="lower right")
+    points = [(label.removesuffix(", XLA"), label.endswith(", XLA"), *rest) for label, *rest in points]
+    modes, _, implementations, precisions, x, y = (list(dict.fromkeys(column)) for column in zip(*points))
+    markers, aside = (dict(zip(implementations, each)) for each in ("os^", (1 / 1.15, 1, 1.15)))  # often they are equally fast
+    x += [peak["convolution"] / peak["copy"] for peak in peaks.values()]  # where a roof bends
+    y += [peak["convolution"] for peak in peaks.values()]
+    x, ylim = np.geomspace(min(x) / 2, max(x) * 2, 200), (min(y) / 1.5e9, max(y) * 1.5 / 1e9)
+
+    figure = Figure(figsize=(4.2 * len(modes), 4.6))
+    panels = figure.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
+    for mode, axes in zip(modes, panels):
+        axes.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=ylim, title=mode)
+        axes.set_xlabel("operations of the convolutions per byte that must be moved", fontsize=8)
+        axes.grid(alpha=0.3)
+        for k, precision in enumerate(precisions):
+            color, peak, shares, limits = OKABE_ITO[(4, 5, 2, 6)[k]], peaks.get(precision), {}, {}
+            if peak:
+                roof = np.minimum(peak["convolution"], x * peak["copy"])
+                axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other
+            for _, jit, implementation, _, intensity, speed in (p for p in points if (p[0], p[3]) == (mode, precision)):
+                style = dict(marker=markers[implementation], ms=6, color=color, mfc=color if jit else "white")
+                axes.plot(intensity * aside[implementation], speed / 1e9, **style)
+                if peak:
+                    roof, unit = min((peak["convolution"], "GFLOP/s"), (intensity * peak["copy"], "GB/s"))
+                    limits[f"{peak['convolution' if unit == 'GFLOP/s' else 'copy'] / 1e9:,.0f} {unit}"] = None
+                    shares.setdefault("with XLA " if jit else "", []).append(f"{100 * speed / roof:.0f}")
+            words = [how + " to ".join(dict.fromkeys((min(s, key=int), max(s, key=int)))) for how, s in shares.items()]
+            words = f"{' %, '.join(words)} % of {' and '.join(limits)}" if peak else "its limit was not measured"
+            axes.text(0, -0.25 - 0.065 * k, f"{precision}: {words}", color=color, fontsize=8, transform=axes.transAxes)
+    for axis in (panels[0].xaxis, panels[0].yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
+    panels[0].set_ylabel("GFLOP/s")
+    figure.suptitle(title, fontsize=9)
     figure.tight_layout()
+    handles = [Line2D([], [], color="0.3", mfc="w", ls="", marker=m, label=name) for name, m in markers.items()]
+    handles.append(Line2D([], [], color="0.3", ls="", marker="o", label="filled: with XLA"))
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=8, ncols=4)
     save_figure(figure, path)

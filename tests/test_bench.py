@@ -102,13 +102,11 @@ def test_convolutions_of_the_paper():
     """Figure 1 of the paper: 572 pixels go in, 388 come out; every map between has the size that is printed there."""
     config = Config.of(filters=64, channels=1, classes=2, padding="valid", batch_norm="none")
     found = {c.name: c for c in roofline.convolutions(config.network, 572, 572)}
-    sides = {
-        name: round((c.outputs / weight_shapes(config.network)[name][2 if "deconv" in name else 3]) ** 0.5)
-        for name, c in found.items()
-    }
-    assert [sides[f"down{i}/conv2/kernel"] for i in range(5)] == [568, 280, 136, 64, 28]
-    assert [sides[f"up{i}/deconv/kernel"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
-    assert [sides[f"up{i}/conv2/kernel"] for i in (3, 2, 1, 0)] == [52, 100, 196, 388] and sides["head/kernel"] == 388
+    shapes = weight_shapes(config.network)
+    sides = {name: round((c.outputs / shapes[f"{name}/bias"][0]) ** 0.5) for name, c in found.items()}
+    assert [sides[f"down{i}/conv2"] for i in range(5)] == [568, 280, 136, 64, 28]
+    assert [sides[f"up{i}/deconv"] for i in (3, 2, 1, 0)] == [56, 104, 200, 392]
+    assert [sides[f"up{i}/conv2"] for i in (3, 2, 1, 0)] == [52, 100, 196, 388] and sides["head"] == 388
 
 
 def test_least_bytes_by_hand():
@@ -128,6 +126,37 @@ def test_least_bytes_by_hand():
     first = 2 * (16 + 16) + 9  # the gradient of the images: nobody asks for it
     assert train == 4 * (3 * activations + 3 * kernels - first + 7 * parameters)
     assert roofline.least_bytes(config, "bfloat16", 2, 4, 4)[0] == infer // 2
+
+
+def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
+    """Three that are equally fast still lie side by side; the words name the roof that is over them, in either precision."""
+    figures = []
+    monkeypatch.setattr(roofline, "save_figure", lambda figure, path: figures.append(figure))
+    peaks = {"float32": {"convolution": 1e11, "copy": 1e10}, "bfloat16": {"convolution": 4e11, "copy": 1e10}}
+    points = [
+        (mode + xla, implementation, precision, 20.0, speed)
+        for mode in ("training", "inference")
+        for xla, precision, speed in (("", "float32", 4e10), (", XLA", "float32", 5e10), ("", "bfloat16", 1e11))
+        for implementation in comparison.IMPLEMENTATIONS
+    ]
+    roofline.draw(points, peaks, "a device", tmp_path / "roofline.png")
+    training, inference = figures[0].axes
+    assert [axes.get_title() for axes in (training, inference)] == ["training", "inference"]
+    drawn = [line for line in training.lines if line.get_marker() != "None"]
+    places = {(*line.get_xydata()[0], line.get_color()) for line in drawn}
+    assert len(places) == len(drawn) == 9 and len({line.get_marker() for line in drawn}) == 3
+    assert sum(line.get_markerfacecolor() != "white" for line in drawn) == 3, "with XLA"
+    assert [text.get_text() for text in training.texts] == [
+        "float32: 40 %, with XLA 50 % of 100 GFLOP/s",
+        "bfloat16: 50 % of 10 GB/s",
+    ]
+    bottom, top = training.get_ylim()
+    assert 20 < bottom < 40 and 400 < top < 800 and not training.get_legend(), "GFLOP/s that were measured, none hidden"
+
+    roofline.draw(points, {}, "a device", tmp_path / "roofline.png")
+    assert [text.get_text() for text in figures[1].axes[0].texts] == [
+        f"{precision}: its limit was not measured" for precision in peaks
+    ]
 
 
 def test_matrix(monkeypatch):
