@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 
 from common.cli import Parser, run_script
-from common.config import Size, UserError
-from comparison import IMPLEMENTATIONS
+from common.config import IMPLEMENTATIONS, Size, UserError
 from prediction import EXPORTS, evaluation, images
 from prediction.network import make_predict, read_checkpoint
 from prediction.tiles import smallest_tile

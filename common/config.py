@@ -13,6 +13,7 @@ from typing import Literal
 
 from common.shapes import min_size, missing
 
+IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
 
 

@@ -81,7 +81,7 @@ def UNet(network):
             skip = layers.Cropping2D(crop)(skip)
         x = layers.Concatenate(axis=-1)([skip, x])  # [N, H, W, 2C]
         x = double_conv(x, filters, f"up{i}", network)
-    dtype = network.variable_dtype  # of bfloat16, whose logits and bias would be coarse
+    dtype = network.variable_dtype  # bfloat16 ends here: logits need more than 8 bits
     logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
     model = FunctionalUNet(network, inputs=images, outputs=logits)
     assign_weights(named_weights(model), initial_weights(network))
@@ -97,10 +97,8 @@ def double_conv(x, filters, name, network):
         )(x)
         if network.batch_norm != "none":
             fused, momentum = network.batch_norm == "fused", network.bn_momentum
-            normalization = FusedBatchNormalization if fused else layers.BatchNormalization
-            x = normalization(momentum=momentum, epsilon=network.bn_epsilon, name=f"{name}_bn{k}")(
-                x
-            )
+            bn = FusedBatchNormalization if fused else layers.BatchNormalization
+            x = bn(momentum=momentum, epsilon=network.bn_epsilon, name=f"{name}_bn{k}")(x)
         x = layers.Activation(network.activation)(x)
     return x
 

@@ -10,11 +10,11 @@ from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
+from training.run import Run
+from training.start import train_as_told
 
 import keras
 import tensorflow as tf
-from training.run import Run
-from training.start import train_as_told
 
 # --- what raw operations and tf.layers do not need ---
 

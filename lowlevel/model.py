@@ -112,7 +112,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, f"up{i}", training)
-        x = tf.cast(x, network.variable_dtype)  # of bfloat16, whose logits and bias would be coarse
+        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends here: logits need more than 8 bits
         return conv2d(x, weights, "head")
 
     def double_conv(self, x, name, training):

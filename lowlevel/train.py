@@ -10,10 +10,10 @@ from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
 from data.loader import load_examples
 from lowlevel.model import UNet, named_weights
-
-import tensorflow as tf
 from training.run import Run
 from training.start import train_as_told
+
+import tensorflow as tf
 
 # --- what tf.layers and Keras bring along ---
 

@@ -27,12 +27,11 @@ import warnings
 from pathlib import Path
 
 from common import shapes
-from common.config import Size, UserError
+from common.config import IMPLEMENTATIONS, Size, UserError
 from common.device import tf
 from common.losses import probabilities
 from common.padding import any_size
 from common.weights import assign_weights
-from comparison import IMPLEMENTATIONS
 from keras_impl.model import UNet, named_weights
 from prediction import EXPORTS
 from prediction.network import restore

@@ -3,7 +3,7 @@
 import importlib
 
 from common.checkpoint import load_checkpoint, load_metadata
-from common.config import Config, UserError
+from common.config import IMPLEMENTATIONS, Config, UserError
 from common.weights import assign_weights, fold_batch_norm
 
 
@@ -19,6 +19,8 @@ def read_checkpoint(path):
         config = Config.from_dict(metadata["config"])
     except UserError as error:
         raise UserError(f"{path} is of another version of the project ({error}): train again, or use that version") from None
+    if metadata["implementation"] not in IMPLEMENTATIONS:  # it will be imported: no other name may come out of a file
+        raise UserError(f"{path} names an implementation that there is not: take a file that a train script wrote")
     return config, load_checkpoint(path, config.network)[0], metadata["implementation"]
 
 

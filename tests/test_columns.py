@@ -28,7 +28,7 @@ ONLY = {
     "model = FunctionalUNet(network, inputs=images, outputs=logits)": "as above",
     "assign_weights(named_weights(model), initial_weights(network))": "the others make theirs in __init__",
     "epsilon = network.bn_epsilon": "no room in the call",
-    "normalization = FusedBatchNormalization if fused else layers.BatchNormalization": "Keras: two classes",
+    "bn = FusedBatchNormalization if fused else layers.BatchNormalization": "Keras: two classes",
     "gradients = clip_by_global_norm(gradients, config.training.clip_norm)": "Keras's optimizer clips",
     "gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)": "as above",
     "if config.training.clip_norm": "as above",

@@ -72,7 +72,9 @@ def test_parity_varies_every_option_that_reaches_a_number():
     config = Config.of(filters=8, batch_size=4, image_size=Size(64, 64), images=40)
     every = [case for name in ARCHITECTURES for case in cases(name, config, steps=2)]
     numbers = "channels classes filters depth activation padding batch_norm bn_momentum bn_epsilon dropout precision seed loss "
-    numbers += "class_weights optimizer learning_rate beta_1 beta_2 epsilon momentum weight_map clip_norm batch_size jit image_size"
+    numbers += (
+        "class_weights optimizer learning_rate beta_1 beta_2 epsilon momentum weight_map clip_norm batch_size jit image_size"
+    )
     for exact in (False, True):
         tier = [case for case in every if case.exact == exact]
         assert any(case.halve_rate for case in tier)
