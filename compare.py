@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common.cli import given_options, make_parser, parse, read_config, run_script
 from common.config import Size, UserError
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs, training_loop
+from comparison import bench, graph, parity, pipeline, profile, relay, runs, training_loop
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
@@ -45,8 +45,7 @@ def read_command_line(argv):
     parser = make_parser(f"compare.py {command}" if command else "compare.py", __doc__)
     parser.set_defaults(images=40, run_dir=OUTPUT)
     if command == "runs":
-        trained = [Path("runs") / implementation for implementation in IMPLEMENTATIONS]
-        parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
+        runs.add_options(parser)
     if command == "graph":
         parser.add_argument("--save", type=Path, metavar="DIR", help="graph: write the StableHLO texts there")
     if command == "parity":
@@ -97,7 +96,7 @@ def main(argv=None):
     output, passed = config.training.run_dir, True
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if command == "runs":
-        runs.run(args.run_dirs, output)
+        passed = runs.run(config, args)
     if command == "graph":
         passed = graph.run(config, output / "graph.json", args.save)
     if command == "relay":

@@ -344,7 +344,8 @@ def write_metrics(path, matrices, config):
         "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
         "all pixels": measures(sum(matrices.values()), config.network.classes),
     }
-    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(config))]
+    names = class_names(config.data.class_names, config.network.classes)
+    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names)]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
@@ -360,7 +361,7 @@ def write_metrics(path, matrices, config):
 
 def describe(source, mask, config):
     """One line on a mask: its size and the share of every class in it. Warns of a mask that is the same all over."""
-    names = class_names(config)
+    names = class_names(config.data.class_names, config.network.classes)
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
         print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)
