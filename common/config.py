@@ -98,7 +98,8 @@ def option(default, help, group=None, **marks):
     """A field with its meaning and unit, which is also its --help text.
 
     group: where --help lists it: "first" of all, or "output"; by default under the name of its dataclass. Marks:
-    found: the data says it where the command line does not. free: may change when a run goes on.
+    found: the data says it where the command line does not. free: may change when a run goes on. val: decides which images
+    validate and how they are read, as every field of `Data` does where it does not say False.
     """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, **marks})
 
@@ -137,20 +138,24 @@ class Network:
     Raises: UserError when a value, or two values together, make no network.
     """
 
-    channels: int | None = option(None, "image channels: 1 gray, 3 RGB (default: as the images are; synthetic: 1)", found=True)
+    channels: int | None = option(
+        None, "image channels: 1 gray, 3 RGB (default: as the images are; synthetic: 1)", found=True, val=True
+    )
     classes: int | None = option(
-        None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)", found=True
+        None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)", found=True, val=True
     )
     filters: int = option(16, "feature maps of the first level; every level below has twice as many", "first")
-    depth: int = option(4, "poolings, so that the bottom of the U is 2**depth times smaller than the image", "first")
+    depth: int = option(4, "poolings, so that the bottom of the U is 2**depth times smaller than the image", "first", val=True)
     activation: Literal["elu", "relu"] = option("elu", "after every 3x3 convolution")
-    padding: Literal["same", "valid"] = option("same", "same: logits as large as the image; valid: the paper's, smaller")
+    padding: Literal["same", "valid"] = option(
+        "same", "same: logits as large as the image; valid: the paper's, smaller", val=True
+    )
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
     bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps")
     bn_epsilon: float = option(1e-3, "added to the variance")
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
-    seed: int = option(0, "of the weights and the dropout, the cells, the split, the order and the augmentation")
+    seed: int = option(0, "of the weights and the dropout, the cells, the split, the order and the augmentation", val=True)
 
     def __post_init__(self):
         _at_least(self, classes=1, filters=1, depth=1)
@@ -231,23 +236,26 @@ class Data:
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
     )
-    class_names: Names | None = option(None, "for the legends: background,cell (default: as the data set has them)", found=True)
+    class_names: Names | None = option(
+        None, "for the legends: background,cell (default: as the data set has them)", found=True, val=False
+    )
     images: int = option(250, "synthetic: how many to draw")
     validation: float = option(0.2, "share of the images held back to validate on, above 0 and below 1")
     group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
     split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
     folds: int | None = option(None, "split into that many folds, and validate on number --fold")
     fold: int | None = option(None, "which of --folds to validate on, from 0 (default: all in turn)")
-    cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True)
-    skip_bad: bool = option(False, "go on without images that cannot be read, and list them")
+    cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
+    skip_bad: bool = option(False, "go on without images that cannot be read, and list them", val=False)
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
     crop_size: Size | None = option(
-        None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first"
+        None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first", val=False
     )
     augment: Literal["none", "flips", "elastic", "paper", "recolor"] = option(
         "flips",
         "flips: and right-angle rotations; elastic: scale, brightness, contrast, elastic deformation, neither mirrored nor "
         "turned; paper: also mirrored and turned; recolor: mirrored, upright, with random colours for every class",
+        val=False,
     )
 
     def __post_init__(self):

@@ -1,53 +1,28 @@
-"""The pictures that a run draws. Figures are made without pyplot, so no display is needed and no state is global."""
+"""The pictures that a run draws. Figures are made without pyplot, so no display is needed and no state is global.
 
+Matplotlib, 0.3 s, is imported by what draws: most who import this module need a name or a colour.
+"""
+
+import contextlib
+import sys
 from pathlib import Path
 
+from common.colors import CLASS_COLORS
 from common.config import VOID
 
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from skimage.color import rgb2lab
 
-GRAY = (0.5, 0.5, 0.5)  # of void
-OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Wong 2011, Nature Methods 8, 441
-# What is seen of linear RGB: by most, without green cones, without red cones. Machado, Oliveira and Fernandes 2009, severity 1.
-SIGHTS = np.array(
-    [
-        [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
-        [(0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)],
-        [(0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)],
-    ]
-)
-
-
-def seen(colors):
-    """[N, 3] sRGB colours in 0..1 -> [3, N, 3] in CIELAB, where distance is difference to the eye, as `SIGHTS` see them."""
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    linear = np.clip(np.einsum("sij,nj->sni", SIGHTS, linear), 0, 1)
-    return rgb2lab(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
-
-
-def class_colors():
-    """[256, 3] sRGB in 0..1: black for class 0, gray for VOID, the palette of Okabe and Ito, and what is unlike all before.
-
-    Every further colour has the largest distance to the nearest of those before it, in the worst of the three `SIGHTS`.
-    """
-    steps = np.linspace(0, 1, 13)
-    candidates = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
-    colors, looks = [GRAY, (0, 0, 0), *map(to_rgb, OKABE_ITO)], seen(candidates)
-    nearest = np.full(len(candidates), np.inf)
-    for k in range(VOID + 1):
-        if k == len(colors):
-            colors.append(candidates[nearest.argmax()])
-        distances = np.linalg.norm(looks - seen(np.array([colors[k]])), axis=-1).min(0)
-        nearest = np.minimum(nearest, distances)
-    return np.roll(colors, -1, axis=0)  # the gray goes to the end
-
-
-CLASS_COLORS = class_colors()
 MISSED, INVENTED = (0.85, 0.37, 0.01), (0.46, 0.44, 0.70)  # ColorBrewer's Dark2: told apart by colour-blind readers too
+
+
+@contextlib.contextmanager
+def expendable(what):
+    """No picture may cost a result: whatever goes wrong in drawing `what` becomes a line on the standard error."""
+    try:
+        yield
+    except Exception as error:  # of matplotlib, of a full disk
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: {what} could not be drawn, all else is saved: {reason}", file=sys.stderr)
 
 
 def save_figure(figure, path):
@@ -55,11 +30,20 @@ def save_figure(figure, path):
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def _write_legend(owner, handles, **options):
+    """The legend of a figure or of axes. Names are text: neither a `$` nor a leading underscore means anything in them."""
+    legend = owner.legend(handles, [handle.get_label() for handle in handles], fontsize=8, **options)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def draw_curves(path, histories):
     """Loss, dice and pixel accuracy over the epochs.
 
     histories: label -> list of the rows of a `history.csv`, as dicts of numbers.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 3.6))
     for axes, title, columns in zip(
         figure.subplots(1, 3),
@@ -82,7 +66,7 @@ def draw_curves(path, histories):
         if title == "loss":  # the first epochs of batch normalization may be a thousand times the last
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        _write_legend(axes, axes.lines)
     save_figure(figure, path)
 
 
@@ -102,24 +86,19 @@ def difference_colors(mask, prediction, classes):
     picture = 0.35 * mask_colors(mask, classes)
     picture[(mask != prediction) & (prediction == 0)] = MISSED
     picture[(mask != prediction) & (prediction != 0)] = INVENTED
-    picture[mask == VOID] = GRAY
+    picture[mask == VOID] = CLASS_COLORS[VOID]
     return picture
 
 
-def class_names(config):
-    """A name for every class: `config.data.class_names`, or "class 0" and so on; with one class "background" and "foreground"."""
-    if config.data.class_names or config.network.classes > 1:
-        return config.data.class_names or tuple(f"class {k}" for k in range(config.network.classes))
-    return "background", "foreground"
+def class_names(names, classes):
+    """`names`, or what to call the classes where nothing names them: "background" and "foreground", or "class 0" and so on."""
+    return names or (("background", "foreground") if classes <= 2 else tuple(f"class {k}" for k in range(classes)))
 
 
-def legend(masks, config):
-    """{name: colour} of the classes that occur in `masks`, arrays of class indices. Empty with one class."""
-    if config.network.classes == 1:
-        return {}
-    names = {**dict(enumerate(class_names(config))), VOID: "void"}
-    found = sorted(set().union(*map(np.unique, masks)))
-    return {names[k]: CLASS_COLORS[k] for k in found}
+def legend(names, indices):
+    """[(name, colour)] of class `indices`, VOID among them or not. names: of the classes, in order."""
+    names = {VOID: "void", **dict(enumerate(names))}
+    return [(names[k], CLASS_COLORS[k]) for k in indices]
 
 
 def image_colors(image, mask):
@@ -129,22 +108,26 @@ def image_colors(image, mask):
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
-def draw_grid(path, rows, title, legend=None):
+def draw_grid(path, rows, title, legend=()):
     """Pictures in rows, each under its label, over the legend.
 
-    rows: list of {label: [H, W, 3] in 0..1}, as many in every row. legend: {name: colour}.
+    rows: lists of (label, [H, W, 3] in 0..1), none longer than the first. legend: [(name, colour)], "none" for no colour.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     columns = len(rows[0])
-    tallest = max(picture.shape[0] / picture.shape[1] for row in rows for picture in row.values())
-    figure = Figure(figsize=(2.5 * columns, (2.4 * tallest + 0.3) * len(rows) + 0.5))
+    shape = np.clip(np.median([picture.shape[0] / picture.shape[1] for row in rows for _, picture in row]), 0.3, 1.5)
+    figure = Figure(figsize=(2.4 * columns, (2.4 * shape + 0.3) * len(rows) + 0.8), layout="constrained")
     for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
-        for axis, (label, picture) in zip(axes, row.items()):
-            axis.imshow(picture, vmin=0, vmax=1, interpolation="nearest")
-            axis.set_title(label, fontsize=8)
+        for axis in axes:
             axis.set_axis_off()
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+        for axis, (label, picture) in zip(axes, row):
+            lines = [line if len(line) <= 36 else "…" + line[-35:] for line in label.split("\n")]
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title("\n".join(lines), fontsize=7, parse_math=False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     if legend:
-        patches = [Patch(facecolor=color, edgecolor="0.5", label=name) for name, color in legend.items()]
-        figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(patches), 6), fontsize=8)
+        patches = [Patch(facecolor=color, edgecolor="0.6", label=name) for name, color in legend]
+        _write_legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 2 * columns))
     save_figure(figure, path)

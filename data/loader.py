@@ -9,22 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import Size, UserError, Weights
+from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
 from common.shapes import margin, min_size, missing
 from data.augment import AUGMENT, augment
 from data.borders import border_weights
 from data.cache import prepare
-from data.layouts import Item, find_channels, find_layout
-from data.meaning import class_names, mask_meaning
+from data.layouts import Item, Layout, find_channels, find_layout
+from data.meaning import given_names, mask_meaning
 from data.splits import split
 from data.synthetic import make_cells
 
 import numpy as np
 
 ORDER = 2  # the stream of random numbers; data.splits and data.augment have others
-FOUND = ("channels", "classes", "void_label", "class_names", "class_weights")  # what `load_examples` fills in
 
 
 @dataclass(frozen=True)
@@ -60,52 +59,52 @@ def load_examples(config):
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
-    config, training, validation, notes = (_draw if config.data.dataset == "synthetic" else _read)(config)
+    config, training, validation, notes = _read(config)
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
     pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.network.channels == 1 else 'RGB'}"
-    source = "synthetic cells" if config.data.dataset == "synthetic" else config.data.data_dir
     fitted = {_grown(config, size, fits=True) for size in training.sizes}
     if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
         notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
     counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
-    print(f"{source}: {', '.join([counted, pixels, *notes])}", flush=True)
+    print(f"{config.data.data_dir or 'synthetic cells'}: {', '.join([counted, pixels, *notes])}", flush=True)
     for line in training.left_out:
         print(f"left out: {line}", flush=True)
     return config, training, validation
 
 
-def _draw(config):
-    """-> (config, training, validation, [notes for the user]) of synthetic cells."""
-    size = config.data.image_size or Size(128, 128)
-    images, masks = make_cells(config.data.images, size, config.seed, config.network.classes, config.network.channels)
-    items = [Item(f"synthetic image {i}", Path(), Path()) for i in range(config.data.images)]
-    parts = split(items, config)
-    training, validation = (
-        Examples([items[i].name for i in part], [images[i] for i in part], [masks[i] for i in part], [size] * len(part))
-        for part in (parts["train"], parts["val"])
-    )
-    if config.training.class_weights == Weights():
-        counts = np.array([np.bincount(mask.ravel(), minlength=256) for mask in training.masks])
-        config = _balanced(config, counts)
-    return config, training, validation, []
+def open_layout(config):
+    """The `Layout` of the data set: what lies on disk, or drawn cells, which lie in memory."""
+    if config.data.dataset != "synthetic":
+        return find_layout(config)
+    size, classes = config.data.image_size or Size(128, 128), config.network.classes
+    images, masks = make_cells(config.data.images, size, config.seed, classes, config.network.channels)
+    items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.data.images)]
+
+    def read(item, channels, size):
+        image = images[item.page]
+        return (image if image.shape[-1] == channels else np.repeat(image, channels, axis=-1)), masks[item.page]
+
+    n = max(classes, 2)
+    return Layout(items, read, {c: c for c in range(n)}, Names(("background", "cell", "nucleus")[:n]))
 
 
 def _read(config):
-    """-> (config, training, validation, [notes for the user]) of the files of a layout."""
-    layout = find_layout(config)
+    """-> (config, training, validation, [notes for the user])."""
+    layout = open_layout(config)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
     channels = config.network.channels or find_channels(layout)
-    prepared = prepare(layout, items, channels, config)
+    # cells are drawn anew: the key of a cache is made of files
+    prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
     config = config.replace(
         channels=channels,
         classes=meaning.classes,
         void_label=meaning.void_label,
-        class_names=class_names(config, layout, meaning.classes),
+        class_names=given_names(config, layout, meaning.classes),
     )
     table = meaning.table
     same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()
@@ -121,18 +120,13 @@ def _read(config):
     if config.training.class_weights == Weights():
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
         np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
-        config = _balanced(config, counts)
+        config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
     notes = [meaning.note]
     if apart := sum(item.part == "test" for item in layout.items):
         notes.append(f"{apart} of the test part left alone")
     if channels == 1 and config.network.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
     return config, *chosen, notes
-
-
-def _balanced(config, counts):
-    """`config` with class weights from `counts` [images, 256], the pixels of each class in the training images."""
-    return config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
 
 
 def _check_sizes(config, training, validation):

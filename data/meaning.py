@@ -179,7 +179,7 @@ def read_colors(config):
     return Colors(path, Names(names), indices, config.data.void_label is not None)
 
 
-def class_names(config, layout, classes):
+def given_names(config, layout, classes):
     """The names on the command line, or those of the layout if there is one for each class, or None.
 
     Raises: UserError when the names on the command line are too few or too many.

@@ -14,26 +14,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import listed, make_parser, parse, read_config, run_script
-from common.config import VOID, Names, Size, UserError
+from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
-from common.pictures import mask_colors, save_figure
+from common.pictures import class_names, draw_grid, expendable, legend, mask_colors
 from common.shapes import min_size, missing
 from data.cache import CORES
-from data.layouts import Item, Layout, find_channels, find_layout
-from data.loader import augmented
-from data.meaning import class_names, mask_meaning
+from data.layouts import find_channels
+from data.loader import augmented, open_layout
+from data.meaning import given_names, mask_meaning
 from data.splits import split
-from data.synthetic import make_cells
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 THUMBNAIL = 256  # pixels, the longer side of a picture in a sheet
-PICTURES = 24  # at most in overview.png
+PICTURES, COLUMNS = 24, 6  # at most in overview.png
 ROWS, VERSIONS = 4, 5  # of augmentations.png
 LEGEND = 40  # mask values at most in the legend where their meaning is unclear
 LARGE = 2**20  # pixels, above which training on whole images is slow
@@ -56,22 +53,33 @@ def overlay(image, mask, classes):
     return image + opacity[..., None] * (mask_colors(mask, max(classes, 2)) - image)
 
 
+def _legend(names, indices):
+    """`legend` of overlays, which leave class 0 as it is."""
+    return [
+        (name, color) if k else (f"{name} (not tinted)", "none") for k, (name, color) in zip(indices, legend(names, indices))
+    ]
+
+
+def _all_classes(classes, void_label):
+    """Their indices, with VOID if anything is void."""
+    return [*range(max(classes, 2)), *([] if void_label is None else [VOID])]
+
+
 def draw_augmentations(path, training, config):
     """Writes a picture of a few training images: each as it is, and as the network sees it in the first epochs.
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-    n = len(training.names)
-    pictures = []
-    for i in np.unique(np.linspace(0, n - 1, ROWS).astype(int)):
+    classes, rows = config.network.classes, []
+    for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
-        pictures.append((f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, config.network.classes)))
+        row = [(f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, classes))]
         for epoch in range(VERSIONS):
-            pictures.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), config.network.classes)))
+            row.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), classes)))
+        rows.append(row)
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
-    _draw_sheet(
-        path, pictures, 1 + VERSIONS, title, _legend(config.data.class_names, config.network.classes, config.data.void_label)
-    )
+    names, indices = class_names(config.data.class_names, classes), _all_classes(classes, config.data.void_label)
+    draw_grid(path, rows, title, _legend(names, indices))
 
 
 def draw_overview(path, layout, items, meaning, values, config):
@@ -82,45 +90,16 @@ def draw_overview(path, layout, items, meaning, values, config):
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
         table, classes, note = meaning.table, meaning.classes, meaning.note
-        legend = _legend(class_names(config, layout, classes), classes, meaning.void_label)
+        names, indices = class_names(given_names(config, layout, classes), classes), _all_classes(classes, meaning.void_label)
     else:
         table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
-        legend = {value: str(value) for value in values[:LEGEND]}
+        names, indices = map(str, table), values[:LEGEND]
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, 3, None)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, table[mask], classes)))
-    title = f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}"
-    _draw_sheet(path, pictures, 6, title, legend)
-
-
-def _draw_sheet(path, pictures, columns, title, legend):
-    """pictures: list of (label, [H, W, 3] in 0..1), row by row. legend: {class index: name}."""
-    rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
-    shape = np.clip(np.median([picture.shape[0] / picture.shape[1] for _, picture in pictures]), 0.3, 1.5)
-    figure = Figure(figsize=(2.4 * columns, (2.4 * shape + 0.3) * rows + 0.8), layout="constrained")
-    for axis in figure.subplots(rows, columns, squeeze=False).flat:
-        axis.set_axis_off()
-    for axis, (label, picture) in zip(figure.axes, pictures):
-        axis.imshow(picture, vmin=0, vmax=1)
-        axis.set_title("\n".join(line if len(line) <= 36 else "…" + line[-35:] for line in label.split("\n")), fontsize=7)
-    colors = mask_colors(np.array([list(legend)]), max(legend) + 1)[0]
-    patches = [Patch(facecolor=color, label=name) for color, name in zip(colors, legend.values())]
-    if 0 in legend:
-        patches[0] = Patch(facecolor="none", edgecolor="0.6", label=f"{legend[0]} (not tinted)")
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(legend), 2 * columns), fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
-
-
-def _legend(names, classes, void_label):
-    """{class index: name}, with void if there is any."""
-    return dict(enumerate(_class_names(names, classes))) | ({} if void_label is None else {VOID: "void"})
-
-
-def _class_names(names, classes):
-    """`names`, or what to call the classes where nothing names them."""
-    return names or Names(["background", "foreground"] if classes <= 2 else [f"class {k}" for k in range(classes)])
+    rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
+    draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
 
 
 # --- what there is ---
@@ -213,7 +192,7 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, class_names(config, layout, meaning.classes))
+        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning.classes))
     return summary, items, meaning
 
 
@@ -236,7 +215,7 @@ def _frequencies(counts, meaning, training, names):
     except UserError:  # nothing is labelled
         weights = [None] * n
     shares = pixels.sum(axis=0) / max(pixels.sum(), 1)
-    rows = zip(_class_names(names, n), shares.tolist(), np.count_nonzero(pixels, axis=0).tolist(), weights, strict=True)
+    rows = zip(class_names(names, n), shares.tolist(), np.count_nonzero(pixels, axis=0).tolist(), weights, strict=True)
     return {
         "void_pixels": float(1 - pixels.sum() / counts.sum()),
         "class_frequencies": [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows],
@@ -274,8 +253,6 @@ def needs(sizes, names, config):
     padded = [f"{size} to {_fitting(size, config)}" for size in sizes if size != _fitting(size, config)]
     if padded:
         advice.append(f"{len(padded)} of {len(sizes)} images are padded by reflection, such as {padded[0]}")
-    if crop and crop != _fitting(crop, config):
-        advice.append(f"--crop-size {crop} is padded to {_fitting(crop, config)}: crops of that size cost the same")
     return problems, advice
 
 
@@ -289,20 +266,6 @@ def _fitting(size, config):
 
 def _source(config):
     return config.data.data_dir or "synthetic cells"
-
-
-def _synthetic(config):
-    """The drawn cells as a `Layout`."""
-    size = config.data.image_size or Size(128, 128)
-    images, masks = make_cells(config.data.images, size, config.seed, config.network.classes, config.network.channels)
-    items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.data.images)]
-    n = max(config.network.classes, 2)
-
-    def read(item, channels, size):
-        image = images[item.page]
-        return (image if image.shape[-1] == channels else np.repeat(image, channels, axis=-1)), masks[item.page]
-
-    return Layout(items, read, {c: c for c in range(n)}, Names(("background", "cell", "nucleus")[:n]))
 
 
 def describe(s, source):
@@ -352,11 +315,12 @@ def main(argv=None):
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
-    layout = _synthetic(config) if config.data.dataset == "synthetic" else find_layout(config)
+    layout = open_layout(config)
     summary, items, meaning = survey(layout, config)
     print("\n".join(describe(summary, _source(config))), flush=True)
     (args.output / "overview.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
+    with expendable(args.output / "overview.png"):
+        draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
     print(f"see {args.output}/overview.png and overview.json")
     return 1 if summary["problems"] else 0
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.checkpoint import replacing
+from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
-from common.pictures import CLASS_COLORS, class_names
+from common.pictures import class_names
 from data.files import count_pages, read_image
 from data.layouts import EXTENSIONS, image_files
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
@@ -184,7 +185,7 @@ def save_overlay(path, image, mask):
 
 def describe(source, mask, config):
     """One line on a mask: its size and the share of every class in it. Warns of a mask that is the same all over."""
-    names = class_names(config)
+    names = class_names(config.data.class_names, config.network.classes)
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
         print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)

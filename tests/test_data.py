@@ -321,3 +321,18 @@ def test_the_split_is_by_chance_and_by_seed(capsys):
     assert load_examples(config.replace(seed=4))[2].names != validation.names
     few = Config.of(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
     assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
+
+
+def test_drawn_cells_are_read_as_any_data_set(tmp_path):
+    """What `load_examples` hands out is what `make_cells` draws; a cache, whose key is made of files, is left alone."""
+    for classes, names in ((1, ("background", "cell")), (3, ("background", "cell", "nucleus"))):
+        config = Config.of(images=6, image_size=Size(32, 48), classes=classes, seed=classes, batch_size=2, cache=tmp_path)
+        images, masks = make_cells(6, Size(32, 48), classes, classes)
+        found, training, validation = load_examples(config)
+        assert found.data.class_names == names and found.replace(class_names=None) == config
+        for part in (training, validation):
+            for k, name in enumerate(part.names):
+                i = int(name.removeprefix("synthetic image "))
+                np.testing.assert_array_equal(part.images[k], images[i])
+                np.testing.assert_array_equal(part.masks[k], masks[i])
+    assert not list(tmp_path.iterdir())

@@ -5,10 +5,9 @@ import itertools
 import json
 import types
 
-from common.config import VOID, Config, Size, UserError, Weights
+from common.config import VOID, Config, Names, Size, UserError, Weights
 from common.losses import cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
-from common.pictures import CLASS_COLORS, INVENTED, difference_colors, legend, mask_colors, seen
 from comparison import parity
 from training.report import evaluate, list_classes
 
@@ -220,7 +219,7 @@ def test_balanced_weights_by_hand():
 
 def test_report_of_classes(tmp_path, capsys):
     """Void counts in no measure; an image of nothing else is left out; what occurs nowhere has no IoU."""
-    config = types.SimpleNamespace(classes=3, class_names=("sky", "road", "car"), run_dir=tmp_path)
+    config = Config.of(classes=3, class_names=Names(("sky", "road", "car")), run_dir=tmp_path)
     masks = np.array([[0, 0, 1, 1], [VOID] * 4, [0, 0, 0, VOID]], np.float32).reshape(3, 1, 4, 1)
     predictions = np.array([[0, 1, 1, 1], [2, 2, 2, 2], [0, 0, 0, 2]]).reshape(3, 1, 4)
     batches = [(np.zeros((2, 1, 4, 1)), tf.constant(masks[:2])), (np.zeros((1, 1, 4, 1)), tf.constant(masks[2:]))]
@@ -244,24 +243,3 @@ def test_report_of_classes(tmp_path, capsys):
         ["car", "-", "-", "0"],
         ["mean", "IoU", "0.7333", "7"],
     ]
-
-
-# --- colours ---
-
-
-def test_class_colors_are_told_apart():
-    """Forty classes and void, by those with and without red and green cones; a distance of 2.3 in CIELAB is just seen."""
-    looks = seen(CLASS_COLORS[[*range(40), VOID]])  # [3, 41, 3]
-    distances = np.linalg.norm(looks[:, :, None] - looks[:, None], axis=-1)
-    assert (distances + 100 * np.eye(41)).min() > 3 * 2.3
-
-
-def test_void_is_gray_and_never_wrong():
-    mask, prediction = np.array([[VOID, 1, 0]]), np.array([[1, 1, 1]])
-    for classes in (1, 3):
-        assert mask_colors(mask, classes)[0, 0].tolist() == [0.5] * 3
-        picture = difference_colors(mask, prediction, classes)
-        assert picture[0, 0].tolist() == [0.5] * 3 and picture[0, 2].tolist() == list(INVENTED)
-    config = types.SimpleNamespace(classes=3, class_names=None)
-    assert list(legend([mask, prediction], config)) == ["class 0", "class 1", "void"]
-    assert legend([mask], types.SimpleNamespace(classes=1)) == {}

@@ -138,7 +138,6 @@ def test_unusable_input_is_one_line(tmp_path):
         ([(64, 60)] * 3, {}, [], ["3 of 3 images are padded by reflection, such as 60x64 to 64x64"]),
         ([(64, 64), (80, 96)], {}, [], ["one size: train on windows, --crop-size 64, or resize all, --image-size 80x64"]),
         ([(64, 64), (80, 96)], {"crop_size": Size(64, 64)}, [], []),
-        ([(64, 64)], {"crop_size": Size(50, 64)}, [], ["--crop-size 64x50 is padded to 64x64"]),
         ([(1280, 1920)], {}, [], ["150 times the work of one on 128x128: shrink them, --image-size 512x336, or"]),
         ([(64, 8), (64, 64)], {}, ["1 images are smaller than 16x16, the least for --depth 4"], ["one size", "padded"]),
         ([(64, 64), (32, 64)], {"crop_size": Size(48, 48)}, ["1 images are smaller than --crop-size 48x48: b (64x32)"], []),
@@ -149,6 +148,11 @@ def test_what_the_network_needs(sizes, options, problems, advice):
         assert len(found) == len(expected)
         for text, part in zip(found, expected):
             assert part in text
+
+
+def test_a_crop_that_does_not_halve_is_refused_with_one_that_does():
+    with pytest.raises(UserError, match="--crop-size 64x50 does not halve 4 times: 64x64 does"):
+        Config.of(crop_size=Size(50, 64))
 
 
 def test_what_is_advised_is_taken():

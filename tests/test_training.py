@@ -1,5 +1,6 @@
 """What surrounds the training steps: schedules, stopping, saving, folds, and what a run refuses."""
 
+import argparse
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
+from comparison import runs
 from data import cache
 from training import run as loop
 from training.report import read_history
@@ -160,6 +162,50 @@ def test_tensorboard_finds_scalars_and_images(tmp_path):
     assert (width, height) == (b"48", b"16") and png.startswith(b"\x89PNG")
 
 
+# pictures
+
+
+def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
+    there = []
+
+    def draw(*_):
+        there.append({path.name for path in tmp_path.iterdir()})
+        raise ValueError("ParseException: Expected end of text,\n found '$'")
+
+    for name in ("draw_augmentations", "draw_results"):
+        monkeypatch.setattr(loop, name, draw)
+    train(tmp_path)
+    assert len(there) == 2 and {"history.csv", "classes.csv", "best.safetensors", "last.safetensors"} <= there[1]
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 2 and all(line.endswith("ParseException: Expected end of text, found '$'") for line in lines)
+    assert "best validation dice" in printed.out and "pixels in the truth" in printed.out
+
+
+# runs side by side
+
+
+def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys):
+    options = {"a": [], "b": ["--augment", "none", "--cache", tmp_path], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
+    for name, changed in options.items():
+        train(tmp_path / name, "--epochs", "1", *changed)
+    config = Config.of(run_dir=tmp_path / "compare")
+    assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"])) is True
+    assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
+    table = capsys.readouterr().out.split("images/s")[-1]
+    assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / name), "1"] for name in "ab"]
+    for name, option in (("c", "--seed"), ("d", "--validation")):
+        with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
+            runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name]))
+
+
+def test_runs_have_their_options_without_tensorflow():
+    code = "import argparse, sys; from comparison import runs; p = argparse.ArgumentParser(); runs.add_options(p); "
+    code += "print(*p.parse_args([]).run_dirs, 'tensorflow' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.split() == ["runs/lowlevel", "runs/highlevel", "runs/keras_impl", "False"], found.stderr
+
+
 # folds
 
 
@@ -172,7 +218,7 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
     np.testing.assert_allclose(figures[2], figures[:2].mean(0))
     np.testing.assert_allclose(figures[3], figures[:2].std(0, ddof=1), atol=1e-12)
     output = capsys.readouterr().out
-    for name in ("background", "foreground"):
+    for name in ("background", "cell"):
         dice = [float(line[table[0].index(f"dice of {name}")]) for line in table[1:]]
         assert f"{dice[2]:.4f}" in output.split(f"\n{name}")[-1].splitlines()[0]
     splits = [json.loads((tmp_path / f"fold{k}" / "split.json").read_text()) for k in (0, 1)]

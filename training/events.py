@@ -1,12 +1,13 @@
-"""Scalars and pictures for TensorBoard. TensorFlow writes them without the package `tensorboard`, which only shows them."""
+"""Scalars and pictures for TensorBoard, without the package `tensorboard`, which only shows them.
 
-import io
+`tf.summary.scalar` and `tf.summary.image` call that package and raise where it is not installed; `tf.summary.write` does not.
+"""
+
 import sys
 
 from common.device import tf
 
 import numpy as np
-from PIL import Image
 
 
 class EventWriter:
@@ -17,32 +18,29 @@ class EventWriter:
 
     def scalars(self, values, step):
         """values: tag -> number, such as {"loss": 0.25}; step: of the training, counted from 1."""
-        self._write([(tag, tf.constant(value, tf.float32)) for tag, value in values.items()], "scalars", step)
+        self._write("scalars", {tag: np.float32(value) for tag, value in values.items()}, step)
 
     def pictures(self, tag, pictures, step):
         """pictures: list of [H, W, 3], 0 to 1."""
-        tagged = []
+        tagged = {}
         for k, picture in enumerate(pictures):
-            png = io.BytesIO()
-            Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(png, "PNG")
-            height, width = (str(n).encode() for n in picture.shape[:2])
-            tagged.append((f"{tag}/{k}", tf.constant([width, height, png.getvalue()])))
-        self._write(tagged, "images", step)
+            height, width, _ = map(str, picture.shape)
+            tagged[f"{tag}/{k}"] = tf.stack([width, height, tf.io.encode_png(np.rint(255 * picture).astype(np.uint8))])
+        self._write("images", tagged, step)
 
     def close(self):
         if self.writer:
             self.writer.close()
 
-    def _write(self, tagged, plugin, step):
-        """What `tf.summary.scalar` and `tf.summary.image` write; those two refuse to work without the package."""
+    def _write(self, plugin, tagged, step):
+        """tagged: tag -> what TensorBoard's `plugin` takes: a number, or width, height and PNG as strings."""
         if not self.writer:
             return
-        metadata = tf.compat.v1.SummaryMetadata()
-        metadata.plugin_data.plugin_name = plugin
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": plugin})
         try:
-            with self.writer.as_default():
-                for tag, tensor in tagged:
-                    tf.summary.write(tag, tensor, step=step, metadata=metadata)
+            with self.writer.as_default(step):
+                for tag, value in tagged.items():
+                    tf.summary.write(tag, value, metadata=metadata)
             self.writer.flush()
         except tf.errors.OpError as error:  # a full disk, mostly
             reason = error.message.splitlines()[0]

@@ -78,26 +78,36 @@ def predict_some(config, validation, eval_step):
     return found
 
 
+def draw_predictions(path, columns, title, config):
+    """Draws validation images in rows: image, truth, and the predictions of `columns`, {label: what `predict_some` returns}.
+
+    If there is but one column, another shows where it is wrong.
+    """
+    classes, rows, masks = config.network.classes, [], []
+    for examples in zip(*columns.values()):
+        name, image, truth, _, _ = examples[0]
+        row = [(name, image_colors(image, truth)), ("truth", mask_colors(truth, classes))]
+        for label, (_, _, _, prediction, dice) in zip(columns, examples):
+            row.append((f"{label}, dice {dice:.3f}", mask_colors(prediction, classes)))
+            masks += [truth, prediction]
+        if len(columns) == 1:
+            row.append(("missed orange, wrong violet", difference_colors(truth, prediction, classes)))
+        rows.append(row)
+    found = sorted(set().union(*map(np.unique, masks))) if classes > 1 else []
+    draw_grid(path, rows, title, legend(class_names(config.data.class_names, classes), found))
+
+
 def draw_results(config, rows, best, validation, eval_step):
     """Draws curves.png, and predictions.png with the weights that `eval_step` has, into `config.training.run_dir`."""
-    examples = predict_some(config, validation, eval_step)
-    pictures = [
-        {
-            name: image_colors(image, truth),
-            "truth": mask_colors(truth, config.network.classes),
-            f"prediction, dice {dice:.3f}": mask_colors(prediction, config.network.classes),
-            "missed orange, wrong violet": difference_colors(truth, prediction, config.network.classes),
-        }
-        for name, image, truth, prediction, dice in examples
-    ]
-    key = legend([mask for _, _, truth, prediction, _ in examples for mask in (truth, prediction)], config)
-    draw_grid(config.training.run_dir / "predictions.png", pictures, f"validation images, epoch {best['epoch']}", key)
-    draw_curves(config.training.run_dir / "curves.png", {config.training.run_dir.name: rows})
+    run_dir = config.training.run_dir
+    draw_curves(run_dir / "curves.png", {run_dir.name: rows})
+    columns = {"prediction": predict_some(config, validation, eval_step)}
+    draw_predictions(run_dir / "predictions.png", columns, f"validation images, epoch {best['epoch']}", config)
 
 
 def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
-    names = class_names(config)
+    names = class_names(config.data.class_names, config.network.classes)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
     with open(config.training.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

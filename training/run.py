@@ -11,7 +11,7 @@ import time
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from common.config import Stopped, UserError
 from common.device import device_name
-from common.pictures import image_colors, mask_colors
+from common.pictures import expendable, image_colors, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.overview import draw_augmentations
@@ -80,7 +80,8 @@ class Run:
         self.validation_batches = validation_batches(config, self.validation)
         self.events = EventWriter(config.training.run_dir / "events")
         if config.data.augment != "none" or config.data.crop_size:
-            draw_augmentations(config.training.run_dir / "augmentations.png", self.training, config)
+            with expendable(config.training.run_dir / "augmentations.png"):
+                draw_augmentations(config.training.run_dir / "augmentations.png", self.training, config)
         if config.training.summary:
             print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
@@ -305,10 +306,9 @@ class Run:
             path.unlink()
 
     def finish(self):
-        """Goes back to the best weights, draws curves.png and predictions.png, and lists the classes."""
+        """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
         config, best = self.config, self.best
         assign_weights(self.weights, load_checkpoint(config.training.run_dir / "best.safetensors")[0])
-        draw_results(config, self.rows, best, self.validation, self.eval_step)
         beside = ""
         if config.data.dataset == "synthetic" and config.network.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
@@ -319,5 +319,7 @@ class Run:
         list_classes(config, *self._evaluate())
         for line in self.training.left_out:
             print(f"left out: {line}")
+        with expendable(config.training.run_dir / "predictions.png"):
+            draw_results(config, self.rows, best, self.validation, self.eval_step)
         if self.signal:  # it came while the pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.signal)

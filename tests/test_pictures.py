@@ -1,0 +1,134 @@
+"""The pictures: colours that are told apart, names drawn as they are, and none that costs a result."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from common.colors import CLASS_COLORS
+from common.config import VOID, Config
+from common.pictures import INVENTED, class_names, difference_colors, draw_curves, draw_grid, expendable, legend, mask_colors
+from training.report import draw_predictions
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from skimage.color import rgb2lab
+
+# What is seen of linear RGB: by most, without green cones, without red cones. Machado, Oliveira and Fernandes 2009, severity 1.
+SIGHTS = np.array(
+    [
+        [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+        [(0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)],
+        [(0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)],
+    ]
+)
+GRAY, OKABE_ITO = (0.5, 0.5, 0.5), ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+PICTURE = np.random.default_rng(0).random((16, 24, 3))
+ROW = {"loss": 0.5, "val_loss": 0.4, "val_dice": 0.7, "val_accuracy": 0.8}
+NAMES = ["a$b$.png", "$", r"$\frac{$", "_first.png", "100%_^{}\\", "grün 草"]  # mathematics to matplotlib, but for the last
+
+
+def seen(colors):
+    """[N, 3] sRGB colours in 0..1 -> [3, N, 3] in CIELAB, where distance is difference to the eye, as `SIGHTS` see them."""
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.einsum("sij,nj->sni", SIGHTS, linear), 0, 1)
+    return rgb2lab(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def test_the_table_of_colors_is_what_it_says():
+    steps = np.linspace(0, 1, 13)
+    candidates = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
+    colors, looks = [GRAY, (0, 0, 0), *map(to_rgb, OKABE_ITO)], seen(candidates)
+    nearest = np.full(len(candidates), np.inf)
+    for k in range(VOID + 1):
+        if k == len(colors):
+            colors.append(candidates[nearest.argmax()])
+        distances = np.linalg.norm(looks - seen(np.array([colors[k]])), axis=-1).min(0)
+        nearest = np.minimum(nearest, distances)
+    expected = np.roll(colors, -1, axis=0)  # the gray goes to the end
+    np.testing.assert_array_equal(np.rint(255 * CLASS_COLORS), np.rint(255 * expected))
+
+
+def test_class_colors_are_told_apart():
+    """Forty classes and void, by those with and without red and green cones; a distance of 2.3 in CIELAB is just seen."""
+    looks = seen(CLASS_COLORS[[*range(40), VOID]])  # [3, 41, 3]
+    distances = np.linalg.norm(looks[:, :, None] - looks[:, None], axis=-1)
+    assert (distances + 100 * np.eye(41)).min() > 3 * 2.3
+
+
+def test_void_is_gray_and_never_wrong():
+    mask, prediction = np.array([[VOID, 1, 0]]), np.array([[1, 1, 1]])
+    for classes in (1, 3):
+        assert mask_colors(mask, classes)[0, 0].tolist() == [128 / 255] * 3
+        picture = difference_colors(mask, prediction, classes)
+        assert picture[0, 0].tolist() == [128 / 255] * 3 and picture[0, 2].tolist() == list(INVENTED)
+
+
+def test_names_of_classes():
+    assert class_names(None, 1) == class_names(None, 2) == ("background", "foreground")
+    assert class_names(None, 3) == ("class 0", "class 1", "class 2")
+    assert class_names(("sky", "sea"), 2) == ("sky", "sea")
+    key = legend(("sky", "void", "sea"), [0, 1, VOID])
+    assert [name for name, _ in key] == ["sky", "void", "void"] and key[2][1] is not key[1][1]
+    assert legend(map(str, range(256)), [7, VOID])[1][0] == "255", "where the mask values stand for themselves"
+
+
+def test_the_legend_of_predictions_names_what_occurs(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("training.report.draw_grid", lambda *args: drawn.append(args))
+    truth, prediction = np.array([[VOID, 1, 0]]), np.array([[1, 1, 1]])
+    for classes, names, columns in ((3, ["class 0", "class 1", "void"], 2), (1, [], 1)):
+        examples = [("a.png", np.zeros((1, 3, 1)), truth, prediction, 0.5)]
+        draw_predictions(tmp_path, dict.fromkeys("ab"[:columns], examples), "title", Config.of(channels=1, classes=classes))
+        _, ((*_, last),), _, key = drawn.pop()
+        assert [name for name, _ in key] == names
+        assert last[0] == ("b, dice 0.500" if columns == 2 else "missed orange, wrong violet")
+
+
+def texts(figure):
+    """What stands in a figure, but for numbers at the axes."""
+    shown = [axis.get_title() for axis in figure.axes] + [figure.get_suptitle()]
+    for owner in (*figure.axes, figure):
+        for found in owner.legends if owner is figure else filter(None, [owner.get_legend()]):
+            shown += [text.get_text() for text in found.get_texts()]
+    return shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: figures.append(self) or save(self, *args, **options))
+    draw_grid(
+        tmp_path / "grid.png", [[(name, PICTURE), (f"{name}\n24x16", PICTURE)]], name, [(name, "none"), (name, (1, 0, 0))]
+    )
+    assert texts(figures[0]) == [name, f"{name}\n24x16", name, name, name]
+    draw_curves(tmp_path / "curves.png", {name: [{"epoch": 1, **ROW}, {"epoch": 2, **ROW}], "b": [{"epoch": 1, **ROW}]})
+    assert {f"{name}, training", f"{name}, validation"} < set(texts(figures[1]))
+    for path in tmp_path.iterdir():
+        Image.open(path).load()
+
+
+def test_a_grid_takes_rows_of_any_length_and_pictures_of_any_shape(tmp_path):
+    long = "folder/" * 30 + "end.png"
+    draw_grid(tmp_path / "grid.png", [[(long, PICTURE)] * 3, [("a", PICTURE[:1]), ("b", PICTURE[:, :1])]], "title")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert 500 < grid.width < 900 and 300 < grid.height < 800
+
+
+def test_no_picture_costs_a_result(tmp_path, capsys):
+    with expendable(tmp_path / "grid.png"):
+        draw_grid(tmp_path / "grid.png", [[("label", np.zeros((2, 2, 7)))]], "title")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'grid.png'} could not be drawn, all else is saved: TypeError: Invalid shape")
+    with pytest.raises(KeyboardInterrupt), expendable("a picture"):
+        raise KeyboardInterrupt
+
+
+def test_colours_and_names_cost_no_library():
+    slow = ("tensorflow", "matplotlib", "skimage", "scipy")
+    code = f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert found.stdout == "[]\n", found.stderr
