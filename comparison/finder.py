@@ -101,8 +101,8 @@ class Probe:
 def locate(a, b, case, batches):
     """Says in words where implementations `a` and `b` first differ, from the names of the weights to the last step.
 
-    To the last bit equal means equal, but for what XLA may choose. As written it means within rounding, and of a step: but for a
-    fiftieth of the values, whose gradients are rounding alone, for Adam makes a whole step of it.
+    To the last bit equal means equal, but for what XLA may choose. As written it means within rounding, and in a step but for a
+    fiftieth of the values: where a gradient is rounding alone, Adam makes a whole step of it.
     """
     config = case.config
     first_step, moved, share = 0.0, 0.0, 0.0

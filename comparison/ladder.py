@@ -1,4 +1,4 @@
-"""What the three compute on each rung, from the shapes of the weights to a hundred training steps, and how far apart they are."""
+"""What the three compute on each rung, from the shapes of the weights to a hundred training steps, and how far it is apart."""
 
 import dataclasses
 import itertools

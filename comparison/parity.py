@@ -1,7 +1,8 @@
 """Is it the same network three times? Every weight, gradient and training step, every pair, in two tiers.
 
-As written: the columns as they stand, with the constants that users train with, within tolerances that have reasons. To the last
-bit: without the few freedoms that `comparison.exact` names, with constants that binary fractions hold, one operation at a time.
+As written: the columns as they stand, with the constants that users train with, within tolerances that have reasons.
+To the last bit: without the few freedoms that `comparison.exact` names, with constants that binary fractions hold, and one
+operation at a time.
 """
 
 import dataclasses

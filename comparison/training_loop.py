@@ -207,7 +207,8 @@ def run(config, rounds, path):
     records = [summarize(name, answers) for name, answers in found.items()]
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, XLA {'on' if config.training.jit else 'off'}"
+        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, "
+        f"XLA {'on' if config.training.jit else 'off'}"
     )
     print(what)
     print_table(records)

@@ -61,9 +61,9 @@ class Prepared:
 
 
 def prepare(layout, items, channels, config):
-    """Decodes `items` of `layout`, resized to `config.data.image_size` if there is one -> `Prepared`.
+    """Decodes `items` of `layout`, resized to --image-size if there is one -> `Prepared`.
 
-    With `config.data.cache` it is read from there if it is there, and kept there otherwise. Without, it lies in a temporary file
+    With --cache it is read from there if it is there, and kept there otherwise. Without, it lies in a temporary file
     that is gone with the process.
 
     Raises: UserError for the first file that cannot be read, unless `config.data.skip_bad`; for a disk that is full.

@@ -141,8 +141,8 @@ def _check_sizes(config, training, validation):
         grown = _grown(config, size)
         if min(grown) < smallest:
             raise UserError(
-                f"{name} is {size} pixels, but {config.network.depth} poolings with {config.network.padding!r} padding need at least "
-                f"{smallest}: use a smaller --depth or a larger --image-size"
+                f"{name} is {size} pixels, but {config.network.depth} poolings with {config.network.padding!r} padding need "
+                f"at least {smallest}: use a smaller --depth or a larger --image-size"
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
@@ -239,7 +239,7 @@ def _pipeline(config, steps, batch, shape):
     """The data set of `batch(step)`, uint8 images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
-    the logits, which "valid" padding makes smaller than the image. With `config.training.weight_map` masks have a second channel,
+    the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
     the weights of the pixels.
     """
     cut = margin(config.network.depth, config.network.padding) // 2

@@ -14,9 +14,9 @@ SPLIT = 1  # the stream of random numbers; `data.loader` and `data.augment` have
 def split(items, config):
     """Indices into `items`, objects with `name`, `group` and `part`: {"train": [...], "val": [...]}, both sorted, none empty.
 
-    In this order: the lists of `config.data.split`; parts "val" and "train" of whoever published the data; fold number
-    `config.data.fold` of `config.data.folds`; a random share `config.data.validation`. Images of the part "test" are in neither.
-    Folds and shares hold whole groups, if there are any: those of the layout, or what `config.data.group` matches in the names.
+    In this order: the lists of --split; parts "val" and "train" of whoever published the data; number --fold of --folds; a
+    random share --validation. Images of the part "test" are in neither. Folds and shares hold whole groups, if there are any:
+    those of the layout, or what --group matches in the names.
 
     Raises: UserError for lists that do not fit the data, and for too few images or groups.
     """

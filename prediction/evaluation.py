@@ -95,12 +95,8 @@ def write_metrics(path, matrices, config):
         "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
         "all pixels": measures(sum(matrices.values()), config.network.classes),
     }
-    columns = [
-        "dice",
-        "iou",
-        "accuracy",
-        *(f"iou_{name}" for name in class_names(config.data.class_names, config.network.classes)),
-    ]
+    names = class_names(config.data.class_names, config.network.classes)
+    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names)]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])

@@ -35,18 +35,19 @@ class Run:
                 run.end_step(train_step(images, masks))
             run.finish()
 
-    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With `config.training.resume` all goes on where the run
-    in `config.training.run_dir` stopped, in the middle of an epoch too. With `config.training.checkpoint` it starts from that file.
+    weights, state: `named_weights(model)` and `named_state(model, optimizer)`. With --resume all goes on where the run
+    in --run-dir stopped, in the middle of an epoch too. With --checkpoint it starts from that file.
 
     Raises: UserError when another process uses the folder, and for a checkpoint that does not fit.
     """
 
     def __init__(self, implementation, config, training, validation, weights, state, optimizer, eval_step):
         self.implementation, self.config = implementation, config
+        self.options, self.run_dir = config.training, config.training.run_dir
         self.training, self.validation = training, validation
         self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, eval_step
         self.steps_per_epoch = steps_per_epoch(config, training)
-        self.all_steps = config.training.epochs * self.steps_per_epoch
+        self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
         self.losses = []  # of the steps of this epoch
         self.read = 0  # how many of them are numbers and finite; the others may still be on the device
@@ -54,38 +55,38 @@ class Run:
         self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
         self.signal = None  # number of the one that asks to stop
-        self.last = config.training.run_dir / "last.safetensors"
+        self.last = self.run_dir / "last.safetensors"
 
     def __enter__(self):
         config = self.config
         try:
-            checkpoint = config.training.checkpoint
-            if checkpoint and not config.training.resume and checkpoint.parent.resolve() == config.training.run_dir.resolve():
+            checkpoint = self.options.checkpoint
+            if checkpoint and not self.options.resume and checkpoint.parent.resolve() == self.run_dir.resolve():
                 raise UserError(
                     f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
                 )
             self.lock = take_new_folder(config)
-            for left_over in config.training.run_dir.glob("*.part"):  # of a process that was killed while it wrote
+            for left_over in self.run_dir.glob("*.part"):  # of a process that was killed while it wrote
                 left_over.unlink()
-            if config.training.resume and self.last.exists():
+            if self.options.resume and self.last.exists():
                 self._restore(self.last)
-            elif config.training.checkpoint:
-                self._start_from(config.training.checkpoint)
+            elif self.options.checkpoint:
+                self._start_from(self.options.checkpoint)
             self._write_split()
             write_config(config)
         except OSError as error:
-            raise UserError(f"cannot write to --run-dir {config.training.run_dir}: {error.strerror}") from None
+            raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
         self.done = self.step >= self.all_steps or stops_early(config, self.rows)
         self.batches = training_batches(config, self.training, first_step=self.step)
         self.validation_batches = validation_batches(config, self.validation)
-        self.events = EventWriter(config.training.run_dir / "events")
+        self.events = EventWriter(self.run_dir / "events")
         if config.data.augment != "none" or config.data.crop_size:
-            with expendable(config.training.run_dir / "augmentations.png"):
-                draw_augmentations(config.training.run_dir / "augmentations.png", self.training, config)
-        if config.training.summary:
+            with expendable(self.run_dir / "augmentations.png"):
+                draw_augmentations(self.run_dir / "augmentations.png", self.training, config)
+        if self.options.summary:
             print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
-        print(f"{count:,} trainable parameters on {device_name()}; results go to {config.training.run_dir}/", flush=True)
+        print(f"{count:,} trainable parameters on {device_name()}; results go to {self.run_dir}/", flush=True)
         self.handlers = {}
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
             self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -117,7 +118,7 @@ class Run:
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
         self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
         if self.rows:
-            write_history(self.config.training.run_dir, self.rows)  # it may be an epoch ahead
+            write_history(self.run_dir, self.rows)  # it may be an epoch ahead
 
     def _start_from(self, path):
         """Weights, and if the file holds them the optimizer's state and the epoch."""
@@ -126,7 +127,7 @@ class Run:
         if self.step >= self.all_steps:
             done = metadata["epoch"]
             raise UserError(
-                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.config.training.epochs}; "
+                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.options.epochs}; "
                 "from best.safetensors a run starts with its weights and at epoch 1"
             )
 
@@ -143,8 +144,8 @@ class Run:
 
     def _write_split(self):
         """split.json; a run that goes on must find the images that it had."""
-        path, names = self.config.training.run_dir / "split.json", (self.training.names, self.validation.names)
-        if self.step and self.config.training.resume and read_split(path) != names:
+        path, names = self.run_dir / "split.json", (self.training.names, self.validation.names)
+        if self.step and self.options.resume and read_split(path) != names:
             raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
         write_split(path, *names)
 
@@ -153,9 +154,9 @@ class Run:
         if self.timed is not None:
             self.timed = 0
         self.progress = tqdm(
-            total=self.steps_per_epoch * self.config.training.batch_size,
-            initial=self.step % self.steps_per_epoch * self.config.training.batch_size,
-            desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.config.training.epochs}",
+            total=self.steps_per_epoch * self.options.batch_size,
+            initial=self.step % self.steps_per_epoch * self.options.batch_size,
+            desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.options.epochs}",
             unit=" images",
             leave=False,
             disable=None if not self.done else True,  # no bar in a file or a pipe
@@ -185,14 +186,14 @@ class Run:
         """
         self.losses.append(loss)
         self.step += 1
-        self.progress.update(self.config.training.batch_size)
+        self.progress.update(self.options.batch_size)
         epoch_ends = self.step % self.steps_per_epoch == 0
         if self.timed is None:
             float(loss)
             self.started, self.timed = time.perf_counter(), 0
         else:
-            self.timed += self.config.training.batch_size
-        every = self.config.training.checkpoint_every
+            self.timed += self.options.batch_size
+        every = self.options.checkpoint_every
         is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
         if epoch_ends or is_due or self.signal:
             self._check_losses()
@@ -231,7 +232,7 @@ class Run:
         self.progress.close()
         files = ", ".join(batch_names(self.config, self.training, step))
         raise UserError(
-            f"{what} at step {step + 1}, on the images {files}; what was saved in {self.config.training.run_dir} stays. Look at these "
+            f"{what} at step {step + 1}, on the images {files}; what was saved in {self.run_dir} stays. Look at these "
             "images, or try a smaller --learning-rate or --clip-norm 1"
         )
 
@@ -250,24 +251,24 @@ class Run:
         }
         self.losses, self.read = [], 0
         self.rows.append(row)
-        write_history(self.config.training.run_dir, self.rows)
+        write_history(self.run_dir, self.rows)
         self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
         # before last.safetensors: killed in between, a resumed run finds the same best once more
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_checkpoint(self.config.training.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
+            save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
         self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
         print(
-            f"epoch {row['epoch']:>{len(str(self.config.training.epochs))}}/{self.config.training.epochs}  loss {row['loss']:.4f}  validation: "
-            f"loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
+            f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
+            f"validation: loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
             f"{of_classes}accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
             flush=True,
         )
         if not self.done:
             self._start_epoch()
         elif self.step < self.all_steps:
-            print(f"no better validation dice in {self.config.training.patience} epochs: stopping early", flush=True)
+            print(f"no better validation dice in {self.options.patience} epochs: stopping early", flush=True)
 
     def _evaluate(self):
         return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
@@ -290,8 +291,8 @@ class Run:
         }
 
     def _save(self):
-        """Writes last.safetensors. With `config.training.keep` above 1 the one before it is still there as step-N.safetensors."""
-        if self.config.training.keep > 1 and self.last.exists():
+        """Writes last.safetensors. With --keep above 1 the one before it is still there as step-N.safetensors."""
+        if self.options.keep > 1 and self.last.exists():
             step = load_metadata(self.last)["step"]
             older = self.last.with_name(f"step-{step}.safetensors")
             older.unlink(missing_ok=True)
@@ -302,24 +303,24 @@ class Run:
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
         older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
-        for path in older[: len(older) - (self.config.training.keep - 1)]:
+        for path in older[: len(older) - (self.options.keep - 1)]:
             path.unlink()
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
         config, best = self.config, self.best
-        assign_weights(self.weights, load_checkpoint(config.training.run_dir / "best.safetensors")[0])
+        assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors")[0])
         beside = ""
         if config.data.dataset == "synthetic" and config.network.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
         print(
-            f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {config.training.run_dir}/",
+            f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {self.run_dir}/",
             flush=True,
         )
         list_classes(config, *self._evaluate())
         for line in self.training.left_out:
             print(f"left out: {line}")
-        with expendable(config.training.run_dir / "predictions.png"):
+        with expendable(self.run_dir / "predictions.png"):
             draw_results(config, self.rows, best, self.validation, self.eval_step)
         if self.signal:  # it came while the pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.signal)

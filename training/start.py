@@ -55,8 +55,8 @@ def resumed(args, given):
     epochs = stored.training.epochs
     if stored.training.schedule == "cosine" and "epochs" in given and args.epochs != epochs:
         raise UserError(
-            f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: --resume "
-            f"without --epochs, or a new run from {args.run_dir / 'best.safetensors'} by --checkpoint"
+            f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: "
+            f"--resume without --epochs, or a new run with --checkpoint {args.run_dir / 'best.safetensors'}"
         )
     changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
     return stored.replace(**changed)
