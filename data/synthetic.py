@@ -5,6 +5,7 @@ that are no cells, blur and noise. What makes them possible: every cell is brigh
 """
 
 from common.config import UserError
+from common.streams import CELLS, generator
 
 import numpy as np
 from skimage.color import rgb2gray
@@ -32,7 +33,7 @@ def make_cells(n, size, seed, classes=1, channels=1):
     images = np.empty((n, *size, channels), np.uint8)
     masks = np.empty((n, *size), np.uint8)
     for i in tqdm(range(n), desc="drawing cells", unit="image", delay=1, leave=False, disable=None):
-        rng = np.random.default_rng((seed, i))
+        rng = generator(seed, CELLS, i)
         body, nucleus, masks[i] = _scene(size, rng)
         images[i] = _photograph(body, nucleus, channels, rng)
     return images, np.minimum(masks, max(classes - 1, 1))

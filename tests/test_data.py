@@ -5,6 +5,8 @@ from pathlib import Path
 
 from common.config import Config, Size, UserError
 from common.shapes import margin
+from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
+from common.weights import initial_weights
 from data.augment import flips, random_crop
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import make_cells, otsu_dice
@@ -55,6 +57,33 @@ def decode(images, masks):
 
 def digest(batches):
     return [hashlib.sha256(images.numpy().tobytes() + masks.numpy().tobytes()).hexdigest() for images, masks in batches]
+
+
+# random numbers
+
+
+def test_streams_have_no_numbers_in_common():
+    numbers = [(), *[(i,) for i in range(5)], *np.ndindex(3, 3)]
+    streams = (WEIGHTS, CELLS, SPLIT, ORDER, AUGMENT)
+    keys = [(seed, stream, *rest) for seed in (0, 1, 7) for stream in streams for rest in numbers]
+    assert len({generator(*key).bytes(16) for key in keys}) == len(keys)
+
+
+def test_nothing_is_drawn_from_the_numbers_of_something_else(monkeypatch):
+    """All generators of a run that has one step an epoch, so that it needs no order twice."""
+    drawn, default_rng = [], np.random.default_rng
+
+    def record(seed):
+        drawn.append(default_rng(seed).bytes(16))
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", record)
+    config, training, _ = load_examples(Config.of(depth=2, images=7, image_size=Size(16, 16), batch_size=6, epochs=3))
+    initial_weights(config.network)
+    assert len(list(training_batches(config, training))) == 3
+    images, weights, split, orders, augmented = 7, 1, 1, 3, 3 * 6
+    assert len(drawn) == images + weights + split + orders + augmented
+    assert len(set(drawn)) == len(drawn)
 
 
 # augmentation
