@@ -9,11 +9,12 @@ from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
 from data.augment import flips, random_crop
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
-from data.synthetic import make_cells, otsu_dice
+from data.synthetic import make_cells, otsu_dice, scene
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -307,6 +308,15 @@ def test_cells_follow_from_seed_and_number_alone():
     assert (make_cells(3, Size(48, 64), seed=6)[1] != masks).any()
     with pytest.raises(UserError, match="at most 3 classes.*--classes 4"):
         make_cells(1, Size(48, 64), seed=5, classes=4)
+
+
+def test_background_lies_between_any_two_cells():
+    _, masks = make_cells(40, Size(128, 128), seed=0)
+    for i, mask in enumerate(masks):
+        _, _, cells = scene(Size(128, 128), generator(0, CELLS, i))
+        np.testing.assert_array_equal(mask, cells > 0)
+        assert label(mask)[1] == label(mask, np.ones((3, 3)))[1] == cells.max(), "not even corners touch"
+        assert np.bincount(cells.ravel()).min() > 50, "a whole cell, not what another one leaves of it"
 
 
 def test_masks_of_cells_are_exact():
