@@ -6,6 +6,7 @@ The same seed gives different numbers in TensorFlow's, tf.layers' and Keras's in
 import dataclasses
 
 from common.layers import STATISTICS, table
+from common.streams import WEIGHTS, generator
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def initial_weights(network):
     stddev = sqrt(2 / fan_in), He et al. 2015 (arXiv 1502.01852), equation 10. Every output pixel of the 2x2
     up-convolution with stride 2 sees one input pixel, so its fan-in is its number of input channels.
     """
-    rng = np.random.default_rng(network.seed)
+    rng = generator(network.seed, WEIGHTS)
 
     def draw(name, shape):
         if name.endswith("/kernel"):

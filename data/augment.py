@@ -15,8 +15,6 @@ import numpy as np
 from PIL import Image
 from scipy.interpolate import CubicSpline
 
-AUGMENT = 3  # the stream of random numbers: image i in an epoch is drawn from default_rng((seed, AUGMENT, epoch, i))
-
 SCALE = 1.25  # at most so many times larger or smaller
 CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white

@@ -1,7 +1,7 @@
 """One pipeline for all three implementations: the examples, and the batches drawn from them.
 
-Whatever is random follows from (seed, stream, epoch, index), not from what was drawn before. So a run that resumes at step k
-sees the batches that the uninterrupted run would have seen, and a batch can be named without being drawn.
+Whatever is random follows from (seed, stream, epoch, index), see `common.streams`, not from what was drawn before. So a run
+that resumes at step k sees the batches of the uninterrupted run, and a batch can be named without being drawn.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
 from common.shapes import margin, min_size, missing
-from data.augment import AUGMENT, augment
+from common.streams import AUGMENT, ORDER, generator
+from data.augment import augment
 from data.borders import border_weights
 from data.cache import prepare
 from data.layouts import Item, Layout, find_channels, find_layout
@@ -22,8 +23,6 @@ from data.splits import split
 from data.synthetic import make_cells
 
 import numpy as np
-
-ORDER = 2  # the stream of random numbers; data.splits and data.augment have others
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def steps_per_epoch(config, training):
 def _batch(config, training, step):
     """The epoch of a global step, counted from 0, and the indices of its images."""
     epoch, position = divmod(int(step), steps_per_epoch(config, training))
-    order = np.random.default_rng((config.seed, ORDER, epoch)).permutation(len(training.names))
+    order = generator(config.seed, ORDER, epoch).permutation(len(training.names))
     return epoch, order[position * config.training.batch_size : (position + 1) * config.training.batch_size]
 
 
@@ -204,7 +203,7 @@ def batch_names(config, training, step):
 
 def augmented(config, training, epoch, i):
     """What the network sees of training image `i` in an epoch, counted from 0: image uint8 [h, w, C], mask uint8 [h, w]."""
-    rng = np.random.default_rng((config.seed, AUGMENT, epoch, i))
+    rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
     return augment(*example, _window(config, training), config.data.augment, rng)
 

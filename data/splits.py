@@ -5,10 +5,7 @@ import re
 
 from common.checkpoint import replacing
 from common.config import UserError
-
-import numpy as np
-
-SPLIT = 1  # the stream of random numbers; `data.loader` and `data.augment` have others
+from common.streams import SPLIT, generator
 
 
 def split(items, config):
@@ -38,7 +35,7 @@ def split(items, config):
             f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {config.data.folds or 2} parts: "
             "use fewer --folds, or another --group"
         )
-    order = [units[k] for k in np.random.default_rng((config.seed, SPLIT)).permutation(len(units))]
+    order = [units[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
     held_back = (
         _fold(order, config.data.folds)[config.data.fold or 0] if config.data.folds else _share(order, config.data.validation)
     )

@@ -1,5 +1,6 @@
 """Augmentation: image and mask move together, nothing is invented, and every range is what it says."""
 
+from common.streams import AUGMENT, generator
 from data import augment as augmentation
 from data.augment import augment, displacements, flips, node_grid, random_crop, recolor, sample, spline, tone_curves
 from data.synthetic import make_cells
@@ -23,7 +24,7 @@ def neutral(size, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_bits_and_of_one_shape(kind, size, channels):
     image, before = NOISE[..., :channels], NOISE.copy()
-    results = [augment(image, LABELS, size, kind, np.random.default_rng((7, 3, epoch, 0))) for epoch in (0, 0, 1, 2, 3)]
+    results = [augment(image, LABELS, size, kind, generator(7, AUGMENT, epoch, 0)) for epoch in (0, 0, 1, 2, 3)]
     for augmented, mask in results:
         assert augmented.shape == (*size, channels) and mask.shape == size
         assert augmented.dtype == mask.dtype == np.uint8

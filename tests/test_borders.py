@@ -3,6 +3,7 @@
 from common.config import Config, Size
 from data.borders import border_weights
 from data.loader import load_examples, training_batches, validation_batches
+from data.synthetic import make_cells
 
 import numpy as np
 from scipy.ndimage import label
@@ -36,6 +37,11 @@ def test_one_cell_or_none_has_no_borders():
     np.testing.assert_array_equal(border_weights(mask), 1)
     mask[0, 0] = 255  # what nobody labelled is no cell and weighs nothing
     assert border_weights(mask)[0, 0] == 0
+
+
+def test_drawn_cells_have_borders_to_weigh():
+    _, masks = make_cells(40, Size(128, 128), seed=0)
+    assert np.mean([border_weights(mask) > 6 for mask in masks]) > 0.02
 
 
 def test_batches_carry_the_weights_behind_the_classes(capsys):

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from common.config import Config, Size, UserError
 from common.shapes import margin
+from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
+from common.weights import initial_weights
 from data.augment import flips, random_crop
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
-from data.synthetic import make_cells, otsu_dice
+from data.synthetic import make_cells, otsu_dice, scene
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -55,6 +58,33 @@ def decode(images, masks):
 
 def digest(batches):
     return [hashlib.sha256(images.numpy().tobytes() + masks.numpy().tobytes()).hexdigest() for images, masks in batches]
+
+
+# random numbers
+
+
+def test_streams_have_no_numbers_in_common():
+    numbers = [(), *[(i,) for i in range(5)], *np.ndindex(3, 3)]
+    streams = (WEIGHTS, CELLS, SPLIT, ORDER, AUGMENT)
+    keys = [(seed, stream, *rest) for seed in (0, 1, 7) for stream in streams for rest in numbers]
+    assert len({generator(*key).bytes(16) for key in keys}) == len(keys)
+
+
+def test_nothing_is_drawn_from_the_numbers_of_something_else(monkeypatch):
+    """All generators of a run that has one step an epoch, so that it needs no order twice."""
+    drawn, default_rng = [], np.random.default_rng
+
+    def record(seed):
+        drawn.append(default_rng(seed).bytes(16))
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", record)
+    config, training, _ = load_examples(Config.of(depth=2, images=7, image_size=Size(16, 16), batch_size=6, epochs=3))
+    initial_weights(config.network)
+    assert len(list(training_batches(config, training))) == 3
+    images, weights, split, orders, augmented = 7, 1, 1, 3, 3 * 6
+    assert len(drawn) == images + weights + split + orders + augmented
+    assert len(set(drawn)) == len(drawn)
 
 
 # augmentation
@@ -278,6 +308,15 @@ def test_cells_follow_from_seed_and_number_alone():
     assert (make_cells(3, Size(48, 64), seed=6)[1] != masks).any()
     with pytest.raises(UserError, match="at most 3 classes.*--classes 4"):
         make_cells(1, Size(48, 64), seed=5, classes=4)
+
+
+def test_background_lies_between_any_two_cells():
+    _, masks = make_cells(40, Size(128, 128), seed=0)
+    for i, mask in enumerate(masks):
+        _, _, cells = scene(Size(128, 128), generator(0, CELLS, i))
+        np.testing.assert_array_equal(mask, cells > 0)
+        assert label(mask)[1] == label(mask, np.ones((3, 3)))[1] == cells.max(), "not even corners touch"
+        assert np.bincount(cells.ravel()).min() > 50, "a whole cell, not what another one leaves of it"
 
 
 def test_masks_of_cells_are_exact():
