@@ -13,30 +13,15 @@
 The options of the train scripts work here too, such as --depth 3 or --dataset folder --data-dir DIR.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from common.cli import given_options, make_parser, parse, read_config, run_script
+from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import Size, UserError
-from comparison import IMPLEMENTATIONS, bench, graph, parity, pipeline, profile, relay, runs, training_loop
+from comparison import IMPLEMENTATIONS, bench, graph, parity, relay, runs
 
 COMMANDS = ("parity", "bench", "graph", "relay", "runs")
 OUTPUT = Path("runs/compare")
-BENCHES = {
-    "quick": "float32 and bfloat16 without XLA, 2 minutes",
-    "full": "other batch and image sizes too, hours on a CPU",
-    "data": "the input pipeline, and whether training waits for it",
-    "loop": "what the training loop costs besides the step",
-    "profile": "where the time of a step goes, by kind of operation",
-}
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def read_command_line(argv):
@@ -59,29 +44,19 @@ def read_command_line(argv):
         parser.add_argument("--steps", type=count, metavar="N", help=f"parity: training steps (default: {steps})")
     if command in ("parity", "relay", None):
         parser.set_defaults(**parity.EXACT_CONSTANTS)
-    if command in ("bench", None):
-        parser.add_argument("--rounds", type=count, metavar="N", help="bench: interleaved rounds (default: 5 to 9)")
+    if command == "bench":
+        bench.add_options(parser)
+    if command is None:
+        parser.add_argument("--rounds", type=count, metavar="N", help="bench: interleaved rounds (default: 5)")
+        parser.set_defaults(what="quick", against=None)
     if command == "relay" or command == "parity" and parse(parser, argv).config == "all":
         parser.set_defaults(filters=8, batch_size=4)  # a long way to go: with a small network
         given = parse(parser, argv)
         if given.dataset == "synthetic" and not given.image_size and not given.crop_size:
             parser.set_defaults(image_size=Size(64, 64))
-    if command == "bench":
-        what = parser.add_mutually_exclusive_group()
-        for name, words in BENCHES.items():
-            what.add_argument(f"--{name}", action="store_const", const=name, dest="what", help=f"bench: {words}")
-        parser.set_defaults(what="default")
-        parser.add_argument("--against", type=Path, metavar="OLD.json", help="bench: what has changed since")
     args = parse(parser, argv)
     if command in ("parity", "relay", "graph", None) and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
-    if command == "bench" and args.what not in ("default", "quick", "full"):
-        if args.against:
-            raise UserError(f"--against compares images per second, and not with --{args.what}")
-        if args.what == "profile" and args.rounds:
-            raise UserError("--profile has no --rounds: it profiles 10 steps")
-    if command == "bench" and args.deterministic and args.what not in ("loop", "profile"):
-        raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
     args.given = given_options(parser, argv)
     if command == "relay" and "precision" in args.given:
         raise UserError("relay hands on in float32 and in float64, one after the other: leave --precision out")
@@ -109,17 +84,11 @@ def main(argv=None):
         passed = parity.run(cases, output / "parity.json")
     if command is None:
         passed = parity.run(list(parity.cases("default", config, args.steps or 5, args.cases))[:2], output / "parity.json")
-    if command == "bench" and args.what == "data":
-        pipeline.run(config, args.rounds or 5, output / "pipeline.json")
-    elif command == "bench" and args.what == "loop":
-        training_loop.run(config, args.rounds or 6, output / "loop.json")
-    elif command == "bench" and args.what == "profile":
-        profile.run(config, output / "profile.json")
-    elif command == "bench":
-        bench.run(config, args.given, args.what, args.rounds or bench.ROUNDS[args.what], output / "bench.json", args.against)
-    elif command is None:
-        config = config.replace(precision=args.cases or "float32")
-        bench.run(config, {"precision", "jit"}, "quick", args.rounds or bench.ROUNDS["quick"], output / "bench.json")
+    if command == "bench":
+        passed = bench.run(config, args)
+    if command is None:
+        args.given = {"precision", "jit"}
+        bench.run(config.replace(precision=args.cases or "float32"), args)
     return 0 if passed else 1
 
 

@@ -355,7 +355,7 @@ def run(todo, path):
                 of_case, losses[case.title], first = connection.recv()
             except (EOFError, ConnectionResetError):
                 raise UserError(f"the process of {case.title!r} ended; its last words are above") from None
-            process.join()
+            process.wait()
         else:
             of_case, losses[case.title], first = climb(case, examples)
         print_table(of_case)

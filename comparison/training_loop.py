@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import comparison
 from common.config import Every, UserError
 from common.device import be_deterministic, device_name, tf
-from comparison.bench import arithmetic
+from comparison.worker import arithmetic
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
 
@@ -163,9 +164,10 @@ def measure(config, rounds):
             for connection in connections.values():
                 connection.close()
             for process in processes:
-                process.join(10)  # it ends with its round; a killed one would leave its locks to the system
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it ends with its round
+                    process.wait(10)
                 process.terminate()
-                process.join()
+                process.wait()
     return found, config
 
 
@@ -207,7 +209,8 @@ def run(config, rounds, path):
     records = [summarize(name, answers) for name, answers in found.items()]
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, XLA {'on' if config.training.jit else 'off'}"
+        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, "
+        f"XLA {'on' if config.training.jit else 'off'}"
     )
     print(what)
     print_table(records)
