@@ -48,10 +48,11 @@ def start_process(work, *args, checkout=ROOT):
     return process, ours
 
 
-def ask(connection, request):
-    """The answer of a process to `request`. Raises: EOFError when the process has ended."""
+def ask(connection, *request):
+    """The answer of a process to `request`, or what it says by itself. Raises: EOFError when the process has ended."""
     try:
-        connection.send(request)
+        for words in request:
+            connection.send(words)
         return connection.recv()
     except (BrokenPipeError, ConnectionResetError):
         raise EOFError from None

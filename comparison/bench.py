@@ -46,33 +46,31 @@ def add_options(parser):
 def run(config, args):
     """-> True. Raises: UserError for options that do not fit together, and what the measurements raise."""
     output, rounds = config.training.run_dir, args.rounds or ROUNDS.get(args.what)
-    if args.what in ("data", "loop", "profile") and args.against:
+    is_matrix = args.what in ("default", "quick", "full")
+    if args.against and not is_matrix:
         raise UserError(f"--against compares images per second, and not with --{args.what}")
     if args.what == "profile" and args.rounds:
         raise UserError("--profile has no --rounds: it profiles 10 steps")
     if config.training.deterministic and args.what not in ("loop", "profile"):
         raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
-    if args.what == "data":
-        from comparison import pipeline
-
-        pipeline.run(config, rounds, output / "pipeline.json")
-    elif args.what == "loop":
-        from comparison import training_loop
-
-        training_loop.run(config, rounds, output / "loop.json")
-    elif args.what == "profile":
-        from comparison import profile
-
-        profile.run(config, output / "profile.json")
-    else:
+    if is_matrix:
         run_matrix(config, args.given, args.what, rounds, output / "bench.json", args.against)
+        return True
+    from comparison import pipeline, profile, training_loop
+
+    if args.what == "data":
+        pipeline.run(config, rounds, output / "pipeline.json")
+    if args.what == "loop":
+        training_loop.run(config, rounds, output / "loop.json")
+    if args.what == "profile":
+        profile.run(config, output / "profile.json")
     return True
 
 
 class Workers:
     """The processes of one checkout, a cell each, all up and waiting so that they can take turns; and what they measured.
 
-    options: as in `process.hold_cell`.
+    options: as in `process.hold_cell`; unknown: those that the checkout does not have.
     first: cell -> seconds of what it did first. times: (cell, mode) -> [seconds of a step]. peaks: cell -> bytes.
     sizes: cell -> (height, width) that the network sees. failed: cell -> why it could not be measured.
     """
@@ -80,14 +78,7 @@ class Workers:
     def __init__(self, checkout, options):
         self.checkout, self.options, self.connections, self.processes = checkout, options, {}, {}
         self.first, self.times, self.peaks, self.sizes, self.failed = {}, collections.defaultdict(list), {}, {}, {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for of_cell in self.processes.values():
-            of_cell.kill()
-            of_cell.wait()
+        self.unknown = None
 
     def start(self, cell, images, masks):
         """images, masks: a batch, see `draw_batch`."""
@@ -95,7 +86,8 @@ class Workers:
         started = comparison.start_process(process.hold_cell, *arguments, checkout=self.checkout)
         self.processes[cell], self.connections[cell] = started
         self.sizes[cell] = images.shape[1:3]  # with "valid" padding the loader has mirrored a margin around it
-        hello = self._answer(cell)
+        self.unknown = self._answer(cell)
+        hello = None if self.unknown is None else self._answer(cell)
         if isinstance(hello, dict):
             self.first[cell] = hello
         elif cell not in self.failed:
@@ -109,9 +101,8 @@ class Workers:
     def _answer(self, cell, *request):
         """To `request`, or what the process says first; None if it has ended."""
         try:
-            connection = self.connections[cell]
-            return comparison.ask(connection, *request) if request else connection.recv()
-        except (EOFError, ConnectionResetError):
+            return comparison.ask(self.connections[cell], *request)
+        except EOFError:
             killed = self.processes[cell].wait() == -signal.SIGKILL
             self._fail(cell, "was killed: too little memory?" if killed else "ended; its last words are above")
 
@@ -121,12 +112,16 @@ class Workers:
             self.times[cell, mode].append(found)
 
     def stop(self):
-        """Ends the processes. -> cell -> peak memory in bytes."""
-        peaks = {cell: self._answer(cell, None) for cell in list(self.connections)}
+        """Asks for the `peaks`, with which the processes end."""
+        self.peaks |= {cell: self._answer(cell, None) for cell in list(self.connections)}
         for of_cell in self.processes.values():
             of_cell.wait()
-        self.connections, self.processes, self.peaks = {}, {}, self.peaks | peaks
-        return peaks
+        self.connections.clear(), self.processes.clear()
+
+    def kill(self):
+        for of_cell in self.processes.values():
+            of_cell.kill()
+            of_cell.wait()
 
 
 def take_round(k, rounds, versions):
@@ -201,41 +196,20 @@ def git(folder, *arguments):
 def checked_out(against):
     """The folder of another version: `against` itself, or a git worktree of that revision, which is gone afterwards.
 
-    Raises: UserError when there is neither.
+    Raises: UserError when there is neither, or no benchmark in it.
     """
-    if Path(against).is_dir():
-        yield Path(against).resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        checkout = Path(folder) / "checkout"
-        try:
+    with contextlib.ExitStack() as stack:
+        checkout = Path(against).resolve()
+        if not checkout.is_dir():
+            checkout = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))) / "checkout"
+            stack.callback(git, comparison.ROOT, "worktree", "remove", "--force", checkout)
             added = git(comparison.ROOT, "worktree", "add", "--detach", checkout, against)
             if added.returncode:
                 words = added.stderr.strip().splitlines()[-1]
                 raise UserError(f"--against {against} is no folder, no .json file and no git revision ({words})")
-            yield checkout
-        finally:
-            git(comparison.ROOT, "worktree", "remove", "--force", checkout)
-
-
-def known_options(checkout, config, against):
-    """The options of `config` that the version in `checkout` has, as `process.hold_cell` takes them; prints which it has not.
-
-    Raises: UserError when it has no benchmark.
-    """
-    if not (checkout / "comparison" / "bench.py").exists():
-        raise UserError(f"--against {against}: there is no comparison/bench.py in it to measure with")
-    asked, connection = comparison.start_process(process.name_options, checkout=checkout)
-    try:
-        names = connection.recv()
-    except (EOFError, ConnectionResetError):
-        raise UserError(f"--against {against}: its process ended; its last words are above") from None
-    asked.wait()
-    options, defaults = config.as_dict(), Config().as_dict()
-    unknown = [flag(name) for name, value in options.items() if name not in names and value != defaults[name]]
-    if unknown:
-        print(f"note: {against} does not know {', '.join(unknown)}, and is measured without", flush=True)
-    return {name: value for name, value in options.items() if name in names}
+        if not (checkout / "comparison" / "bench.py").exists():
+            raise UserError(f"--against {against}: there is no comparison/bench.py in it to measure with")
+        yield checkout
 
 
 def run_matrix(config, given, matrix, rounds, path, against=None):
@@ -264,10 +238,10 @@ def run_matrix(config, given, matrix, rounds, path, against=None):
         about = report.environment()
         if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
             print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)
-        versions = [stack.enter_context(Workers(comparison.ROOT, config.as_dict()))]
-        if checkout:
-            commit = git(checkout, "rev-parse", "HEAD").stdout.strip()
-            versions.append(stack.enter_context(Workers(checkout, known_options(checkout, config, against))))
+        commit = git(checkout, "rev-parse", "HEAD").stdout.strip() if checkout else None
+        versions = [Workers(folder, config.as_dict()) for folder in (comparison.ROOT, checkout) if folder]
+        for workers in versions:
+            stack.callback(workers.kill)  # before the worktree goes
         measure(todo, config, rounds, versions)
     ours, work, limits = versions[0], roofline.peak_work(), {}
     for cell in todo:
@@ -307,6 +281,9 @@ def run_matrix(config, given, matrix, rounds, path, against=None):
     if old:
         report.print_changes(old, json.loads(path.read_text()))  # as the older one: a tuple has become a list
     if checkout:
+        unknown = [flag(name) for name in versions[1].unknown or () if config.flat[name] != Config().flat[name]]
+        if unknown:
+            print(f"it does not know {', '.join(unknown)} and was measured without")
         report.print_ratios(others[0], records, same_rounds=True)
         for cell, why in versions[1].failed.items():
             print(f"{cell.implementation}, {cell.setting}: {why}")

@@ -2,8 +2,8 @@
 
     python process.py CHECKOUT HANDLE      HANDLE: file descriptor of a connection, which says what to run
 
-The checkout may hold another version, so nothing of the project is imported up here. The functions below run there and use only
-what every version since commit 4ec3128 has.
+The checkout may hold another version, so nothing of the project is imported up here, and `hold_cell` uses only what every
+version since commit 4ec3128 has.
 """
 
 import contextlib
@@ -12,15 +12,11 @@ import sys
 from multiprocessing.connection import Connection
 
 
-def name_options(connection):
-    """Sends the names of the options that the checkout's version has."""
-    from common.config import Config
+def hold_cell(cell, options, images, masks, started, connection):
+    """The process that measures one cell. cell: the fields of `Cell`. options: `Config.as_dict` of the version that asks.
 
-    connection.send(list(Config().as_dict()))
-
-
-def hold_cell(cell, options, *others):
-    """The process that measures one cell. cell: the fields of `Cell`. options: of `Config.as_dict`, those that there are."""
+    Says first which of the options this version does not have; they are left out.
+    """
     from common.config import Config
 
     try:
@@ -28,7 +24,10 @@ def hold_cell(cell, options, *others):
         from comparison.worker import work
     except ModuleNotFoundError:  # in 4ec3128 both stand in bench.py
         from comparison.bench import Cell, work
-    work(Cell(*cell), Config.from_dict(options), *others)
+    known = Config().as_dict()
+    connection.send([name for name in options if name not in known])
+    config = Config.from_dict({name: value for name, value in options.items() if name in known})
+    work(Cell(*cell), config, images, masks, started, connection)
 
 
 def main(checkout, handle):

@@ -169,7 +169,7 @@ def print_ratios(old, new, same_rounds):
     """The speeds of two lists of records, with a verdict if they were measured in the same rounds."""
     key = (*Cell._fields, "mode")
     before = {tuple(row[name] for name in key): row for row in old}
-    print(f"\nX{'is':>9}{'ratio':>8}" + f"{'90 % interval':>17}" * same_rounds)
+    print(f"\n{'':<64}{'was':>9}{'is':>9}{'ratio':>8}" + f"{'90 % interval':>17}" * same_rounds)
     for row in new:
         was = before.pop(tuple(row[name] for name in key), None)
         if was is None:

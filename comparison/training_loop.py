@@ -132,8 +132,8 @@ def measure(config, rounds):
 
     def answer(name, *request):
         try:
-            answer = comparison.ask(connections[name], *request) if request else connections[name].recv()
-        except (EOFError, ConnectionResetError):
+            answer = comparison.ask(connections[name], *request)
+        except EOFError:
             raise UserError(f"the process of {name} ended; its last words are above") from None
         if isinstance(answer, UserError):
             raise answer
