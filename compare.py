@@ -49,7 +49,8 @@ def run_short(config, args):
     precision = config.network.precision
     chosen = [case for case in ways if case.title.split(": ")[1] in SHORT]
     passed = parity.climb_all(chosen, config.training.run_dir / "parity.json")
-    bench.measure_and_report(config.replace(precision=precision), {"precision", "jit"}, "quick", args.rounds)
+    output = config.training.run_dir / "bench.json"
+    bench.run_matrix(config.replace(precision=precision), {"precision", "jit"}, "quick", args.rounds, output)
     return passed
 
 

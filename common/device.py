@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 
 import common  # noqa: F401  settles the environment
@@ -22,6 +23,7 @@ def filtered_stderr(noise):
     reading, writing = os.pipe()
     reader = os.fork()
     if reader == 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, and ends this one too
         os.close(writing)
         with open(reading, "rb") as lines:
             for line in lines:

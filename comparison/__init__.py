@@ -1,13 +1,18 @@
 """What compare.py calls: is it the same network three times, and what does each cost?"""
 
+import atexit
+import contextlib
 import importlib
 import multiprocessing
 import signal
+import subprocess
+import sys
 import types
+from pathlib import Path
 
-import common  # noqa: F401  settles the environment before any TensorFlow is imported
+from common.config import IMPLEMENTATIONS  # noqa: F401
 
-IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
+ROOT = Path(__file__).parents[1]
 
 
 def load(implementation):
@@ -20,27 +25,33 @@ def load(implementation):
     return types.SimpleNamespace(**{name: functions[name] for name in contract})
 
 
-def start_process(work, *args):
-    """Starts `work(*args, connection)` in a process of its own. -> (process, the other end of the connection)
+def start_process(work, *args, checkout=ROOT):
+    """Starts `work(*args, connection)` in a process of its own. -> (`Popen`, the other end of the connection)
 
-    Receiving from it raises EOFError when the process has ended.
+    Receiving from it raises EOFError when the process has ended. The process ends when this one does or when nobody asks any
+    more. Ctrl-C is for this process to answer and does not reach the other.
+
+    checkout: the folder whose modules it imports, see `comparison/process.py`.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads half alive
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(*args, theirs), daemon=True)
-    stop = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to answer
+    ours, theirs = multiprocessing.Pipe()
+    command = [sys.executable, ROOT / "comparison" / "process.py", checkout, str(theirs.fileno())]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited; pressed meanwhile it waits and is not lost
     try:
-        process.start()
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        atexit.register(process.kill)
     finally:
-        signal.signal(signal.SIGINT, stop)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()  # so that receiving ends when the process does
+    with contextlib.suppress(ConnectionError):  # it has ended already, as who receives will see
+        ours.send((work.__module__, work.__name__, args))
     return process, ours
 
 
-def ask(connection, request):
-    """The answer of a process to `request`. Raises: EOFError when the process has ended."""
+def ask(connection, *request):
+    """The answer of a process to `request`, or what it says by itself. Raises: EOFError when the process has ended."""
     try:
-        connection.send(request)
+        for words in request:
+            connection.send(words)
         return connection.recv()
     except (BrokenPipeError, ConnectionResetError):
         raise EOFError from None

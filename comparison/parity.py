@@ -135,7 +135,7 @@ def climb_all(todo, path):
                 of_case, losses[case.title], first = connection.recv()
             except (EOFError, ConnectionResetError):
                 raise UserError(f"the process of {case.title!r} ended; its last words are above") from None
-            process.join()
+            process.wait()
         else:
             of_case, losses[case.title], first = ladder.climb(case, examples)
         print_table(of_case)

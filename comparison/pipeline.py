@@ -8,10 +8,10 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import comparison
-from common.config import Data, UserError
+from common.config import FIELDS, UserError
 from common.device import device_name, tf
 from data.cache import CORES
 from data.layouts import find_layout
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-AUGMENTATIONS = get_args(get_type_hints(Data)["augment"])
+AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
 
 
 def read_with_pillow(item, config):

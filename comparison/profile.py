@@ -10,7 +10,7 @@ import comparison
 from common.config import UserError
 from common.device import be_deterministic, device_name, tf
 from common.pictures import save_figure
-from comparison.bench import arithmetic
+from comparison.worker import arithmetic
 from data.loader import load_examples, training_batches
 
 import matplotlib
@@ -196,7 +196,7 @@ def collect(config, images, masks):
                 if isinstance(measured[mode, name], UserError):
                     raise measured[mode, name]
                 progress.update()
-            process.join()
+            process.wait()
     return measured
 
 

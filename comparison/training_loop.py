@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import io
 import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import comparison
 from common.config import Every, UserError
 from common.device import be_deterministic, device_name, tf
-from comparison.bench import arithmetic
+from comparison.worker import arithmetic
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
 
@@ -131,8 +132,8 @@ def measure(config, rounds):
 
     def answer(name, *request):
         try:
-            answer = comparison.ask(connections[name], *request) if request else connections[name].recv()
-        except (EOFError, ConnectionResetError):
+            answer = comparison.ask(connections[name], *request)
+        except EOFError:
             raise UserError(f"the process of {name} ended; its last words are above") from None
         if isinstance(answer, UserError):
             raise answer
@@ -163,9 +164,10 @@ def measure(config, rounds):
             for connection in connections.values():
                 connection.close()
             for process in processes:
-                process.join(10)  # it ends with its round; a killed one would leave its locks to the system
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it ends with its round
+                    process.wait(10)
                 process.terminate()
-                process.join()
+                process.wait()
     return found, config
 
 

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import compare
 import comparison
 from common.config import Config, Size, UserError
 from common.weights import assign_weights, fold_batch_norm, weight_shapes
-from comparison import bench, roofline
+from comparison import bench, cells, report, roofline, worker
 
 import numpy as np
 import pytest
@@ -160,12 +161,11 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
 
 
 def test_matrix(monkeypatch):
-    monkeypatch.setattr(bench, "has_tf32", lambda: False)
-    config, size = Config(), Size(128, 128)
+    config, size, has_tf32 = Config(), Size(128, 128), False
 
     def settings(given, matrix):
-        cells = bench.find_cells(config, given, matrix, size)
-        return {cell[:4] for cell in cells if cell.implementation != bench.LIMIT}
+        found = cells.find_cells(config, given, matrix, size, has_tf32)
+        return {cell[:-1] for cell in found if cell.implementation != cells.LIMIT}
 
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "bfloat16")}
     assert settings(set(), "default") == {(p, jit, 8, size) for p in ("float32", "bfloat16") for jit in (False, True)}
@@ -173,96 +173,260 @@ def test_matrix(monkeypatch):
     assert settings({"precision", "batch_size"}, "full") == {
         ("float32", jit, 8, side) for jit in (False, True) for side in (size, Size(256, 256))
     }
-    cells = bench.find_cells(config, set(), "quick", size)
-    assert [cell.precision for cell in cells if cell.implementation == bench.LIMIT] == ["float32", "bfloat16"]
-    assert [bench.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-    monkeypatch.setattr(bench, "has_tf32", lambda: True)
+    found = cells.find_cells(config, set(), "quick", size, has_tf32)
+    assert [cell.precision for cell in found if cell.implementation == cells.LIMIT] == ["float32", "bfloat16"]
+    has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
-    assert [bench.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == ["tf32", "bfloat16"]
-    assert bench.arithmetic(Config.of(deterministic=True)) == "float32"
+    for there, precision in ((False, "float32"), (True, "tf32")):
+        monkeypatch.setattr(worker, "has_tf32", lambda there=there: there)
+        assert [worker.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
+    assert worker.arithmetic(Config.of(deterministic=True)) == "float32"
 
 
-def test_cells_share_the_memory_there_is(monkeypatch):
-    monkeypatch.setattr(bench, "has_tf32", lambda: False)
+def test_cells_share_the_memory_there_is():
     config, size = Config(), Size(128, 128)
-    cells = bench.find_cells(config, set(), "default", size)
-    together, too_large = bench.groups(cells, config, 1e12)
-    assert together == [cells] and not too_large
-    assert bench.groups(cells, config, np.inf) == ([cells], [])
-    need = {cell: bench.expected_bytes(cell, cell.config(config)) for cell in cells}
-    several, too_large = bench.groups(cells, config, 1.01 * sum(need.values()) / 2)
+    every = cells.find_cells(config, set(), "default", size, has_tf32=False)
+    together, too_large = cells.groups(every, config, 1e12)
+    assert together == [every] and not too_large
+    assert cells.groups(every, config, np.inf) == ([every], [])
+    need = {cell: cells.expected_bytes(cell, cell.config(config)) for cell in every}
+    several, too_large = cells.groups(every, config, 1.01 * sum(need.values()) / 2)
     assert len(several) > 1 and not too_large
     for group in several:
         assert sum(need[cell] for cell in group) <= 1.01 * sum(need.values()) / 2
         assert [cell.precision for cell in group[:2]] == ["float32", "bfloat16"], "the limits are measured beside each"
-    assert {cell for group in several for cell in group} == set(cells)
-    huge = [bench.Cell("float32", False, 10**6, size, name) for name in comparison.IMPLEMENTATIONS]
-    assert bench.groups(cells + huge, config, 1e12)[1] == huge
+    assert {cell for group in several for cell in group} == set(every)
+    huge = [cells.Cell("float32", False, 10**6, size, name) for name in comparison.IMPLEMENTATIONS]
+    assert cells.groups(every + huge, config, 1e12)[1] == huge
+
+
+CELL = cells.Cell("float32", False, 2, Size(16, 16), "lowlevel")
+BATCH = np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32)
 
 
 def test_a_process_that_dies_is_reported():
-    config = Config.of(filters=2, depth=1)
-    cell = bench.Cell("float32", False, 2, Size(16, 16), "lowlevel")
-    processes = bench.Processes()
-    processes.start(cell, config, np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32))
-    assert processes.seconds(cell, "train") > 0
-    os.kill(processes.processes[cell].pid, signal.SIGKILL)
-    assert processes.seconds(cell, "train") is None
-    assert "killed" in processes.failed[cell] and processes.stop() == {}
-    processes.start(cell, config, np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32))
-    os.kill(processes.processes[cell].pid, signal.SIGKILL)
-    assert processes.stop() == {cell: None}, "what was measured before is not lost"
+    workers = bench.Workers(comparison.ROOT, Config.of(filters=2, depth=1).as_dict())
+    workers.start(CELL, *BATCH)
+    workers.take_turn(CELL, "train", 2)
+    assert workers.times[CELL, "train"][0] > 0
+    os.kill(workers.processes[CELL].pid, signal.SIGKILL)
+    workers.take_turn(CELL, "train", 2)
+    assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
+    workers.stop()
+    assert "killed" in workers.failed[CELL] and workers.peaks == {}
+    workers.start(CELL, *BATCH)
+    os.kill(workers.processes[CELL].pid, signal.SIGKILL)
+    workers.stop()
+    assert workers.peaks == {CELL: None}
+
+
+OLD_CONFIG = """
+class Config:
+    def as_dict(self):
+        return dict(filters=16)
+    @classmethod
+    def from_dict(cls, values):
+        assert values == dict(filters=2)
+        return cls()
+class Size(tuple):
+    def __new__(cls, *values):
+        return super().__new__(cls, values)
+"""
+OLD_BENCH = """
+import collections
+Cell = collections.namedtuple("Cell", "precision jit batch_size image_size implementation")
+def work(cell, config, images, masks, started, connection):
+    connection.send({"import": 1, "warm train": 0.1} if type(config).__name__ == "Config" else "no config")
+    while request := connection.recv():
+        connection.send(0.125 * request[1] * cell.batch_size)
+    connection.send(len(images))
+"""
+
+
+def test_another_version_runs_its_own_code(tmp_path):
+    """It has a worker elsewhere and fewer options; its folder is what its process imports from."""
+    for name, text in (("common/config.py", OLD_CONFIG), ("comparison/bench.py", OLD_BENCH)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).with_name("__init__.py").touch()
+    workers = bench.Workers(tmp_path, dict(filters=2, dropout=0.5))
+    workers.start(CELL, *BATCH)
+    bench.take_round(0, 1, [workers])
+    workers.stop()
+    assert workers.failed == {} and workers.unknown == ["dropout"]
+    assert workers.first[CELL]["import"] == 1 and workers.times == {(CELL, "train"): [1]} and workers.peaks == {CELL: 2}
+
+
+def simulate(rng, change, rounds):
+    """[seconds of the old version, of the new] in the rounds of three cells, on a machine that does not stay as it is.
+
+    Its speed wanders by 4 % from a round to the next, and every turn has 1 % of its own. change: the new version's speed over
+    the old one's.
+    """
+    found, state = [CELL._replace(implementation=name) for name in comparison.IMPLEMENTATIONS], 0
+
+    class Simulated(bench.Workers):
+        def take_turn(self, cell, mode, steps):
+            nonlocal state
+            state += 0.04 / (2 * len(found)) ** 0.5 * rng.standard_normal()
+            self.times[cell, mode].append(np.exp(state + 0.01 * rng.standard_normal()) / self.options)
+
+    versions = [Simulated(None, options=change), Simulated(None, options=1)]
+    versions[0].connections = versions[0].first = {cell: {"warm train": 0.1} for cell in found}
+    for k in range(rounds):
+        bench.take_round(k, rounds, versions)
+    return [versions[side].times[found[1], "train"] for side in (1, 0)]
+
+
+@pytest.mark.parametrize("rounds", [5, 7, 9])
+def test_drift_is_no_change(rounds):
+    """Of 500 comparisons of a version with itself less than 5 % find a change; of 200 that are 10 % faster nearly all do."""
+    rng = np.random.default_rng(rounds)
+    runs = [simulate(rng, 1, rounds) for _ in range(500)]
+    verdicts = [report.compare_rounds(*run)[-1] for run in runs]
+    assert sum(verdict != "the same within the noise" for verdict in verdicts) < 0.05 * len(runs)
+    apart = [np.median(old) / np.median(new) for (old, _), (_, new) in zip(runs, runs[1:])]
+    assert np.mean(np.abs(np.log(apart)) > 0.03) > 0.5, "one version after the other: the drift looks like a change"
+    for change, word in ((1.1, "faster"), (1 / 1.1, "slower")):
+        verdicts = [report.compare_rounds(*simulate(rng, change, rounds))[-1] for _ in range(200)]
+        assert verdicts.count(word) > 0.95 * len(verdicts)
 
 
 def test_noise_is_no_change():
+    """However large the noise of a turn is."""
     rng = np.random.default_rng(0)
-    old, same, faster = 1 + 0.05 * rng.random(9), 1 + 0.05 * rng.random(9), 0.8 + 0.05 * rng.random(9)
-    ratio, low, high = bench.ratio_of_medians(old, same, rng)
-    assert low < ratio < high and low < 1.03 and high > 0.97
-    assert bench.ratio_of_medians(old, faster, rng)[1] > 1.03
-    assert bench.ratio_of_medians(faster, old, rng)[2] < 0.97
+    for noise in (0.02, 0.05, 0.2):
+        for rounds in (5, 7, 9):
+            times = np.exp(noise * rng.standard_normal([1000, 2, rounds]))
+            assert sum("same" not in report.compare_rounds(*run)[-1] for run in times) < 50, (noise, rounds)
+
+
+def test_interval_of_the_sign_test():
+    """Tables of the binomial distribution: of 9 ratios the second from each end leave out 2 * (1 + 9) / 2**9 = 3.9 %."""
+    ratios = [1.1, 1.02, 1.07, 1.3, 1.05, 1.09, 1.04, 1.06, 0.5]
+    assert report.compare_rounds(ratios, [1] * 9) == (1.06, (1.02, 1.1), "the same within the noise")
+    assert report.compare_rounds(ratios[:5], [1] * 5) == (1.07, (1.02, 1.3), "the same within the noise")
+    assert report.compare_rounds(ratios[:4], [1] * 4) == (pytest.approx(1.085), None, "too few rounds to tell")
+    assert report.compare_rounds([1.03] * 5, [1] * 5)[-1] == "faster"
+    assert report.compare_rounds([0.97] * 5, [1] * 5)[-1] == "slower"
+
+
+BEFORE = "4ec3128"  # before the configuration had groups and the benchmark a module for its workers
+
+
+def has_commit(name):
+    return bench.git(comparison.ROOT, "cat-file", "-e", f"{name}^{{commit}}").returncode == 0
 
 
 def test_bench_writes_a_record_and_compares_with_it(tmp_path, capsys):
-    arguments = ["bench", "--quick", "--precision", "float32", *TINY]
-    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    arguments = ["bench", "--quick", "--precision", "float32", *TINY, "--run-dir", str(tmp_path)]
+    other = BEFORE if has_commit(BEFORE) else str(comparison.ROOT)
+    trees = bench.git(comparison.ROOT, "worktree", "list").stdout
+    assert compare.main([*arguments, "--against", other]) == 0
     output = capsys.readouterr().out
     assert "limit in float32" in output and "bfloat16" not in output
+    assert output.count("too few rounds to tell") == 9 and f"against {other}" in output
+    assert bench.git(comparison.ROOT, "worktree", "list").stdout == trees, "nothing stays behind"
     path = tmp_path / "bench.json"
     record = json.loads(path.read_text())
-    assert {(r["implementation"], r["mode"]) for r in record["records"]} == {
-        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in bench.MODES
-    }
-    for row in record["records"]:
-        low, high = row["images_per_second_quartiles"]
-        assert 0 < low <= row["images_per_second"] <= high <= row["images_per_second_best"]
-        assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"] / 2)
-        assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
-        assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
+    assert record["not_measured"] == record["against"]["not_measured"] == {}
+    for rows in (record["records"], record["against"]["records"]):
+        assert {(r["implementation"], r["mode"]) for r in rows} == {
+            (name, mode) for name in comparison.IMPLEMENTATIONS for mode in cells.MODES
+        }
+        for row in rows:
+            low, high = row["images_per_second_quartiles"]
+            assert 0 < low <= row["images_per_second"] <= high <= row["images_per_second_best"]
+            assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"] / 2)
+            assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
+            assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
     assert record["environment"]["packages"]["tensorflow"] == tf.__version__
     assert (tmp_path / "bench.png").exists() and (tmp_path / "roofline.png").exists()
 
     old = tmp_path / "old.json"
     old.write_text(path.read_text())
-    now = bench.read_record(path)
+    now = report.read_record(path)
     for row in now["records"]:
         if row["mode"] == "train":
             row["step_seconds"] = [10 * seconds for seconds in row["step_seconds"]]
     now["config"]["activation"] = "relu"
-    bench.print_changes(bench.read_record(old), now)
+    report.print_changes(report.read_record(old), now)
     output = capsys.readouterr().out
-    assert output.count("slower") == 3 and output.count("the same within the noise") == 6
+    assert output.count("0.100\n") == 3 and output.count("1.000\n") == 6
+    assert "slower" not in output and "no verdict: another hour" in output
     assert "--activation was elu, is relu" in output
 
 
 def test_against_something_else(tmp_path):
+    def against(other):
+        compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(other)])
+
     other = tmp_path / "other.json"
     for text in ("", "[]", "{}", '{"records": [{}]}'):
         other.write_text(text)
         with pytest.raises(UserError, match="--against .*other.json was not written"):
-            compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(other)])
+            against(other)
     with pytest.raises(UserError, match="--against .*No such file"):
-        compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(tmp_path / "none.json")])
+        against(tmp_path / "none.json")
+    with pytest.raises(UserError, match="--against no-such-branch is no folder, .* and no git revision"):
+        against("no-such-branch")
+    with pytest.raises(UserError, match="no comparison/bench.py in it"):
+        against(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--loop --against HEAD", "not with --loop"),
+        ("--profile --rounds 3", "--profile has no --rounds"),
+        ("--deterministic", "--deterministic goes with --loop or --profile"),
+        ("--quick --full", "not allowed with"),
+    ],
+)
+def test_options_that_do_not_fit_together(arguments, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        compare.main(["bench", *arguments.split(), "--run-dir", str(tmp_path)])
+
+
+IMPORTS = """
+import sys
+from common.cli import run_script
+print("ready", flush=True)
+run_script(lambda: __import__("common.device"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "delay"),
+    [
+        (["-c", IMPORTS], "ready", 0.5),
+        (["compare.py", "bench", *TINY, "--rounds", "10000"], "CPU (", 0.1),
+        (["compare.py", "bench", *TINY, "--rounds", "10000"], "CPU (", 3),
+    ],
+)
+def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
+    """Pressed while TensorFlow is imported, a batch is drawn, the first process starts; as a terminal sends it, to all."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [*command, "--run-dir", str(tmp_path)]
+    with subprocess.Popen([sys.executable, *arguments], cwd=comparison.ROOT, start_new_session=True, **pipes) as process:
+        try:
+            while line not in process.stdout.readline():
+                assert process.poll() is None
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert errors == "\nstopped; what was saved before stays\n"
+    with pytest.raises(ProcessLookupError):  # its workers have ended too
+        os.killpg(process.pid, 0)
+
+
+def test_help_needs_no_tensorflow():
+    code = "import sys, comparison.bench; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=comparison.ROOT, check=True)
 
 
 def test_image_that_cannot_fit_is_one_line(tmp_path):

@@ -1,0 +1,200 @@
+"""What `compare.py bench` says of its measurements: records, the table, the bar chart, and what changed since a version."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import re
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+
+import comparison
+from common.config import UserError, flag
+from common.pictures import save_figure
+from comparison import roofline
+from comparison.cells import MODES, Cell
+
+import numpy as np
+from matplotlib.figure import Figure
+
+VARIABLES = ("TF_", "XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_")  # of the environment, that change figures
+SAME = 0.02  # speeds that differ by less are called the same, see `compare_rounds`
+SETTING = Cell._fields[:-1]
+
+
+def record(cell, mode, workers, config, limit):
+    """What `bench.Workers` know of one cell in one mode, as JSON has it. limit: of the device in that precision, or None."""
+    times, first, size = workers.times[cell, mode], workers.first[cell], workers.sizes[cell]
+    config, training = cell.config(config), mode == "train"
+    flops = cell.batch_size * roofline.convolution_flops(config.network, *size)[training]
+    step = statistics.median(times)
+    return {
+        **cell._asdict(),
+        **dict(mode=mode, image_size=str(cell.image_size)),
+        "images_per_second": cell.batch_size / step,
+        "images_per_second_quartiles": [cell.batch_size / q for q in np.percentile(times, [75, 25])],
+        "images_per_second_best": cell.batch_size / min(times),
+        "step_seconds": times,
+        "flops": flops,
+        "least_bytes": roofline.least_bytes(config, cell.precision, cell.batch_size, *size)[training],
+        "flops_per_second": flops / step,
+        "share_of_arithmetic_limit": limit and flops / step / limit["convolution"],
+        "first_step_seconds": first["import"] + sum(first[f"{what} {mode}"] for what in ("build", "trace", "compile")),
+        "import_seconds": first["import"],
+        **{f"{what}_seconds": first[f"{what} {mode}"] for what in ("build", "trace", "compile")},
+        "peak_memory_bytes": workers.peaks.get(cell),
+    }
+
+
+def environment():
+    """What the figures depend on besides the code."""
+    from common.device import device_name, tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    build = tf.sysconfig.get_build_info()
+    cpu = platform.processor()
+    with contextlib.suppress(OSError, TypeError):
+        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    driver = None
+    with contextlib.suppress(OSError, TypeError):
+        driver = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
+    return {
+        "device": device_name(),
+        "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
+        **dict(driver=driver, cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
+        **dict(cpu=cpu, system=platform.platform(), python=platform.python_version()),
+        "packages": {name: version(name) for name in ("tensorflow", "keras", "tf-keras", "numpy")},
+        "threads": {
+            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+        },
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def print_table(records, limits, failed):
+    for precision, limit in limits.items():
+        words = f"{limit['convolution'] / 1e9:,.0f} GFLOP/s in a large convolution, {limit['copy'] / 1e9:,.1f} GB/s in a copy"
+        print(f"limit in {precision}: {words}")
+    print(f"\n{'':<14}{'images/s':>9}{'quartiles':>17}{'best':>8}{'relative':>10}{'step':>11}", end="")
+    print(f"{'GFLOP/s':>9}{'of limit':>9}{'trace':>8}{'compile':>9}{'first step':>12}{'peak of process':>17}")
+    shown = None
+    for row in records:
+        title = f"{MODES[row['mode']]}, {Cell(*(row[name] for name in Cell._fields)).setting}"
+        if title != shown:
+            print(f"\n{title}")
+            shown, reference = title, row["images_per_second"]
+        low, high = row["images_per_second_quartiles"]
+        share, peak = row["share_of_arithmetic_limit"], row["peak_memory_bytes"]
+        print(
+            f"  {row['implementation']:<12}{row['images_per_second']:>9.1f}{f'{low:.1f} to {high:.1f}':>17}"
+            f"{row['images_per_second_best']:>8.1f}{row['images_per_second'] / reference:>10.2f}"
+            f"{1000 * statistics.median(row['step_seconds']):>8.1f} ms{row['flops_per_second'] / 1e9:>9.0f}"
+            f"{f'{100 * share:.0f} %' if share else '':>9}{row['trace_seconds']:>6.1f} s{row['compile_seconds']:>7.1f} s"
+            f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}"
+        )
+    for cell, why in failed.items():
+        print(f"\n{cell.implementation}, {cell.setting}: {why}")
+
+
+def draw(records, title, path):
+    """A bar for every implementation, setting and mode: the median, with the quartiles as whiskers."""
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in records)]
+    settings = list(dict.fromkeys(tuple(row[name] for name in SETTING) for row in records))
+    figure = Figure(figsize=(4.2 * len(modes), 2 + 0.75 * len(settings)))
+    panels = dict(zip(modes, figure.subplots(1, len(modes), squeeze=False).flat))
+    for row in records:
+        k = comparison.IMPLEMENTATIONS.index(row["implementation"])
+        y = settings.index(tuple(row[name] for name in SETTING)) + 0.27 * (k - 1)
+        median, quartiles = row["images_per_second"], np.array([row["images_per_second_quartiles"]]).T
+        axes = panels[row["mode"]]
+        bar = axes.barh(y, median, 0.25, xerr=np.abs(quartiles - median), color=f"C{k}", capsize=2)
+        axes.bar_label(bar, fmt="%.0f", fontsize=7, padding=3)
+    words = [f"{p}{', XLA' if jit else ''}\nbatch {batch}, {size}" for p, jit, batch, size in settings]
+    for mode, axes in panels.items():
+        axes.set_yticks(range(len(settings)), words if mode == modes[0] else [""] * len(settings), fontsize=7)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set(title=MODES[mode], xlabel="images per second")
+    handles = [figure.axes[0].barh(0, 0, color=f"C{k}") for k in range(3)]
+    figure.legend(handles, comparison.IMPLEMENTATIONS, loc="lower right", ncols=3, fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    save_figure(figure, path)
+
+
+# --- what has changed ---
+
+
+def read_record(path):
+    """What `bench` wrote. Raises: UserError for a file that is none."""
+    try:
+        found = json.loads(Path(path).read_text())
+        for row in found["records"]:
+            for name in (*Cell._fields, "mode", "step_seconds", "images_per_second"):
+                row[name]
+        found["environment"]["packages"], found["config"]
+        return found
+    except OSError as error:
+        raise UserError(f"--against {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--against {path} was not written by this version's compare.py bench") from None
+
+
+def compare_rounds(old, new):
+    """-> (ratio of the speeds, new over old; (low, high) of it or None; "faster", "slower" or why neither).
+
+    old, new: seconds of a step in the same rounds. A round's two times lie side by side, so their ratio leaves out what slows
+    the machine down for longer than that; the ratio here is the median over the rounds. Its interval is the sign test's, which
+    asks nothing of the distribution: the true median lies above all of n ratios with probability 2**-n, and so on inwards, as
+    far as at most 10 % remain outside on both sides together. Below 5 rounds there is none.
+
+    A verdict needs all of the interval beyond 2 %: two processes of the same code differ by a percent or two in all their
+    rounds alike, by where their memory lies, and no number of rounds shows that.
+    """
+    ratios = np.sort([a / b for a, b in zip(old, new)])
+    outside = np.cumsum([math.comb(len(ratios), k) for k in range(len(ratios))]) / 2 ** (len(ratios) - 1)
+    inwards = sum(outside <= 0.1)
+    if not inwards:
+        return np.median(ratios), None, "too few rounds to tell"
+    low, high = ratios[inwards - 1], ratios[-inwards]
+    verdict = "faster" if low > 1 + SAME else "slower" if high < 1 - SAME else "the same within the noise"
+    return np.median(ratios), (low, high), verdict
+
+
+def print_ratios(old, new, same_rounds):
+    """The speeds of two lists of records, with a verdict if they were measured in the same rounds."""
+    key = (*Cell._fields, "mode")
+    before = {tuple(row[name] for name in key): row for row in old}
+    print(f"\n{'':<64}{'was':>9}{'is':>9}{'ratio':>8}" + f"{'90 % interval':>17}" * same_rounds)
+    for row in new:
+        was = before.pop(tuple(row[name] for name in key), None)
+        if was is None:
+            continue
+        ratio, found = statistics.median(was["step_seconds"]) / statistics.median(row["step_seconds"]), ""
+        if same_rounds:
+            ratio, interval, verdict = compare_rounds(was["step_seconds"], row["step_seconds"])
+            found = f"{'{:.3f} to {:.3f}'.format(*interval) if interval else '':>17}  {verdict}"
+        title = f"{row['implementation']}, {MODES[row['mode']]}, {row['precision']}{', XLA' if row['jit'] else ''}"
+        title += f", {row['batch_size']} x {row['image_size']}"
+        print(f"{title:<64}{was['images_per_second']:>9.1f}{row['images_per_second']:>9.1f}{ratio:>8.3f}{found}")
+    if before:
+        print(f"{len(before)} rows of the old record were not measured now")
+
+
+def print_changes(old, new):
+    """What differs between two records besides the speeds, which were measured at other times and get no verdict."""
+    for name, value in new["environment"].items():
+        before = old["environment"].get(name)
+        if before != value and name != "load_before":
+            print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")
+    for name, value in new["config"].items():
+        before = old["config"].get(name)
+        if before != value and name not in ("run_dir", "images", *SETTING):
+            print(f"{flag(name)} was {before}, is {value}")
+    print_ratios(old["records"], new["records"], same_rounds=False)
+    print("no verdict: another hour is another state of the machine, which alone moves speeds by several percent.")
+    print("--against COMMIT measures that version again, in the same rounds as this one.")

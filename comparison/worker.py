@@ -1,0 +1,108 @@
+"""The process that holds one cell and times it on request, so that no other shares its memory or cache."""
+
+import re
+import resource
+import time
+from pathlib import Path
+
+import comparison
+from common.device import tf
+from common.weights import assign_weights, fold_batch_norm, initial_weights
+from comparison.cells import LIMIT, MODES
+from comparison.peaks import peak_steps
+
+
+def has_tf32():
+    """Whether there is a GPU with TensorFloat-32: Ampere or newer."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
+
+
+def arithmetic(config):
+    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some.
+
+    Not with --deterministic: `be_deterministic` switches it off.
+    """
+    precision = config.network.precision
+    return "tf32" if precision == "float32" and not config.training.deterministic and has_tf32() else precision
+
+
+def work(cell, config, images, masks, started, connection):
+    """Receives (mode, number of steps), answers with the seconds of one step; receives None, answers with the peak memory in
+    bytes and ends. Says hello with the seconds until the first step of each mode was done; or with why that cannot be.
+
+    started: the time at which the process was asked for.
+
+    `compare.py bench --against` has older and newer versions answer each other: what is said here stays as it is.
+    """
+    if cell.implementation != LIMIT:
+        comparison.load(cell.implementation)
+    imported = time.time() - started
+    tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+    try:
+        steps, first = prepare(cell, config, images, masks)
+        for mode in steps:  # warm-up: caches, memory pools, the choice of algorithms
+            first[f"warm {mode}"] = seconds(steps[mode], 2)
+    except tf.errors.ResourceExhaustedError:
+        connection.send("does not fit into memory")
+        return
+    connection.send({"import": imported, **first})
+    while request := connection.recv():
+        mode, count = request
+        connection.send(seconds(steps[mode], count))
+    gpus = tf.config.list_physical_devices("GPU")
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
+    connection.send(peak or peak_memory())
+
+
+def prepare(cell, config, images, masks):
+    """-> (mode -> function without arguments that starts a step, {what was done first: seconds})."""
+    if cell.implementation == LIMIT:
+        steps = peak_steps(cell.precision)
+        return steps, {what: seconds(step, 1) for what, step in steps.items()}
+    config = cell.config(config)
+    code = comparison.load(cell.implementation)
+    images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
+    first, steps = {}, {}
+    for mode in MODES if config.network.batch_norm != "none" else ("train", "infer"):
+        begin = time.perf_counter()
+        network, weights = config.network, initial_weights(config.network)
+        if mode == "folded":
+            network, weights = fold_batch_norm(config.network, weights)
+        model = code.UNet(network)
+        assign_weights(code.named_weights(model), weights)
+        function = code.make_train_step(model, config) if mode == "train" else forward(model, config)
+        arguments = (images, masks) if mode == "train" else (images,)
+        built = time.perf_counter()
+        function.get_concrete_function(*arguments)
+        first[f"build {mode}"], first[f"trace {mode}"] = built - begin, time.perf_counter() - built
+        steps[mode] = lambda function=function, arguments=arguments: function(*arguments)
+        first[f"compile {mode}"] = seconds(steps[mode], 1)  # the graph optimizer, or XLA; and the first step itself
+    return steps, first
+
+
+def forward(model, config):
+    @tf.function(jit_compile=config.training.jit)
+    def step(images):
+        return model(images, training=False)
+
+    return step
+
+
+def seconds(step, count):
+    """Of one step, on average over `count` with one synchronization: a GPU's calls return before the work is done."""
+    tf.test.experimental.sync_devices()
+    begin = time.perf_counter()
+    for _ in range(count):
+        result = step()
+    tf.test.experimental.sync_devices()
+    del result
+    return (time.perf_counter() - begin) / count
+
+
+def peak_memory():
+    """Of this process, in bytes."""
+    try:  # Linux; its getrusage would count the parent's memory, from before this process had its own program
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
