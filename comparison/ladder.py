@@ -162,6 +162,9 @@ def tolerance(rung, pair, case, scale):
     if rung.startswith("weights") and training.optimizer == "adam":
         reason = "a step of Adam is as long as its learning rate, and where a gradient is rounding alone it goes either way"
         return 2 * training.learning_rate * case.steps, reason
+    if rung.startswith("weights"):
+        reason = "a step of SGD is linear in its gradient, so that rounding stays rounding; constants pass through float32"
+        return 4 * case.steps * max(unit, 2**-24) * scale, reason
     return np.inf, "training makes any difference grow"
 
 

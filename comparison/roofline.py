@@ -6,8 +6,8 @@ Williams, Waterman, Patterson 2009: "Roofline: an insightful visual performance 
 import math
 from typing import NamedTuple
 
-from common.layers import table
 from common.colors import CLASS_COLORS
+from common.layers import table
 from common.pictures import save_figure
 from common.weights import is_trainable, weight_shapes
 

@@ -129,7 +129,7 @@ FAULTS = [
     (concat_swapped, {}, "activation up0/concat in inference"),
     (dropout_left_on, dict(dropout=0.5), "activation dropout in inference"),
     (other_constant(beta_2=0.99), {}, "step 1, v, the mean of their squares (beta_2)"),
-    (other_constant(beta_1=0.9), {}, "step 1, m, the mean of the gradients (beta_1, momentum)"),
+    (other_constant(beta_1=0.75), {}, "step 1, m, the mean of the gradients (beta_1, momentum)"),
     (other_constant(learning_rate=2**-9), {}, "step 1, alpha of the update"),
     (other_constant(momentum=0.5), dict(optimizer="sgd"), "step 2, m, the mean of the gradients (beta_1, momentum)"),
 ]

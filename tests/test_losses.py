@@ -9,6 +9,7 @@ from common.config import VOID, Config, Names, Size, UserError, Weights
 from common.losses import cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
 from comparison import parity
+from comparison.ways import EXACT_CONSTANTS, cases
 from training.report import evaluate, list_classes
 
 import numpy as np
@@ -20,7 +21,8 @@ WEIGHTS = {1: (0.5, 2.0), 3: (0.5, 2.0, 1.25)}
 
 def loss_config(loss="dice", class_weights=None, void_label=None):
     """The fields of a `Config` that the losses read."""
-    return types.SimpleNamespace(loss=loss, class_weights=class_weights, void_label=void_label, weight_map=False)
+    training = types.SimpleNamespace(loss=loss, class_weights=class_weights, weight_map=False)
+    return types.SimpleNamespace(training=training, data=types.SimpleNamespace(void_label=void_label))
 
 
 def random_case(classes, void=False, weight_map=False, n=3, size=(4, 5), seed=0):
@@ -165,12 +167,12 @@ def test_an_absent_class_is_driven_out():
 @pytest.mark.parametrize(("classes", "precision"), [(1, "float32"), (3, "float64")])
 def test_parity_with_weights_and_void(classes, precision, tmp_path):
     """The command's own case, with a small network."""
-    config = Config.of(filters=2, depth=1, images=8, batch_size=2, image_size=Size(16, 16), **parity.EXACT_CONSTANTS)
-    [case] = [case for case in parity.cases("multi-class", config, 3, precision) if case.void]
+    config = Config.of(filters=2, depth=1, images=8, batch_size=2, image_size=Size(16, 16), **EXACT_CONSTANTS)
+    [case] = [case for case in cases("multi-class", config, 3, precision) if case.void]
     if classes == 1:
         changes = dict(classes=1, channels=1, class_weights=Weights((0.5, 2.0)))
         case = dataclasses.replace(case, config=case.config.replace(**changes))
-    assert parity.run([case], tmp_path / "parity.json")
+    assert parity.climb_all([case], tmp_path / "parity.json")
     [losses] = json.loads((tmp_path / "parity.json").read_text())["losses"].values()
     assert np.isfinite(list(losses.values())).all()
 

@@ -47,15 +47,12 @@ def test_the_summary_is_figure_1():
 
 
 def test_options_beside_the_preset_count():
-    assert preset("--filters", "8", "--loss", "dice_ce").filters == 8
+    assert preset("--filters", "8", "--loss", "dice_ce").network.filters == 8
     config = preset()
-    assert (config.training.optimizer, config.training.momentum, config.training.loss, config.network.dropout) == (
-        "sgd",
-        0.99,
-        "cross_entropy",
-        0.5,
-    )
-    assert Config().filters == 16, "without the preset nothing has changed"
+    training = config.training
+    assert (training.optimizer, training.momentum, training.loss) == ("sgd", 0.99, "cross_entropy")
+    assert config.network.dropout == 0.5
+    assert Config().network.filters == 16, "without the preset nothing has changed"
 
 
 def test_the_preset_trains_alike_in_all_three(tmp_path):

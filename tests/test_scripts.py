@@ -15,6 +15,7 @@ from common.checkpoint import load_checkpoint
 from common.config import Config, Size, UserError
 from common.weights import is_trainable
 from comparison import parity
+from comparison.ways import cases
 from training.report import COLUMNS
 
 import numpy as np
@@ -116,13 +117,18 @@ def test_compare_without_arguments(tmp_path, capsys):
 def test_compare_parity_climbs(tmp_path, capsys):
     """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
     config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
-    every = list(parity.cases("default", config, steps=2))
-    assert len({case.title for case in every}) == len(every) == 15
+    every = list(cases("default", config, steps=2))
+    assert len({case.title for case in every}) == len(every) == 25
     some = [case for case in every if case.config.training.jit or case.config.network.precision == "bfloat16"]
-    assert parity.run(some, tmp_path / "parity.json")
+    assert parity.climb_all(some, tmp_path / "parity.json")
     record = json.loads((tmp_path / "parity.json").read_text())
-    assert [*record["losses"]] == ["default: bfloat16, fused", "default: float32, explicit, XLA"]
-    assert (tmp_path / "parity.png").exists() and "the same network three times" in capsys.readouterr().out
+    assert [*record["losses"]] == [
+        *("default: bfloat16, fused, as written", "default: float32, fused, XLA, as written"),
+        *("default: bfloat16, fused, to the last bit", "default: float32, explicit, XLA, to the last bit"),
+    ]
+    output = capsys.readouterr().out
+    assert (tmp_path / "parity.png").exists() and output.count("the same network three times") == 2
+    assert "as written, within rounding: " in output and "to the last bit: " in output
 
 
 def test_compare_graph(tmp_path):
@@ -172,12 +178,12 @@ def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
     from comparison.roofline import convolution_flops
 
-    forward, training = convolution_flops(Config.of(filters=1, depth=1), 4, 4)
+    forward, training = convolution_flops(Config.of(filters=1, depth=1).network, 4, 4)
     down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)
     up = 16 * 2 + 16 * (9 * 2 + 9) + 16  # each pixel of the up-convolution sees one pixel of two channels
     assert forward == 2 * (down + up)
     assert training == 3 * forward - 2 * 16 * 9
-    assert round(8 * convolution_flops(Config(), 128, 128)[0] / 1e9, 2) == 12.05
+    assert round(8 * convolution_flops(Config().network, 128, 128)[0] / 1e9, 2) == 12.05
 
 
 def test_compare_relay(tmp_path, capsys):
