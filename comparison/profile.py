@@ -30,11 +30,11 @@ KINDS = (
     ("optimizer", r"(^|/)optimizer(_\d+)?/"),
     ("convolution, filter gradient", r":Conv2DBackpropFilter"),
     # the gradient of a transposed convolution is a plain one, and its forward pass the gradient of a plain one
-    ("convolution, input gradient", r"gradient_tape/.*:(Conv2D|DepthwiseConv2d)"),
+    ("convolution, input gradient", r"(gradient_tape|gradients(_\d+)?)/.*:(Conv2D|DepthwiseConv2d)"),
     ("convolution, forward", r":(Conv2D|DepthwiseConv2d)"),
     ("activation", r":(Elu|Relu)"),
     ("pooling", r":MaxPool"),
-    ("bias", r":BiasAdd"),
+    ("bias", r":BiasAdd|/head(_\d+)?/.*:(AddV2|Sum|BroadcastGradientArgs)$"),
     ("sums of gradients", r":AddN$"),
     ("dropout", r"dropout(_\d+)?/"),
     ("concatenation, slices, casts", r":(Cast|Concat|Slice|StridedSlice|Pad|MirrorPad|Transpose)|^Mem(cpy|set)"),

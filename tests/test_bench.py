@@ -21,12 +21,12 @@ import tensorflow as tf
 TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --rounds 3".split()
 
 
-def random_weights(config):
+def random_weights(network):
     """Weights of a network that has trained: no moving statistic at its first value."""
     rng = np.random.default_rng(1)
     return {
         name: rng.uniform(0.5, 2, shape) if name.endswith(("gamma", "variance")) else 0.3 * rng.standard_normal(shape)
-        for name, shape in weight_shapes(config.network).items()
+        for name, shape in weight_shapes(network).items()
     }
 
 
@@ -36,8 +36,8 @@ def test_folded_network_is_the_same_network(implementation):
     config = Config.of(precision="float64", batch_norm="explicit", filters=4, depth=2)
     code = comparison.load(implementation)
     images = np.random.default_rng(0).random((2, 20, 28, 1))
-    weights, logits = random_weights(config), []
-    for network, values in ((config, weights), fold_batch_norm(config.network, weights)):
+    weights, logits = random_weights(config.network), []
+    for network, values in ((config.network, weights), fold_batch_norm(config.network, weights)):
         model = code.UNet(network)
         assign_weights(code.named_weights(model), values)
         logits.append(model(tf.constant(images), training=False).numpy())
@@ -48,7 +48,7 @@ def test_folded_network_is_the_same_network(implementation):
 def test_folding_needs_every_term():
     """A planted fault in each statistic changes the folded weights: none of them is forgotten."""
     config = Config.of(filters=1, depth=1)
-    weights = random_weights(config)
+    weights = random_weights(config.network)
     _, folded = fold_batch_norm(config.network, weights)
     for part in ("gamma", "beta", "moving_mean", "moving_variance"):
         _, other = fold_batch_norm(config.network, {**weights, f"down0/bn1/{part}": weights[f"down0/bn1/{part}"] + 1})
@@ -57,7 +57,7 @@ def test_folding_needs_every_term():
             "down0/conv1/bias",
         }
         assert not np.array_equal(folded["down0/conv1/bias"], other["down0/conv1/bias"])
-    plain = config.replace(batch_norm="none")
+    plain = config.replace(batch_norm="none").network
     assert fold_batch_norm(plain, folded) == (plain, folded), "nothing to fold"
 
 
@@ -72,10 +72,10 @@ images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
 found = []
 for implementation in comparison.IMPLEMENTATIONS:
     code = comparison.load(implementation)
-    config = Config.of(filters=4, depth=1)
-    weights = {name: value.astype(np.float32) for name, value in random_weights(config).items()}
-    for config, weights in ((config, weights), fold_batch_norm(config.network, weights)):
-        model = code.UNet(config.network)
+    network = Config.of(filters=4, depth=1).network
+    weights = {name: value.astype(np.float32) for name, value in random_weights(network).items()}
+    for network, weights in ((network, weights), fold_batch_norm(network, weights)):
+        model = code.UNet(network)
         assign_weights(code.named_weights(model), weights)
         step = tf.function(lambda images: model(images, training=False))
         with context.collect_graphs(optimized=True) as graphs:

@@ -4,7 +4,7 @@ import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, UserError
 from common.weights import assign_weights, initial_weights
-from comparison import parity
+from comparison.ways import EXACT_CONSTANTS
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_network import random_batch
 from training.report import read_history
@@ -28,14 +28,14 @@ class Training:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("writer", IMPLEMENTATIONS)
 def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_path):
-    config = Config.of(filters=2, depth=1, optimizer=optimizer, **parity.EXACT_CONSTANTS)
+    config = Config.of(filters=2, depth=1, optimizer=optimizer, **EXACT_CONSTANTS)
     batches = [random_batch(config, seed=k) for k in range(4)]
     uninterrupted = Training(writer, config)
     for k, batch in enumerate(batches):
         uninterrupted.train_step(*batch)
         if k == 1:
             save_checkpoint(tmp_path / "half.safetensors", uninterrupted.weights, uninterrupted.state, step=2)
-    weights, state, metadata = load_checkpoint(tmp_path / "half.safetensors", config)
+    weights, state, metadata = load_checkpoint(tmp_path / "half.safetensors", config.network)
     assert metadata == {"step": 2} and int(state["iterations"]) == 2
     for reader in IMPLEMENTATIONS:
         training = Training(reader, config)

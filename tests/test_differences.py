@@ -58,9 +58,9 @@ def run_apart(parts):
 @pytest.fixture
 def restored():
     """A block may switch the graph optimizer off and on."""
-    before = tf.config.training.optimizer.get_experimental_options()
+    before = tf.config.optimizer.get_experimental_options()
     yield
-    tf.config.training.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # "tf.layers is deprecated"

@@ -89,7 +89,7 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
                 weight = code.named_weights(model)[name]
                 value = initial_weights(config.network)[name]
                 value.flat[0] += 1e-4
-                monkeypatch.setattr(ladder, "initial_weights", lambda config: initial_weights(config.network) | {name: value})
+                monkeypatch.setattr(ladder, "initial_weights", lambda network: initial_weights(network) | {name: value})
                 weight.assign(value)
                 return model
 

@@ -336,7 +336,7 @@ def test_clipping_bounds_the_step_in_all_three(tmp_path):
     code = comparison.load("lowlevel")
     model = code.UNet(unclipped)
     code.make_train_step(model, unclipped)(*random_batch(unclipped))
-    moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped).items()]
+    moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped.network).items()]
     assert math.sqrt(sum((difference**2).sum() for difference in moved)) > 0.02
 
 
