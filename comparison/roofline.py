@@ -95,7 +95,7 @@ def draw(points, peaks, title, path):
         axes.set_xlabel("operations of the convolutions per byte that must be moved", fontsize=8)
         axes.grid(alpha=0.3)
         for k, precision in enumerate(precisions):
-            color, peak, shares, limits = CLASS_COLORS[(5, 6, 3, 7)[k]], peaks.get(precision), {}, {}
+            color, peak, shares, limits = tuple(CLASS_COLORS[(5, 6, 3, 7)[k]]), peaks.get(precision), {}, {}
             if peak:
                 roof = np.minimum(peak["convolution"], x * peak["copy"])
                 axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other

@@ -5,7 +5,6 @@ import dataclasses
 import importlib
 import io
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -160,13 +159,13 @@ def measure(config, rounds):
                 for name in names[k % 3 :] + names[: k % 3]:  # nobody always comes first
                     found[name].append(answer(name, True))
                     progress.update()
-        finally:
             for connection in connections.values():
                 connection.close()
+            for process in processes:  # each ends with its round
+                process.wait()
+        finally:
             for process in processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):  # it ends with its round
-                    process.wait(10)
-                process.terminate()
+                process.kill()
                 process.wait()
     return found, config
 

@@ -4,6 +4,7 @@ import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, UserError
 from common.weights import assign_weights, initial_weights
+from comparison import exact
 from comparison.ways import EXACT_CONSTANTS
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_network import random_batch
@@ -17,7 +18,7 @@ class Training:
     """One implementation in the middle of its training."""
 
     def __init__(self, implementation, config):
-        self.code = comparison.load(implementation)
+        self.code = exact.load(implementation)
         self.model = self.code.UNet(config.network)
         self.optimizer = self.code.make_optimizer(self.model, config)
         self.train_step = self.code.make_train_step(self.model, config, self.optimizer)
@@ -83,7 +84,7 @@ def test_damaged_checkpoint_is_named(damage, checkpoint):
 
 def test_another_network_is_named(checkpoint):
     with pytest.raises(UserError, match=r"weights.safetensors holds another network: .*\[.*\] is"):
-        load_checkpoint(checkpoint, Config.of(filters=4, depth=1))
+        load_checkpoint(checkpoint, Config.of(filters=4, depth=1).network)
 
 
 def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
@@ -112,7 +113,8 @@ def test_train_scripts_take_over_from_each_other(tmp_path):
         weights, state, _ = load_checkpoint(tmp_path / name / "last.safetensors")
         alone, alone_state, _ = load_checkpoint(tmp_path / "alone" / "last.safetensors")
         for key, value in {**alone, **alone_state}.items():
-            np.testing.assert_array_equal({**weights, **state}[key], value, err_msg=f"{name}: {key}")
+            # a tenth of a step of Adam: rounding is far below it, moments or a count of steps that got lost are above
+            np.testing.assert_allclose({**weights, **state}[key], value, rtol=1e-4, atol=2**-10 / 10, err_msg=f"{name}: {key}")
     with pytest.raises(UserError, match="nothing is left"):
         comparison.load("lowlevel").main([*options, *handed_over, "--epochs", "1", "--run-dir", str(tmp_path / "end")])
     with pytest.raises(UserError, match="another optimizer"):

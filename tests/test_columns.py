@@ -214,7 +214,8 @@ def test_forbidden_imports_are_seen(tmp_path):
 def test_tensorflow_is_started_in_one_place():
     """TF_USE_LEGACY_KERAS must be set before TensorFlow is imported, and its noise held back, whichever module comes first."""
     for package in BELOW:
-        assert "common" in {name.split(".")[0] for name in imports(ROOT / package / "__init__.py")} or package == "common"
+        first = {name.split(".")[0] for name in imports(ROOT / package / "__init__.py")}
+        assert "common" in first or package == "common", package
         for path in (ROOT / package).glob("*.py"):
             if "tensorflow" in set(imports(path)) and path.name != "device.py":
                 assert package in IMPLEMENTATIONS, f"{path.relative_to(ROOT)}: from common.device import tf"

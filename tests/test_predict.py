@@ -134,7 +134,8 @@ def test_resized_prediction_comes_back_bilinearly():
     result = assembled(predict_resized(predict, small, (600, 90), network, 1000), (600, 90, 2))
     for c in range(2):
         whole = np.asarray(Image.fromarray(p[..., c]).resize((90, 600), Image.Resampling.BILINEAR))
-        np.testing.assert_allclose(result[..., c], whole, rtol=0, atol=ROUNDING, err_msg="strips show seams")
+        # Pillow keeps the place of a strip in float32: of up to 40 rows
+        np.testing.assert_allclose(result[..., c], whole, rtol=0, atol=40 * 2**-24, err_msg="strips show seams")
 
 
 # --- the command ---

@@ -334,7 +334,7 @@ def test_clipping_bounds_the_step_in_all_three(tmp_path):
         assert norm == pytest.approx(0.01, rel=1e-3), name  # float32
     unclipped = config.replace(clip_norm=1e6)
     code = comparison.load("lowlevel")
-    model = code.UNet(unclipped)
+    model = code.UNet(unclipped.network)
     code.make_train_step(model, unclipped)(*random_batch(unclipped))
     moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped.network).items()]
     assert math.sqrt(sum((difference**2).sum() for difference in moved)) > 0.02
