@@ -129,7 +129,7 @@ def climb_all(todo, path):
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         case, examples = prepare(case, batches)
-        if case.config.training.jit and case.exact:  # which excludes the determinism of the cases before
+        if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
             process, connection = comparison.start_process(ladder.climb_apart, case, examples)
             try:
                 of_case, losses[case.title], first = connection.recv()

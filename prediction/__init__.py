@@ -1,5 +1,7 @@
 """What predict.py does with a trained network: tiles, images, evaluation, exports."""
 
+import common  # noqa: F401  settles the environment before any TensorFlow is imported
+
 EXPORTS = {  # kind: the files that it is made of
     "keras": {"export.json", "model.keras"},
     "savedmodel": {"export.json", "saved_model.pb", "fingerprint.pb", "variables", "assets"},
