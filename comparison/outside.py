@@ -102,7 +102,7 @@ def observe(implementation, case, weights, batches):
         rungs["moving statistics, 1 step"] = {name: w.numpy() for name, w in variables.items() if "/moving_" in name}
     if case.steps:
         assign_weights(variables, weights)
-        step = code.make_train_step(model, config)
+        step = code.make_train_step(model, config, code.make_optimizer(model, config))
         rungs["losses"] = {f"step {k + 1}": step(images, masks).numpy() for k, (images, masks, _) in enumerate(batches)}
         after = {name: w.numpy() for name, w in variables.items() if name != "dropout/state"}
         rungs[f"weights and statistics, {case.steps} steps"] = after
