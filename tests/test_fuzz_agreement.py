@@ -9,7 +9,7 @@ from comparison.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 
@@ -35,7 +35,7 @@ def first_steps(draw):
 def check_agreement(case, n, larger):
     weights, batches = outside.draw(case, n, larger)
     rungs = {name: outside.observe(name, case, weights, batches) for name in comparison.IMPLEMENTATIONS}
-    right = outside.formulas(case, weights, batches)
+    right, close = outside.right_within(case, weights, batches)
     for rung, values in rungs["lowlevel"].items():
         scale = max(float(np.abs(value).max()) for value in values.values())
         for a, b in itertools.combinations(rungs, 2):
@@ -45,16 +45,25 @@ def check_agreement(case, n, larger):
         if case.config.network.precision == "float64":  # in float32 a ReLU may switch by rounding
             for name in rungs:
                 worst, difference, _ = ladder.difference(rungs[name][rung], right[rung])
-                allowed, _ = outside.tolerance(rung, case, right)
+                allowed, _ = close[rung]
                 assert difference <= allowed, f"{rung}: {name} - NumPy, {difference:.1e} at {worst}, {allowed:.1e} allowed"
 
 
-# derandomized: the same configurations in every run, so that a red one is this change's and not the dice's
-QUIET = dict(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+# The same configurations in every run, so that a red one is this change's and not the dice's; reported as it is drawn, for
+# shrinking it takes minutes.
+QUIET = dict(derandomize=True, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
+QUIET |= dict(suppress_health_check=list(HealthCheck))
+
+# logits 165 units off in each of the three: few pixels of a channel are above 0, and its normalization divides by little
+FLAT_CHANNEL = Config.of(
+    **{**EXACT_CONSTANTS, **dict(filters=2, depth=3, activation="relu", padding="valid", batch_norm="explicit")},
+    **dict(precision="float64", seed=1),
+)
 
 
 @settings(max_examples=15, **QUIET)
 @given(drawn=first_steps())
+@example(drawn=(Case("found", FLAT_CHANNEL, steps=0, exact=False), 3, (0, 0)))
 def test_agreement(drawn):
     check_agreement(*drawn)
 
