@@ -127,8 +127,8 @@ def formulas(case, weights, batches):
 def right_within(case, weights, batches):
     """What `formulas` says, and how far from it float arithmetic may end. -> (rungs, rung -> (largest difference, reason))
 
-    Rounding does what a change of the weights by some units in the last place would do (Higham 2002, section 1.5). How much that
-    is shows the oracle with weights a little off: where a channel hardly varies its normalization divides by little.
+    Rounding does what a change of the weights by some units in the last place would do (Higham 2002, section 1.5); how much
+    that is, the oracle shows with weights a little off: where a channel hardly varies its normalization divides by little.
     """
     nudge, training, rng = 2.0**-30, case.config.training, np.random.default_rng(0)
     right = formulas(case, weights, batches)
