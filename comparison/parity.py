@@ -121,7 +121,7 @@ def climb_all(todo, path):
 
     Returns: whether every check passed.
     """
-    from comparison import ladder
+    from comparison import ladder, outside
 
     if not todo:
         raise UserError("nothing to compare with this --config and --precision: bfloat16 is for the default alone")
@@ -142,15 +142,19 @@ def climb_all(todo, path):
         checks += of_case
         if first:
             print(f"first difference between {first}", flush=True)
-    record = [check.as_dict() for check in checks]
+    beside = []  # the formulas in NumPy
+    for case in outside.cases(todo):
+        beside += (of_case := outside.climb(case))
+        print_table(of_case)
+    record = [check.as_dict() for check in checks + beside]
     path.write_text(json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
     if any(losses.values()):  # a structural fault leaves none
         draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
     print()
-    for line in summarize(checks):
+    for line in [*summarize(checks), outside.summarize(beside)]:
         print(line)
     print(f"every name and reason in {path}, the losses in {path.with_suffix('.png')}")
-    return all(check.passed for check in checks)
+    return all(check.passed for check in checks + beside)
 
 
 def summarize(checks):
