@@ -229,7 +229,7 @@ class Data:
     """Which images, in which order and form. Raises: UserError for values that make no data set."""
 
     dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2"] = option(
-        "synthetic", "drawn cells, or the layout of --data-dir; the README shows the trees", "first"
+        "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees", "first"
     )
     data_dir: Path | None = option(None, "folder of the data set", "first", free=True)
     colors: Path | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
