@@ -38,6 +38,9 @@ def read_command_line(argv):
     args.given = given_options(parser, argv)
     if name not in ("bench", "runs") and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
+    args.only = args.precision if "precision" in args.given else None
+    if name in ("parity", None):  # which chooses the normalization that goes with a precision
+        args.precision = "float32"
     return command, read_config(args), args
 
 
@@ -45,12 +48,11 @@ def run_short(config, args):
     """The default network up the ladder in both tiers, and `bench --quick` in one precision."""
     from comparison import bench, parity
 
-    ways = parity.cases("default", config.replace(precision="float32"), steps=5)
-    precision = config.network.precision
-    chosen = [case for case in ways if case.title.split(": ")[1] in SHORT]
+    ways = list(parity.cases("default", config, steps=5, precision=args.only))
+    chosen = [case for case in ways if case.title.split(": ")[1] in SHORT] or ways[:2]
     passed = parity.climb_all(chosen, config.training.run_dir / "parity.json")
     output = config.training.run_dir / "bench.json"
-    bench.run_matrix(config.replace(precision=precision), {"precision", "jit"}, "quick", args.rounds, output)
+    bench.run_matrix(config.replace(precision=args.only or "float32"), {"precision", "jit"}, "quick", args.rounds, output)
     return passed
 
 

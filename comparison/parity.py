@@ -42,8 +42,7 @@ def run(config, args):
         if config.data.dataset != "synthetic" or config.data.crop_size:
             small.pop("image_size", None)
         config = config.replace(**small)
-    precision = config.network.precision if "precision" in args.given else None
-    todo = [case for name in names for case in cases(name, config.replace(precision="float32"), steps, precision)]
+    todo = [case for name in names for case in cases(name, config, steps, args.only)]
     return climb_all(todo, config.training.run_dir / "parity.json")
 
 
