@@ -165,6 +165,11 @@ class Network:
         _require(self.classes is None or self.classes <= VOID, f"--classes must be at most {VOID}, got {self.classes}")
         _require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
         _require(
+            self.batch_norm != "fused" or self.bn_epsilon >= 1.001e-5,
+            f"the fused batch normalization has no epsilon below 1.001e-5, got --bn-epsilon {self.bn_epsilon}: "
+            "add --batch-norm explicit",
+        )
+        _require(
             self.precision != "float64" or self.batch_norm != "fused",
             "the fused batch normalization has no float64 kernel: add --batch-norm explicit",
         )

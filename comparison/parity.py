@@ -165,6 +165,6 @@ def summarize(checks):
             continue
         verdict = f"{failed} of {len(tier)} checks FAILED" if failed else f"{len(tier)} checks, the same network three times"
         if not failed and not exact:
-            losses = [c.difference for c in tier if c.rung == "losses, first 20 steps" and "float32" in c.case.title]
+            losses = [c.difference for c in tier if c.rung == "losses, first 5 steps" and "float32" in c.case.title]
             verdict += f"; in float32 the first losses part by {max(losses, default=0):.0e} at most"
         yield f"{words}: {verdict}"

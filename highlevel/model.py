@@ -1,12 +1,12 @@
 """The U-Net in tf.layers, the API of TensorFlow 1 that lives on as tf.compat.v1.layers.
 
 The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variables and applies them.
-Today's shim: TensorFlow 1 called it once, while it built its graph. Called again it would make new
-variables; `track_tf1_style_variables` on a method of a `tf.Module` keeps them by name.
+Today's shim: TensorFlow 1 called it once, to build its graph. Called eagerly, each call would make
+new variables; `track_tf1_style_variables` on a method of a `tf.Module` keeps them by name.
 
 Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, normalize every batch, and use ELU. The same file in lowlevel/ and keras_impl/
+large as the image, use batch normalization, and ELU. The same file in lowlevel/ and keras_impl/
 holds the same network, row by row.
 """
 
@@ -20,14 +20,16 @@ from common.weights import assign_weights, initial_weights, weight_shapes
 import tensorflow as tf
 
 layers = tf.compat.v1.layers
-warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # are deprecated: so they are
+warnings.filterwarnings(
+    "ignore", r"`(tf\.layers|layer\.updates)"
+)  # "... is deprecated": known, and wanted
 
-# --- what raw operations and Keras do not need ---
+# --- by hand: float32 variables in mixed precision, and a dropout that can be resumed ---
 
 
 @contextlib.contextmanager
-def variable_scope():
-    """In which layers make float32 variables also for a bfloat16 input, by whose dtype they go."""
+def float32_variables():
+    """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
 
     def master_weights(getter, name, dtype, **kwargs):
         if dtype != tf.bfloat16:
@@ -39,10 +41,10 @@ def variable_scope():
 
 
 def dropout(x, rate, state, training):
-    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest times 1 / (1 - rate).
+    """Srivastava et al. 2014, but scaled in training and not in testing: x * mask / (1 - rate).
 
-    state: int64 [2], the seed and the number of calls, in a variable, which a checkpoint holds:
-    layers.dropout keeps a counter inside of its kernel, and a training that goes on starts it anew.
+    state: int64 [2], the seed and the number of calls so far, in a variable, so that a checkpoint
+    holds it: the counter in the kernel of layers.dropout is lost when a run goes on.
     """
     if not training:
         return x
@@ -69,12 +71,14 @@ class UNet(tf.Module):
         if network.dropout:
             state = tf.constant([network.seed, 0], tf.int64)
             self.dropout_state = tf.Variable(state, trainable=False, name="dropout/state")
-        size = min_size(network) + missing(min_size(network), network)
+        size = min_size(network)
+        size += missing(size, network)  # up to the next that fits
         self(tf.zeros([1, size, size, network.channels]))  # the first call makes the variables
+        # the same start in all three, in the place of what the layers have drawn
         assign_weights(named_weights(self), initial_weights(network))
 
-    @tf.compat.v1.keras.utils.track_tf1_style_variables
-    @variable_scope()
+    @tf.compat.v1.keras.utils.track_tf1_style_variables  # outside of the scope, which it opens
+    @float32_variables()
     def __call__(self, images, training=False):
         network = self.network
         check_size(images, network)
@@ -112,6 +116,7 @@ class UNet(tf.Module):
             )
             if network.batch_norm != "none":
                 fused, momentum = network.batch_norm == "fused", network.bn_momentum
+                # in a tf.function it moves its statistics by itself, without UPDATE_OPS
                 x = layers.batch_normalization(
                     x, training=training, fused=fused, momentum=momentum,
                     epsilon=network.bn_epsilon, name=f"{name}/bn{k}",
@@ -121,6 +126,9 @@ class UNet(tf.Module):
 
 
 def named_weights(model):
-    """Canonical name -> variable, in the order of the forward pass; a module lists them by name."""
+    """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass.
+
+    `model.variables` is sorted by name. What is not in the table of the U comes last, to be seen.
+    """
     variables = {variable.name.removesuffix(":0"): variable for variable in model.variables}
     return {name: variables.pop(name) for name in weight_shapes(model.network)} | variables

@@ -15,11 +15,11 @@ from training.start import train_as_told
 
 import tensorflow as tf
 
-# --- what raw operations and Keras do in another way ---
+# --- by hand: what lets a checkpoint fit the other columns, and a rate that changes ---
 
 
 class Adam(tf.compat.v1.train.AdamOptimizer):
-    """v1 carries beta**t along in variables, of which no other checkpoint knows; a power here."""
+    """v1 keeps beta**t in two variables that other checkpoints lack: here it is computed from t."""
 
     def __init__(self, learning_rate, beta_1, beta_2, epsilon, iterations, dtype):
         super().__init__(learning_rate, beta_1, beta_2, epsilon)
@@ -34,18 +34,16 @@ class Adam(tf.compat.v1.train.AdamOptimizer):
 
 
 class SGD(tf.compat.v1.train.MomentumOptimizer):
-    """v1 keeps a = momentum * a + g and takes lr * a: another path when the learning rate changes.
+    """v1: a = momentum * a + g;  w -= lr * a. The same for as long as the learning rate stays.
 
-    As the others, Sutskever et al. 2013, equations 1 and 2: m = momentum * m - lr * g;  w += m
+    Here as in the others, Sutskever et al. 2013, equations 1 and 2:
+    m = momentum * m - lr * g;  w += m
     """
 
     def _resource_apply_dense(self, grad, var):
-        lr, momentum = (
-            tf.cast(x, grad.dtype) for x in (self._learning_rate_tensor, self._momentum)
-        )
-        m = self.get_slot(var, "momentum")
-        return tf.raw_ops.ResourceApplyKerasMomentum(
-            var=var.handle, accum=m.handle, lr=lr, grad=grad, momentum=momentum
+        lr, m = tf.cast(self._learning_rate_tensor, grad.dtype), self.get_slot(var, "momentum")
+        return tf.raw_ops.ResourceApplyKerasMomentum(  # both equations in one kernel
+            var=var.handle, accum=m.handle, lr=lr, grad=grad, momentum=self._momentum
         )
 
 
@@ -54,17 +52,17 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
 
 def make_optimizer(model, config):
     """The optimizer that `config` names; its `learning_rate` can be assigned."""
-    weights, training = model.trainable_variables, config.training
-    learning_rate = tf.Variable(training.learning_rate, dtype=tf.float32, name="learning_rate")
+    settings, weights = config.training, model.trainable_variables
+    learning_rate = tf.Variable(settings.learning_rate, dtype=tf.float32, name="learning_rate")
     iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
-    if training.optimizer == "adam":
-        beta_1, beta_2, epsilon = training.beta_1, training.beta_2, training.epsilon
+    if settings.optimizer == "adam":
+        beta_1, beta_2, epsilon = settings.beta_1, settings.beta_2, settings.epsilon
         dtype = config.network.variable_dtype
         optimizer = Adam(learning_rate, beta_1, beta_2, epsilon, iterations, dtype)
     else:
-        optimizer = SGD(learning_rate, training.momentum)
+        optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
-    # v1 makes its moments in the first step: one with gradients of 0, which moves no weight
+    # v1 makes its moments in its first step: one with gradients of 0, which is not counted
     optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
     return optimizer
 
@@ -87,6 +85,7 @@ def make_train_step(model, config, optimizer=None):
         weights = model.trainable_variables
         logits = model(images, training=True)
         loss = segmentation_loss(masks, logits, config)
+        # no tape: in a tf.function v1 walks the graph back from the loss
         gradients, _ = zip(*optimizer.compute_gradients(loss, weights))
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
@@ -110,15 +109,13 @@ def make_eval_step(model, config):
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, training, validation = load_examples(config)
+    config, train_set, val_set = load_examples(config)  # config: with what the data says
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     train_step = make_train_step(model, config, optimizer)
     weights, state = named_weights(model), named_state(model, optimizer)
     eval_step = make_eval_step(model, config)
-    with Run(
-        "highlevel", config, training, validation, weights, state, optimizer, eval_step
-    ) as run:
+    with Run("highlevel", config, train_set, val_set, weights, state, optimizer, eval_step) as run:
         for images, masks in run.steps():
             run.end_step(train_step(images, masks))
         run.finish()

@@ -2,8 +2,11 @@
 
 Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, normalize every batch, and use ELU. The same file in lowlevel/ and highlevel/
+large as the image, use batch normalization, and ELU. The same file in lowlevel/ and highlevel/
 holds the same network, row by row.
+
+The API: a layer makes its variables when it is first called; calls on a symbolic tensor form a
+graph, and that is the model.
 """
 
 from common.padding import check_size
@@ -16,31 +19,33 @@ from keras import layers
 
 keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
 
-# --- what Keras 3 does not have ---
+# --- by hand: the fused kernel, which tf.layers have, and words for a size that does not fit ---
 
 
 class FusedBatchNormalization(layers.BatchNormalization):
-    """`BatchNormalization` in one kernel: on a CPU a step gains a fifth, in bfloat16 more.
+    """`BatchNormalization` in one kernel: on a CPU a step takes a fifth less, in bfloat16 a third.
 
-    It stores the variance times N/(N-1), N = images * height * width; `BatchNormalization`: N/N.
+    It moves towards the variance times M/(M-1), M = images * height * width, as tf.layers do.
     """
 
     def call(self, x, training=False):
-        x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon,
-            is_training=training, exponential_avg_factor=1 - self.momentum,
+        training = bool(training and self.trainable)  # frozen, its statistics stand still
+        x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
+            x, scale=self.gamma, offset=self.beta, mean=self.moving_mean,
+            variance=self.moving_variance, epsilon=self.epsilon, is_training=training,
+            exponential_avg_factor=1 - self.momentum,
         )  # fmt: skip
         if training:
-            self.moving_mean.assign(mean)
-            self.moving_variance.assign(variance)
+            self.moving_mean.assign(new_mean)
+            self.moving_variance.assign(new_variance)
         return x
 
 
 class FunctionalUNet(keras.Model):
     """A functional model that names the sizes that fit, where a concatenation would only fail."""
 
-    def __init__(self, network, **ends):
-        super().__init__(**ends)
+    def __init__(self, network, inputs, outputs):
+        super().__init__(inputs=inputs, outputs=outputs)
         self.network = network
 
     def call(self, images, training=None, mask=None):
@@ -59,9 +64,9 @@ def UNet(network):
 
     Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
     """
-    # "mixed": the weights stay float32. Of all layers that are made from here on, as Keras has it
+    # "mixed": computes in bfloat16, and keeps the weights in float32
     policy = "mixed_bfloat16" if network.precision == "bfloat16" else network.precision
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy(policy)  # global: for every layer made from here on
     images = x = keras.Input([None, None, network.channels], dtype=network.precision)
     skips = []
     for i in range(network.depth):
@@ -84,6 +89,7 @@ def UNet(network):
     dtype = network.variable_dtype  # bfloat16 ends here: logits need more than 8 bits
     logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
     model = FunctionalUNet(network, inputs=images, outputs=logits)
+    # the same start in all three, in the place of what the layers have drawn
     assign_weights(named_weights(model), initial_weights(network))
     return model
 
@@ -104,9 +110,10 @@ def double_conv(x, filters, name, network):
 
 
 def named_weights(model):
-    """Canonical name -> variable, in the order of the forward pass; Keras names have no slash."""
+    """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass."""
     weights = {}
     for layer in model.layers:
+        # Keras: "down0_conv1/kernel", for a layer's name has no slash; .value: the tf.Variable
         weights |= {weight.path.replace("_", "/", 1): weight.value for weight in layer.weights}
         if layer.name == "dropout":  # the seed and the number of calls, no weight to Keras
             weights["dropout/state"] = layer.seed_generator.state.value

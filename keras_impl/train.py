@@ -16,11 +16,11 @@ from training.start import train_as_told
 import keras
 import tensorflow as tf
 
-# --- what raw operations and tf.layers do not need ---
+# --- by hand: `fit` owns the loop, so the loss and the run are plugged in ---
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """`segmentation_loss` as `compile` takes it. Without a dtype Keras casts logits to float32."""
+    """For `compile`. Keras casts masks and logits to its dtype, float32 by default."""
 
     def __init__(self, config):
         super().__init__(dtype=config.network.variable_dtype)
@@ -48,35 +48,34 @@ class RunCallback(keras.callbacks.Callback):
 
 def make_optimizer(model, config):
     """The optimizer that `config` names; its `learning_rate` can be assigned."""
-    weights, training = model.trainable_variables, config.training
-    lr, clip_norm = training.learning_rate, training.clip_norm
-    if training.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(
-            lr, training.beta_1, training.beta_2, training.epsilon, global_clipnorm=clip_norm
-        )
+    settings, weights = config.training, model.trainable_variables
+    lr, clip_norm = settings.learning_rate, settings.clip_norm
+    if settings.optimizer == "adam":
+        beta_1, beta_2, epsilon = settings.beta_1, settings.beta_2, settings.epsilon
+        optimizer = keras.optimizers.Adam(lr, beta_1, beta_2, epsilon, global_clipnorm=clip_norm)
     else:
-        optimizer = keras.optimizers.SGD(lr, training.momentum, global_clipnorm=clip_norm)
-    optimizer.build(weights)  # now, for a checkpoint to be read into
+        optimizer = keras.optimizers.SGD(lr, settings.momentum, global_clipnorm=clip_norm)
+    optimizer.build(weights)  # makes the moments now: a checkpoint may fill them
     return optimizer
 
 
 def named_state(model, optimizer):
     """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
     state = {"iterations": optimizer.iterations.value}
-    names = {
-        w.path.replace("/", "_"): w.path.replace("_", "/", 1) for w in model.trainable_variables
-    }
+    paths = [weight.path for weight in model.trainable_variables]
+    # the moments of "down0_conv1/kernel" have "down0_conv1_kernel" in their names
+    names = {path.replace("/", "_"): path.replace("_", "/", 1) for path in paths}
     for variable in optimizer.variables:
         path, _, slot = variable.name.rpartition("_")
         if path in names:
-            state[f"{names[path]}/{slot[0]}"] = variable.value  # "momentum", "velocity"
+            state[f"{names[path]}/{slot[0]}"] = variable.value  # "momentum": m, "velocity": v
     return state
 
 
 def make_train_step(model, config, optimizer=None):
     """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them.
 
-    What `fit` does by itself, written out.
+    `train` does not need it: it is what `fit` does, for who compares or times steps.
     """
     optimizer = optimizer or make_optimizer(model, config)
 
@@ -107,20 +106,18 @@ def make_eval_step(model, config):
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, training, validation = load_examples(config)
+    config, train_set, val_set = load_examples(config)  # config: with what the data says
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     model.compile(optimizer, SegmentationLoss(config), jit_compile=config.training.jit)
     weights, state = named_weights(model), named_state(model, optimizer)
     eval_step = make_eval_step(model, config)
-    with Run(
-        "keras_impl", config, training, validation, weights, state, optimizer, eval_step
-    ) as run:
-        if not run.done:  # shuffled by the loader, shown by the run
-            first, steps = run.step // run.steps_per_epoch, run.steps_per_epoch
+    with Run("keras_impl", config, train_set, val_set, weights, state, optimizer, eval_step) as run:
+        if not run.done:  # a run that has stopped early: `fit` would make one more step
             model.fit(
-                run.batches, epochs=config.training.epochs, initial_epoch=first,
-                steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[RunCallback(run)],
+                run.batches, shuffle=False, verbose=0,  # the loader shuffles, the run prints
+                epochs=config.training.epochs, steps_per_epoch=run.steps_per_epoch,
+                initial_epoch=run.step // run.steps_per_epoch, callbacks=[RunCallback(run)],
             )  # fmt: skip
         run.finish()
 

@@ -2,8 +2,10 @@
 
 Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, normalize every batch, and use ELU. The same file in highlevel/ and keras_impl/
+large as the image, use batch normalization, and ELU. The same file in highlevel/ and keras_impl/
 holds the same network, row by row.
+
+The API: operations on tensors. You make, name, shape, cast and update every variable yourself.
 """
 
 from common.padding import check_size
@@ -12,11 +14,14 @@ from common.weights import initial_weights, is_trainable
 
 import tensorflow as tf
 
-# --- what tf.layers and Keras bring along ---
+# --- by hand: tf.layers and Keras bring it along, a dropout that can be resumed only Keras ---
 
 
-def conv2d(x, weights, name, padding="same"):
-    """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out]."""
+def conv2d(x, weights, name, padding="valid"):
+    """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out].
+
+    The variables stay float32 or wider: these casts are all there is to "mixed precision".
+    """
     kernel, bias = weights[f"{name}/kernel"], weights.get(f"{name}/bias")
     x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides=1, padding=padding.upper())
     return x if bias is None else tf.nn.bias_add(x, tf.cast(bias, x.dtype))
@@ -37,21 +42,22 @@ def conv2d_transpose(x, weights, name):
 def batch_norm(x, weights, name, training, fused, momentum, epsilon):
     """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C].
 
-    Moves the statistics when training. They, gamma and beta: [C], in float32 or wider.
+    Moves the statistics when training. gamma, beta and the statistics: [C], float32 or wider.
     """
     gamma, beta = weights[f"{name}/gamma"], weights[f"{name}/beta"]
     moving_mean = weights[f"{name}/moving_mean"]
     moving_variance = weights[f"{name}/moving_variance"]
-    if fused:  # one kernel; it stores the variance times N/(N-1), N = images * height * width
-        x, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            x, gamma, beta, moving_mean, moving_variance, epsilon,
-            is_training=training, exponential_avg_factor=1 - momentum,
+    if fused:  # one kernel, which returns the moved statistics, and not those of the batch;
+        # they move towards the variance times M/(M-1), M = images * height * width
+        x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
+            x, scale=gamma, offset=beta, mean=moving_mean, variance=moving_variance,
+            epsilon=epsilon, is_training=training, exponential_avg_factor=1 - momentum,
         )  # fmt: skip
         if training:
-            moving_mean.assign(mean)
-            moving_variance.assign(variance)
+            moving_mean.assign(new_mean)
+            moving_variance.assign(new_variance)
         return x
-    wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than 8 bits
+    wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than bfloat16
     mean, variance = moving_mean, moving_variance
     if training:
         mean, variance = tf.nn.moments(wide, axes=[0, 1, 2])
@@ -61,10 +67,10 @@ def batch_norm(x, weights, name, training, fused, momentum, epsilon):
 
 
 def dropout(x, rate, state, training):
-    """Srivastava et al. 2014: in training a share `rate` of x is 0, the rest times 1 / (1 - rate).
+    """Srivastava et al. 2014, but scaled in training and not in testing: x * mask / (1 - rate).
 
-    state: int64 [2], the seed and the number of calls, in a variable, which a checkpoint holds:
-    tf.nn.dropout keeps a counter inside of its kernel, and a training that goes on starts it anew.
+    state: int64 [2], the seed and the number of calls so far, in a variable, so that a checkpoint
+    holds it: the counter in the kernel of tf.nn.dropout is lost when a run goes on.
     """
     if not training:
         return x
@@ -88,6 +94,7 @@ class UNet(tf.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
+        # shapes, and whether there is a bias, come with the arrays; the others say them per layer
         self.weights = {
             name: tf.Variable(value, name=name, trainable=is_trainable(name))
             for name, value in initial_weights(network).items()
@@ -129,5 +136,5 @@ class UNet(tf.Module):
 
 
 def named_weights(model):
-    """Canonical name -> variable, in the order of the forward pass."""
+    """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass."""
     return model.weights

@@ -15,16 +15,17 @@ from training.start import train_as_told
 
 import tensorflow as tf
 
-# --- what tf.layers and Keras bring along ---
+# --- by hand: tf.compat.v1.train, tf.clip_by_global_norm and Keras have it ---
 
 
 class Adam(tf.Module):
-    """Kingma and Ba 2015, arXiv 1412.6980, algorithm 1 as at the end of its section 2.
+    """Kingma and Ba 2015, arXiv 1412.6980, in the faster order at the end of section 2.
 
     alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
     m += (1 - beta_1) * (g - m);  v += (1 - beta_2) * (g**2 - v)
     w -= alpha * m / (sqrt(v) + epsilon)
 
+    epsilon is that section's epsilon hat, as in v1 and Keras; algorithm 1 has another.
     weights: canonical name -> variable. state: the weight's name and "/m" or "/v" -> variable.
     """
 
@@ -33,14 +34,14 @@ class Adam(tf.Module):
         self.weights, self.beta_1, self.beta_2, self.epsilon = weights, beta_1, beta_2, epsilon
         self.learning_rate = tf.Variable(learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")  # t
-        self.state = {
-            f"{n}/{s}": tf.Variable(tf.zeros_like(w)) for n, w in weights.items() for s in "mv"
-        }
+        zeros = {f"{name}/{s}": tf.zeros_like(w) for name, w in weights.items() for s in ("m", "v")}
+        self.state = {name: tf.Variable(zero) for name, zero in zeros.items()}
 
     def apply(self, gradients):
         """gradients: canonical name -> gradient, of every weight."""
-        beta_1, beta_2, dtype = self.beta_1, self.beta_2, self.weights["head/kernel"].dtype
-        lr, t = tf.cast(self.learning_rate, dtype), tf.cast(self.iterations.assign_add(1), dtype)
+        beta_1, beta_2, t = self.beta_1, self.beta_2, self.iterations.assign_add(1)
+        dtype = next(iter(self.weights.values())).dtype
+        lr, t = tf.cast(self.learning_rate, dtype), tf.cast(t, dtype)
         alpha = lr * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
         for name, w in self.weights.items():
             g, m, v = gradients[name], self.state[f"{name}/m"], self.state[f"{name}/v"]
@@ -64,7 +65,7 @@ class SGD(tf.Module):
 
     def apply(self, gradients):
         """gradients: canonical name -> gradient, of every weight."""
-        lr = tf.cast(self.learning_rate, self.weights["head/kernel"].dtype)
+        lr = tf.cast(self.learning_rate, next(iter(self.weights.values())).dtype)
         self.iterations.assign_add(1)
         for name, w in self.weights.items():
             g, m = gradients[name], self.state[f"{name}/m"]
@@ -73,7 +74,7 @@ class SGD(tf.Module):
 
 
 def clip_by_global_norm(gradients, clip_norm):
-    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1, over all gradients: their directions stay.
+    """Pascanu et al. 2013, arXiv 1211.5063, algorithm 1: one factor for all, the direction stays.
 
     gradients: canonical name -> gradient; so is the result.
     """
@@ -88,17 +89,17 @@ def clip_by_global_norm(gradients, clip_norm):
 
 def make_optimizer(model, config):
     """The optimizer that `config` names; its `learning_rate` can be assigned."""
-    weights, training = named_weights(model), config.training
-    weights = {name: w for name, w in weights.items() if w.trainable}
-    if training.optimizer == "adam":
-        lr, beta_1, beta_2 = training.learning_rate, training.beta_1, training.beta_2
-        return Adam(weights, lr, beta_1, beta_2, training.epsilon)
-    return SGD(weights, training.learning_rate, training.momentum)
+    settings, lr = config.training, config.training.learning_rate
+    weights = {name: w for name, w in named_weights(model).items() if w.trainable}
+    if settings.optimizer == "adam":
+        beta_1, beta_2, epsilon = settings.beta_1, settings.beta_2, settings.epsilon
+        return Adam(weights, lr, beta_1, beta_2, epsilon)
+    return SGD(weights, lr, settings.momentum)
 
 
 def named_state(model, optimizer):
     """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
-    return {**optimizer.state, "iterations": optimizer.iterations}
+    return {"iterations": optimizer.iterations, **optimizer.state}
 
 
 def make_train_step(model, config, optimizer=None):
@@ -134,13 +135,13 @@ def make_eval_step(model, config):
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, training, validation = load_examples(config)
+    config, train_set, val_set = load_examples(config)  # config: with what the data says
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     train_step = make_train_step(model, config, optimizer)
     weights, state = named_weights(model), named_state(model, optimizer)
     eval_step = make_eval_step(model, config)
-    with Run("lowlevel", config, training, validation, weights, state, optimizer, eval_step) as run:
+    with Run("lowlevel", config, train_set, val_set, weights, state, optimizer, eval_step) as run:
         for images, masks in run.steps():
             run.end_step(train_step(images, masks))
         run.finish()

@@ -38,7 +38,6 @@ ONLY = {
     "train_step = make_train_step(model, config, optimizer)": "as above",
     "model.compile(optimizer, SegmentationLoss(config), jit_compile=config.training.jit)": "as above",
     "if not run.done": "fit makes a step before it asks",
-    "first, steps = (run.step // run.steps_per_epoch, run.steps_per_epoch)": "of fit",
     "model.fit(run.batches": "as above",
 }
 MIRRORED = {  # functions whose statements are compared; the others are each API's own business
