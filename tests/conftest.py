@@ -6,6 +6,7 @@ import gc
 import common  # noqa: F401  settles the environment before any TensorFlow is imported
 from common.device import be_deterministic
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -18,6 +19,12 @@ IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """Keras's policy is global, and every UNet sets it to its own precision."""
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(autouse=True, scope="module")
