@@ -29,7 +29,9 @@ def add_options(parser):
     group.add_argument(
         "--config", choices=[*ARCHITECTURES, "all"], default="default", help="which network (default: %(default)s)"
     )
-    group.add_argument("--all", action="store_const", const="all", dest="config", help="the same as --config all: 10 minutes")
+    group.add_argument(
+        "--all", action="store_const", const="all", dest="config", help="the same as --config all: 10 to 30 minutes"
+    )
     group.add_argument("--steps", type=count, metavar="N", help="training steps (default: 10; with --all 100)")
 
 
