@@ -16,6 +16,7 @@ GROUPS = {
     "training": "the training",
     "data": "the data",
     "output": "what is written, and going on",
+    "devices": "several devices and hosts",
 }
 
 

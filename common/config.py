@@ -60,6 +60,20 @@ class Names(tuple):
         return ",".join(self)
 
 
+class Addresses(tuple):
+    """The hosts of a training, the chief first. On the command line: `host1:2222,host2:2222`."""
+
+    @classmethod
+    def parse(cls, text):
+        addresses = cls(text.split(","))
+        if not all(re.fullmatch(r"[^\s:,]+:\d{1,5}", address) for address in addresses) or len(set(addresses)) < len(addresses):
+            raise argparse.ArgumentTypeError(f"{text!r} must be HOST:PORT with commas between them, each once")
+        return addresses
+
+    def __str__(self):
+        return ",".join(self)
+
+
 class Weights(tuple):
     """A weight for every class. On the command line: `1,2,0.5`, or `balanced`, which is empty until the data is known."""
 
@@ -215,14 +229,41 @@ class Training:
     )
     keep: int = option(1, "how many of these to keep: last.safetensors and, before it, step-N.safetensors", "output", free=True)
     summary: bool = option(False, "print the layers with their shapes and parameters", "output")
+    devices: int = option(
+        1, "of this host to share each batch, or with --folds to train the folds on: its GPUs, or else copies of the CPU",
+        "devices", free=True,
+    )  # fmt: skip
+    workers: Addresses | None = option(
+        None, "train on several hosts, HOST:PORT,HOST:PORT, the chief first: the same command on each (default: as TF_CONFIG says)",
+        "devices", free=True,
+    )  # fmt: skip
+    worker: int | None = option(None, "which of --workers this is, from 0", "devices", free=True)
+    local_workers: int | None = option(None, "try several hosts out: start so many processes on this one", "devices", free=True)
+    wait: int = option(300, "seconds in which all --workers have to come", "devices", free=True)
+
+    @property
+    def replicas(self):
+        """How many devices share the batch of a step."""
+        return self.devices * len(self.workers or [0] * (self.local_workers or 1))
 
     def __post_init__(self):
+        _at_least(self, devices=1, worker=0, local_workers=1, wait=1)
+        workers = len(self.workers or ())
+        _require(not self.workers or self.worker is not None, "--workers needs --worker, the number of this one, from 0")
+        _require(
+            self.worker is None or self.worker < workers, f"--worker counts from 0 to --workers - 1, got {self.worker}, {workers}"
+        )
+        _require(not (self.workers and self.local_workers), "--workers and --local-workers exclude each other")
         _at_least(self, batch_size=1, epochs=1, warmup=0, plateau_patience=1, patience=1, keep=1)
         _shares(self, "beta_1", "beta_2", "momentum")
         _above_0(self, "learning_rate", "epsilon", "clip_norm")
         _require(0 < self.plateau_factor < 1, f"--plateau-factor must be above 0 and below 1, got {self.plateau_factor}")
         _require(not self.weight_map or self.loss != "dice", "--weight-map needs --loss cross_entropy or dice_ce")
         _require(self.optimizer != "sgd" or self.momentum > 0, "--optimizer sgd needs a --momentum above 0")
+        _require(
+            not (self.jit and self.replicas > 1),
+            "--jit is for one device: XLA does not see the variables of several, and on a CPU has no collectives",
+        )
         # on a CPU too: "MaxPoolGrad is not yet deterministic" under XLA
         _require(
             not (self.jit and self.deterministic), "--jit and --deterministic exclude each other: XLA chooses its own order"
@@ -299,6 +340,16 @@ class Config:
                 f"{name} {size} is too small: {network.depth} poolings with {network.padding!r} padding need at least "
                 f"{smallest} pixels; use a larger size or a smaller --depth",
             )
+        training = self.training
+        side_by_side = data.folds is not None and data.fold is None  # each fold has a device, and its batches whole
+        _require(
+            not side_by_side or training.replicas == training.devices, "--folds runs on one host: leave --workers out, or add --fold"
+        )
+        _require(
+            side_by_side or training.batch_size % training.replicas == 0,
+            f"--batch-size {training.batch_size} cannot be shared evenly by {training.replicas} devices: "
+            f"{-(-training.batch_size // training.replicas) * training.replicas} can",
+        )
         if data.crop_size and any(missing(side, network) for side in data.crop_size):
             fits = Size(*(side + missing(side, network) for side in data.crop_size))
             raise UserError(f"--crop-size {data.crop_size} does not halve {network.depth} times: {fits} does")
@@ -328,6 +379,11 @@ class Config:
             groups[FIELDS[name][0]][name] = value
         return cls(Network(**groups["network"]), Training(**groups["training"]), Data(**groups["data"]))
 
+    @property
+    def kept(self):
+        """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on."""
+        return self.replace(resume=False, workers=None, worker=None, local_workers=None)
+
     def replace(self, **changes):
         """The same but for `changes`, by flat names."""
         return Config.of(**{**self.flat, **changes})
@@ -335,7 +391,7 @@ class Config:
     @classmethod
     def from_dict(cls, values):
         """The inverse of `as_dict`. Raises: UserError for a field that there is not."""
-        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights)} | {Every: Every.parse}
+        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights, Addresses)} | {Every: Every.parse}
 
         def read(name, value):
             parse = parsers.get(FIELDS[name][1].type) if name in FIELDS else None
@@ -345,7 +401,7 @@ class Config:
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""
-        worded = (Path, Size, Names, Weights, Every)
+        worded = (Path, Size, Names, Weights, Addresses, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in self.flat.items()}
 
 

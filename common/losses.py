@@ -6,11 +6,13 @@ logits: [N, H, W, classes]. One class stands for background and foreground, more
 class_weights: a number per class, two (background, foreground) with one class; None: all count the same.
 void: whether the masks may hold VOID. Such pixels count nowhere; a batch of nothing else has loss 0 and gradient 0.
 
-The losses are scalars in float32 or wider.
+The losses are scalars in float32 or wider. On several devices each returns its share, and the shares add up to the loss of the
+whole batch; so do their gradients.
 """
 
 from common.config import VOID
 from common.device import tf
+from common.replicas import batch_mean, total
 
 import numpy as np
 
@@ -67,11 +69,11 @@ def dice_loss(masks, logits, class_weights=None, void=False):
     total = size + tf.reduce_sum(p if w is None else p * w, axis=(1, 2))
     losses = 1 - (2 * intersection + 1) / (total + 1)
     if classes == 1:
-        return tf.reduce_mean(losses)
+        return batch_mean(losses)
     counted = tf.cast(size > 0, p.dtype)
     if class_weights is not None:
         counted *= tf.constant(class_weights, p.dtype)
-    return tf.reduce_mean(tf.math.divide_no_nan(tf.reduce_sum(counted * losses, -1), tf.reduce_sum(counted, -1)))
+    return batch_mean(tf.math.divide_no_nan(tf.reduce_sum(counted * losses, -1), tf.reduce_sum(counted, -1)))
 
 
 def cross_entropy(masks, logits, class_weights=None, void=False):
@@ -93,9 +95,9 @@ def cross_entropy(masks, logits, class_weights=None, void=False):
     else:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(indices, logits)
     if w is None:
-        return tf.reduce_mean(losses)
+        return batch_mean(losses)
     w = w[..., 0]
-    return tf.math.divide_no_nan(tf.reduce_sum(w * losses), tf.reduce_sum(w))
+    return tf.math.divide_no_nan(tf.reduce_sum(w * losses), total(tf.reduce_sum(w)))
 
 
 def segmentation_loss(masks, logits, config):

@@ -209,15 +209,30 @@ def augmented(config, training, epoch, i):
 
 
 def training_batches(config, training, first_step=0):
-    """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements."""
+    """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements.
 
-    def draw(step):
-        epoch, indices = _batch(config, training, step)
-        images, masks = zip(*(augmented(config, training, epoch, i) for i in indices))
-        return np.stack(images), np.stack(masks)
+    With several devices each replica gets its rows of the batch, in order; a host draws those of its own replicas alone.
+    """
 
-    steps = range(first_step, config.training.epochs * steps_per_epoch(config, training))
-    return _pipeline(config, steps, draw, [config.training.batch_size, *_window(config, training)])
+    strategy = tf.distribute.get_strategy()
+    rows = config.training.batch_size // strategy.num_replicas_in_sync  # of a batch for each replica
+
+    def pipeline(context):
+        here = strategy.num_replicas_in_sync // context.num_input_pipelines  # replicas of this host
+
+        def draw(k):
+            step, replica = divmod(int(k), here)
+            first = (context.input_pipeline_id * here + replica) * rows
+            epoch, indices = _batch(config, training, step)
+            images, masks = zip(*(augmented(config, training, epoch, i) for i in indices[first : first + rows]))
+            return np.stack(images), np.stack(masks)
+
+        steps = range(first_step * here, config.training.epochs * steps_per_epoch(config, training) * here)
+        return _pipeline(config, steps, draw, [rows, *_window(config, training)])
+
+    if strategy.num_replicas_in_sync == 1:
+        return pipeline(tf.distribute.InputContext())
+    return strategy.distribute_datasets_from_function(pipeline)
 
 
 def validation_batches(config, validation):

@@ -11,9 +11,11 @@ holds the same network, row by row.
 """
 
 import contextlib
+import functools
 import warnings
 
 from common.padding import check_size
+from common.replicas import drawn_for_batch, moments, replicas
 from common.shapes import min_size, missing, skip_crop
 from common.weights import assign_weights, initial_weights, weight_shapes
 
@@ -31,13 +33,29 @@ warnings.filterwarnings(
 def float32_variables():
     """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
 
-    def master_weights(getter, name, dtype, **kwargs):
+    def master_weights(getter, name, dtype, trainable, **kwargs):
+        # on several devices: what is written to a moving statistic is the mean over all of them
+        # (by default that mean is made at each read, for which all devices have to come)
+        mean = tf.VariableAggregation.NONE if trainable else tf.VariableAggregation.MEAN
+        kwargs |= {"synchronization": tf.VariableSynchronization.AUTO, "aggregation": mean}
         if dtype != tf.bfloat16:
-            return getter(name, dtype=dtype, **kwargs)
-        return tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)
+            return getter(name, dtype=dtype, trainable=trainable, **kwargs)
+        return tf.cast(getter(name, dtype=tf.float32, trainable=trainable, **kwargs), tf.bfloat16)
 
     with tf.compat.v1.variable_scope("", custom_getter=master_weights):
         yield
+
+
+class GlobalBatchNormalization(layers.BatchNormalization):
+    """With `fused=False` its moments are those of the batch on all devices."""
+
+    def _moments(self, inputs, *_, **__):
+        return moments(inputs)
+
+
+def global_batch_normalization(x, training, name, **settings):
+    """layers.batch_normalization, on several devices."""
+    return GlobalBatchNormalization(name=name, _scope=name, **settings)(x, training=training)
 
 
 def dropout(x, rate, state, training):
@@ -48,7 +66,8 @@ def dropout(x, rate, state, training):
     """
     if not training:
         return x
-    x = tf.nn.experimental.stateless_dropout(x, rate, seed=tf.cast(state, tf.int32))
+    seed = tf.cast(state, tf.int32)
+    x = drawn_for_batch(lambda x: tf.nn.experimental.stateless_dropout(x, rate, seed), x)
     state.assign_add([0, 1])
     return x
 
@@ -76,6 +95,19 @@ class UNet(tf.Module):
         self(tf.zeros([1, size, size, network.channels]))  # the first call makes the variables
         # the same start in all three, in the place of what the layers have drawn
         assign_weights(named_weights(self), initial_weights(network))
+
+    def with_variables(self, step):
+        """Decorates a step on several devices: opens their variables once, around all of them.
+
+        Each device has a thread, and they take turns in mid-step.
+        """
+
+        @tf.autograph.experimental.do_not_convert
+        @tf.compat.v1.keras.utils.track_tf1_style_variables
+        def within_variables(model, *batch):
+            return step(*batch)
+
+        return functools.partial(within_variables, self)
 
     @tf.compat.v1.keras.utils.track_tf1_style_variables  # outside of the scope, which it opens
     @float32_variables()
@@ -116,8 +148,10 @@ class UNet(tf.Module):
             )
             if network.batch_norm != "none":
                 fused, momentum = network.batch_norm == "fused", network.bn_momentum
+                one = replicas() == 1
+                batch_norm = layers.batch_normalization if one else global_batch_normalization
                 # in a tf.function it moves its statistics by itself, without UPDATE_OPS
-                x = layers.batch_normalization(
+                x = batch_norm(
                     x, training=training, fused=fused, momentum=momentum,
                     epsilon=network.bn_epsilon, name=f"{name}/bn{k}",
                 )  # fmt: skip

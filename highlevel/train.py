@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python high
 from common.cli import run_script
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
+from common.replicas import on_every_replica, replicas, total
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
 from training.run import Run
@@ -62,8 +63,13 @@ def make_optimizer(model, config):
     else:
         optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
-    # v1 makes its moments in its first step: one with gradients of 0, which is not counted
-    optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
+
+    @tf.function
+    @on_every_replica
+    def first_step():  # in which v1 makes its moments: of gradients of 0, and not counted
+        optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
+
+    first_step()
     return optimizer
 
 
@@ -81,6 +87,8 @@ def make_train_step(model, config, optimizer=None):
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
+    @model.with_variables
+    @on_every_replica
     def train_step(images, masks):
         weights = model.trainable_variables
         logits = model(images, training=True)
@@ -89,7 +97,10 @@ def make_train_step(model, config, optimizer=None):
         gradients, _ = zip(*optimizer.compute_gradients(loss, weights))
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
+                # apply_gradients sums over all devices: clip that sum, and give it a share
+                gradients, n = total(gradients), replicas()
                 gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)
+                gradients = [g / n for g in gradients]
             optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
         return loss
 

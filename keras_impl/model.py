@@ -10,6 +10,7 @@ graph, and that is the model.
 """
 
 from common.padding import check_size
+from common.replicas import average, drawn_for_batch, moments
 from common.shapes import skip_crop
 from common.weights import assign_weights, initial_weights
 
@@ -35,10 +36,26 @@ class FusedBatchNormalization(layers.BatchNormalization):
             variance=self.moving_variance, epsilon=self.epsilon, is_training=training,
             exponential_avg_factor=1 - self.momentum,
         )  # fmt: skip
-        if training:
+        if training:  # each device has normalized by itself: the mean of their statistics stays
+            new_mean, new_variance = average([new_mean, new_variance])
             self.moving_mean.assign(new_mean)
             self.moving_variance.assign(new_variance)
         return x
+
+
+class GlobalBatchNormalization(layers.BatchNormalization):
+    """On several devices: `synchronized=True` takes E[x^2] - E[x]^2, and loses what they share."""
+
+    def _moments(self, inputs, mask):
+        return moments(inputs)
+
+
+class GlobalDropout(layers.Dropout):
+    """On several devices: all would drop the same values, each of its own images."""
+
+    def call(self, inputs, training=False):
+        call = super().call
+        return drawn_for_batch(lambda x: call(x, training=training), inputs)
 
 
 class FunctionalUNet(keras.Model):
@@ -77,7 +94,8 @@ def UNet(network):
     filters = network.filters * 2**network.depth
     x = double_conv(x, filters, f"down{network.depth}", network)
     if network.dropout:  # "at the end of the contracting path", section 3.1
-        x = layers.Dropout(network.dropout, seed=network.seed, name="dropout")(x)
+        dropout = GlobalDropout if tf.distribute.has_strategy() else layers.Dropout
+        x = dropout(network.dropout, seed=network.seed, name="dropout")(x)
     for i in reversed(range(network.depth)):
         filters = network.filters * 2**i
         x = layers.Conv2DTranspose(filters, 2, strides=2, padding="valid", name=f"up{i}_deconv")(x)
@@ -103,7 +121,9 @@ def double_conv(x, filters, name, network):
         )(x)
         if network.batch_norm != "none":
             fused, momentum = network.batch_norm == "fused", network.bn_momentum
-            bn = FusedBatchNormalization if fused else layers.BatchNormalization
+            stock = layers.BatchNormalization
+            whole = GlobalBatchNormalization if tf.distribute.has_strategy() else stock
+            bn = FusedBatchNormalization if fused else whole
             x = bn(momentum=momentum, epsilon=network.bn_epsilon, name=f"{name}_bn{k}")(x)
         x = layers.Activation(network.activation)(x)
     return x

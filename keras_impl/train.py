@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python kera
 from common.cli import run_script
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
+from common.replicas import average, on_every_replica
 from data.loader import load_examples
 from keras_impl.model import UNet, named_weights
 from training.run import Run
@@ -55,6 +56,11 @@ def make_optimizer(model, config):
         optimizer = keras.optimizers.Adam(lr, beta_1, beta_2, epsilon, global_clipnorm=clip_norm)
     else:
         optimizer = keras.optimizers.SGD(lr, settings.momentum, global_clipnorm=clip_norm)
+    if clip_norm and (n := tf.distribute.get_strategy().num_replicas_in_sync) > 1:
+        # Keras clips each device's gradients and sums up what is left: here each gets their mean,
+        # clipped to a share, so that the sum is that of all, clipped
+        apply, optimizer.global_clipnorm = optimizer.apply, clip_norm / n
+        optimizer.apply = lambda gradients, weights: apply(average(gradients), weights)
     optimizer.build(weights)  # makes the moments now: a checkpoint may fill them
     return optimizer
 
@@ -80,6 +86,7 @@ def make_train_step(model, config, optimizer=None):
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
+    @on_every_replica
     def train_step(images, masks):
         weights = model.trainable_variables
         with tf.GradientTape() as tape:

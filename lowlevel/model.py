@@ -9,6 +9,7 @@ The API: operations on tensors. You make, name, shape, cast and update every var
 """
 
 from common.padding import check_size
+from common.replicas import average, drawn_for_batch, moments
 from common.shapes import skip_crop
 from common.weights import initial_weights, is_trainable
 
@@ -53,14 +54,15 @@ def batch_norm(x, weights, name, training, fused, momentum, epsilon):
             x, scale=gamma, offset=beta, mean=moving_mean, variance=moving_variance,
             epsilon=epsilon, is_training=training, exponential_avg_factor=1 - momentum,
         )  # fmt: skip
-        if training:
+        if training:  # each device has normalized by itself: the mean of their statistics stays
+            new_mean, new_variance = average([new_mean, new_variance])
             moving_mean.assign(new_mean)
             moving_variance.assign(new_variance)
         return x
     wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than bfloat16
     mean, variance = moving_mean, moving_variance
     if training:
-        mean, variance = tf.nn.moments(wide, axes=[0, 1, 2])
+        mean, variance = moments(wide)  # of the batch on all devices, as tf.nn.moments on one
         moving_mean.assign(moving_mean * momentum + mean * (1 - momentum))
         moving_variance.assign(moving_variance * momentum + variance * (1 - momentum))
     return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, epsilon), x.dtype)
@@ -74,7 +76,8 @@ def dropout(x, rate, state, training):
     """
     if not training:
         return x
-    x = tf.nn.experimental.stateless_dropout(x, rate, seed=tf.cast(state, tf.int32))
+    seed = tf.cast(state, tf.int32)
+    x = drawn_for_batch(lambda x: tf.nn.experimental.stateless_dropout(x, rate, seed), x)
     state.assign_add([0, 1])
     return x
 

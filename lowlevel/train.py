@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python lowl
 from common.cli import run_script
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
+from common.replicas import on_every_replica, total
 from data.loader import load_examples
 from lowlevel.model import UNet, named_weights
 from training.run import Run
@@ -107,12 +108,13 @@ def make_train_step(model, config, optimizer=None):
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
+    @on_every_replica
     def train_step(images, masks):
         weights = optimizer.weights
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
-        gradients = tape.gradient(loss, weights)
+        gradients = total(tape.gradient(loss, weights))  # over all devices
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
                 gradients = clip_by_global_norm(gradients, config.training.clip_norm)

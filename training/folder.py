@@ -40,4 +40,4 @@ def take_new_folder(config):
 def write_config(config):
     """config.json, which --resume reads."""
     with replacing(config.training.run_dir / "config.json") as part:
-        part.write_text(json.dumps(config.replace(resume=False).as_dict(), indent=2) + "\n")
+        part.write_text(json.dumps(config.kept.as_dict(), indent=2) + "\n")

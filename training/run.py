@@ -17,6 +17,7 @@ from data.loader import batch_names, steps_per_epoch, training_batches, validati
 from data.overview import draw_augmentations
 from data.splits import read_split, write_split
 from data.synthetic import otsu_dice
+from training import replicas
 from training.events import EventWriter
 from training.folder import take_new_folder, write_config
 from training.report import draw_results, evaluate, list_classes, predict_some, write_history
@@ -54,10 +55,41 @@ class Run:
         self.rows = []  # of history.csv
         self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
-        self.signal = None  # number of the one that asks to stop
+        self.stop, self.signal = replicas.StopSignal(), 0  # what this host has got; what all hosts stop by
         self.last = self.run_dir / "last.safetensors"
 
     def __enter__(self):
+        config = self.config
+        self.chief = replicas.is_chief()
+        replicas.agree({"split of the images": [self.training.names, self.validation.names]})
+        if self.chief:
+            self._open_folder()
+        self.step, self.losses, self.rows = replicas.from_chief(lambda: [self.step, self.losses, self.rows])
+        replicas.copy_from_chief({**self.weights, **self.state})
+        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
+        self.done = self.step >= self.all_steps or stops_early(config, self.rows)
+        self.batches = training_batches(config, self.training, first_step=self.step)
+        self.validation_batches = validation_batches(config, self.validation)
+        if self.chief:
+            self.events = EventWriter(self.run_dir / "events")
+            if config.data.augment != "none" or config.data.crop_size:
+                with expendable(self.run_dir / "augmentations.png"):
+                    draw_augmentations(self.run_dir / "augmentations.png", self.training, config)
+        if self.options.summary:
+            print_summary(config, self.training.sizes[0])
+        count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
+        devices = device_name() + replicas.described()
+        print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
+        self.handlers = {}  # after the strategy, which has set its own
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
+            self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
+        self._start_epoch()
+        self._set_rate()
+        return self
+
+    def _open_folder(self):
+        """Makes or opens the run's folder, and loads what it goes on with."""
         config = self.config
         try:
             checkpoint = self.options.checkpoint
@@ -76,37 +108,20 @@ class Run:
             write_config(config)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
-        self.done = self.step >= self.all_steps or stops_early(config, self.rows)
-        self.batches = training_batches(config, self.training, first_step=self.step)
-        self.validation_batches = validation_batches(config, self.validation)
-        self.events = EventWriter(self.run_dir / "events")
-        if config.data.augment != "none" or config.data.crop_size:
-            with expendable(self.run_dir / "augmentations.png"):
-                draw_augmentations(self.run_dir / "augmentations.png", self.training, config)
-        if self.options.summary:
-            print_summary(config, self.training.sizes[0])
-        count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
-        print(f"{count:,} trainable parameters on {device_name()}; results go to {self.run_dir}/", flush=True)
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
-            self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
-        self._start_epoch()
-        self._set_rate()
-        return self
 
     def __exit__(self, *exception):
         self.progress.close()
         self._restore_handlers()
-        self.events.close()
-        self.lock.close()
+        if self.chief:
+            self.events.close()
+            self.lock.close()
 
     def _restore_handlers(self):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def _ask_to_stop(self, number, frame):
-        self.signal = number
+        self.stop.arrived = number
         self._restore_handlers()  # a second Ctrl-C stops at once
         print(f"\n{signal.Signals(number).name}: finishing this step", file=sys.stderr, flush=True)
 
@@ -116,7 +131,6 @@ class Run:
         if metadata.get("steps_per_epoch") != self.steps_per_epoch:
             raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
-        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
         if self.rows:
             write_history(self.run_dir, self.rows)  # it may be an epoch ahead
 
@@ -159,7 +173,7 @@ class Run:
             desc=f"epoch {self.step // self.steps_per_epoch + 1}/{self.options.epochs}",
             unit=" images",
             leave=False,
-            disable=None if not self.done else True,  # no bar in a file or a pipe
+            disable=True if self.done or not self.chief else None,  # None: no bar in a file or a pipe
         )
 
     def _set_rate(self):
@@ -194,6 +208,7 @@ class Run:
         else:
             self.timed += self.options.batch_size
         every = self.options.checkpoint_every
+        self.signal = self.stop.heard()
         is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
         if epoch_ends or is_due or self.signal:
             self._check_losses()
@@ -204,7 +219,7 @@ class Run:
         if epoch_ends:
             self._end_epoch()
         # with every new best, so that a run that goes on has made the steps that led to it
-        if is_due or self.done or self.signal or self.best is not best:
+        if self.chief and (is_due or self.done or self.signal or self.best is not best):
             self._save()
         if self.signal:
             raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
@@ -244,20 +259,23 @@ class Run:
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "loss": float(np.mean(self.losses)),
-            **{f"val_{name}": value for name, value in self._evaluate()[0].items()},
+            **replicas.from_chief(lambda: {f"val_{name}": value for name, value in self._evaluate()[0].items()}),
             "learning_rate": self.rate,
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
         self.losses, self.read = [], 0
         self.rows.append(row)
-        write_history(self.run_dir, self.rows)
+        if self.chief:
+            write_history(self.run_dir, self.rows)
         self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
         # before last.safetensors: killed in between, a resumed run finds the same best once more
         if self.best is None or row["val_dice"] > self.best["val_dice"]:
             self.best = row
-            save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
-        self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
+            if self.chief:
+                save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
+        if self.chief:
+            self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
@@ -286,7 +304,7 @@ class Run:
     def _metadata(self):
         return {
             "implementation": self.implementation,
-            "config": self.config.replace(resume=False).as_dict(),
+            "config": self.config.kept.as_dict(),
             "steps_per_epoch": self.steps_per_epoch,
         }
 
@@ -308,6 +326,13 @@ class Run:
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
+        if self.chief:
+            self._report()
+        replicas.from_chief(lambda: None)  # the others stay until the chief is ready
+        if self.stop.arrived and not self.signal:  # while the pictures were drawn: of a cross-validation there may be more to do
+            raise Stopped("stopped after the last step", self.stop.arrived)
+
+    def _report(self):
         config, best = self.config, self.best
         assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors")[0])
         beside = ""
@@ -322,5 +347,3 @@ class Run:
             print(f"left out: {line}")
         with expendable(self.run_dir / "predictions.png"):
             draw_results(config, self.rows, best, self.validation, self.eval_step)
-        if self.signal:  # it came while the pictures were drawn: of a cross-validation there may be more to do
-            raise Stopped("stopped after the last step", self.signal)

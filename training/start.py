@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import Config, Stopped, UserError, Weights, flag, marked
 from common.device import be_deterministic
 from training.folds import train_folds
+from training.replicas import spread, start_workers, with_cluster
 
 
 def train_as_told(implementation, train, argv, description):
@@ -15,12 +17,15 @@ def train_as_told(implementation, train, argv, description):
 
     Raises: UserError for an unknown option or a value that does not fit; Stopped, with the command that goes on.
     """
-    config = read_command_line(implementation, argv, description)
+    config = with_cluster(read_command_line(implementation, argv, description))
+    if config.training.local_workers:
+        raise SystemExit(start_workers(implementation, sys.argv[1:] if argv is None else argv, config.training.local_workers))
     if config.training.deterministic:
         be_deterministic()
     try:
         if config.data.folds is None or config.data.fold is not None:
-            train(config)
+            with spread(config):
+                train(config)
         else:
             train_folds(train, config)
     except Stopped as stopped:

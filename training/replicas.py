@@ -1,0 +1,211 @@
+"""Several devices and hosts: how they start, and what they have to agree on. What a step computes on them: `common.replicas`.
+
+tf.distribute copies the variables to every device and keeps the copies equal: MirroredStrategy for the devices of one host,
+MultiWorkerMirroredStrategy for several hosts, where the same script runs once on each. The first of them, the chief, prints,
+validates and writes; the others know what they need to from it.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+from common.config import Addresses, UserError
+from common.device import tf
+
+import numpy as np
+
+OF_A_HOST = ("worker", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
+
+
+def with_cluster(config):
+    """`config` with the hosts that TF_CONFIG names, where a cluster sets it and --workers is not given."""
+    if config.training.workers or not os.environ.get("TF_CONFIG"):
+        return config
+    try:
+        told = json.loads(os.environ["TF_CONFIG"])
+        jobs, task = told["cluster"], told["task"]
+        first = 0 if task["type"] == "chief" else len(jobs.get("chief", []))
+        workers = Addresses.parse(",".join([*jobs.get("chief", []), *jobs.get("worker", [])]))
+        return config.replace(workers=workers, worker=first + int(task["index"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"TF_CONFIG does not say which workers there are and which this is: {error!r}") from None
+
+
+@contextlib.contextmanager
+def spread(config):
+    """What is inside trains on the devices and hosts that `config` names; with one device nothing is different.
+
+    Comes before the first operation, for that starts the devices. Raises: UserError for devices that there are not, for hosts
+    that were told something else, and when another host is lost.
+    """
+    training = config.training
+    if training.replicas == 1:
+        yield
+        return
+    devices = _find_devices(training)
+    if not training.workers:
+        on_cpu = devices[0].startswith("CPU")
+        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
+        with strategy.scope():
+            yield
+        return
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(training.workers)}), "", "worker", training.worker, rpc_layer="grpc"
+    )
+    late = threading.Timer(training.wait, _give_up, [training, f"within --wait {training.wait} seconds"])
+    late.daemon = True
+    late.start()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    try:
+        with strategy.scope():
+            agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
+            late.cancel()
+            if not is_chief():
+                sys.stdout = open(os.devnull, "w")
+            yield
+    except tf.errors.OpError as error:
+        _give_up(training, "any more", error)
+
+
+def _find_devices(training):
+    """The names of the devices of this host: GPUs, or copies of the CPU where there are none."""
+    gpus, n = tf.config.list_physical_devices("GPU"), training.devices
+    if gpus:
+        if n > len(gpus):
+            raise UserError(f"--devices {n}, but this host has {len(gpus)}: take at most as many")
+        tf.config.set_visible_devices(gpus[:n], "GPU")
+    elif n > 1 and training.workers:
+        raise UserError("--devices of a CPU are for one host: leave them out, or start more --workers")
+    elif n > 1:
+        copies = [tf.config.LogicalDeviceConfiguration()] * n
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], copies)
+    return [f"{'GPU' if gpus else 'CPU'}:{k}" for k in range(n)]
+
+
+def _give_up(training, when, error=None):
+    """Ends this process with one line on who is missing: nothing else would end while it waits for another host."""
+    silent = []
+    for k, address in enumerate(training.workers):
+        host, port = address.rsplit(":", 1)
+        try:
+            if k != training.worker:
+                socket.create_connection((host, int(port)), timeout=2).close()
+        except OSError:
+            silent.append(f"worker {k} ({address})")
+    who = ", ".join(silent) or f"one of the workers ({error.message.splitlines()[0][:100] if error else 'all answer by now'})"
+    how = "start all with the same --workers" if error is None else "what was saved before stays; --resume on all goes on with it"
+    print(f"\nerror: worker {training.worker}: no word {when} from {who}: {how}", file=sys.stderr, flush=True)
+    os._exit(1)  # TensorFlow's own end would wait for the others
+
+
+def is_chief():
+    """Whether this process prints, validates and writes: the first host, or the only one."""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    return resolver is None or resolver.task_id == 0
+
+
+def described():
+    """The devices in words, behind the name of one: "" where there is but one."""
+    strategy = tf.distribute.get_strategy()
+    n, hosts = strategy.num_replicas_in_sync, len(_workers())
+    if n == 1:
+        return ""
+    cpu = "" if tf.config.list_physical_devices("GPU") else ", copies of this CPU, to try it out"
+    return f", on {n} devices{f' of {hosts} hosts' if hosts > 1 else cpu}"
+
+
+def _workers():
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    return resolver.cluster_spec().as_dict()["worker"] if resolver else [""]
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
+def _sum_of_replicas(values):
+    strategy = tf.distribute.get_strategy()
+    return strategy.reduce("SUM", strategy.run(lambda: values), axis=None)
+
+
+def _sum(values):
+    """The sum over all hosts of `values` [n], in float64."""
+    here = tf.distribute.get_strategy().num_replicas_in_sync // len(_workers())
+    return _sum_of_replicas(tf.constant(values, tf.float64)).numpy() / here
+
+
+def from_chief(make):
+    """What make() gives on the chief, on every host: anything that JSON holds."""
+    if len(_workers()) == 1:
+        return make()
+    text = np.frombuffer(json.dumps(make()).encode(), np.uint8) if is_chief() else np.zeros(0)
+    length = int(_sum([len(text)])[0])
+    text = _sum(text if is_chief() else np.zeros(length))
+    return json.loads(text.astype(np.uint8).tobytes())
+
+
+def copy_from_chief(variables):
+    """Gives the variables, name -> variable, the values that they have on the chief."""
+    if len(_workers()) > 1:
+        for variable in variables.values():
+            value = variable.numpy()
+            variable.assign(_sum(value.ravel() if is_chief() else np.zeros(value.size)).reshape(value.shape).astype(value.dtype))
+
+
+def agree(facts):
+    """Raises: UserError unless `facts`, name -> what JSON holds, are the same on all hosts; it names what differs."""
+    n, mine = len(_workers()), []
+    if n == 1:
+        return
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    for value in facts.values():  # 6 bytes of a hash: what a float64 holds
+        mine.append(int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:6], "big"))
+    table = np.zeros((n, len(mine)))
+    table[resolver.task_id] = mine
+    table = _sum(table.ravel()).reshape(n, -1)
+    for name, column in zip(facts, table.T):
+        if odd := [str(k) for k in range(n) if column[k] != column[0]]:
+            raise UserError(f"worker {', '.join(odd)} has another {name} than the chief: start all with the same options and data")
+
+
+@dataclasses.dataclass
+class StopSignal:
+    """A signal that arrives at one host stops all of them after the same step."""
+
+    arrived: int = 0  # the number of the signal that this host has got
+    asked: tf.Tensor | None = None
+
+    def heard(self):
+        """The signal to stop by, 0: none. Called once a step on every host. Of several hosts it is what they said a step
+        ago, so that no device waits for it."""
+        if len(_workers()) == 1:
+            return self.arrived
+        asked, self.asked = self.asked, _sum_of_replicas(tf.constant([self.arrived], tf.float64))
+        return (self.arrived or signal.SIGTERM) if asked is not None and asked.numpy()[0] else 0
+
+
+def start_workers(implementation, argv, n):
+    """`--local-workers n`: the same command in n processes of this machine, of which the first prints.
+
+    Returns: the exit code, that of the first process that had another than 0.
+    """
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(n)]  # all open at once, so that no port is given twice
+    addresses = ",".join(f"localhost:{s.getsockname()[1]}" for s in sockets)
+    for s in sockets:
+        s.close()
+    of_all = [word for before, word in zip(["", *argv], argv) if "--local-workers" not in (before, word.partition("=")[0])]
+    command = [sys.executable, "-m", f"{implementation}.train", *of_all, "--workers", addresses, "--worker"]
+    processes = [subprocess.Popen([*command, str(k)]) for k in range(n)]
+
+    def pass_on(number, frame):
+        for process in processes:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # Ctrl-C reaches every process of the terminal
+    codes = [process.wait() for process in processes]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
