@@ -64,10 +64,16 @@ class FunctionalUNet(keras.Model):
     def __init__(self, network, inputs, outputs):
         super().__init__(inputs=inputs, outputs=outputs)
         self.network = network
+        self._distribute_strategy = None  # or `fit` builds it anew, of a mean over hosts that fails
 
     def call(self, images, training=None, mask=None):
         check_size(images, self.network)
         return super().call(images, training=training)
+
+    def train_step(self, batch):  # on several hosts `fit` takes a mean over axis 0 of its logs
+        logs = super().train_step(batch)
+        several = tf.distribute.has_strategy()
+        return {name: value[None] if several else value for name, value in logs.items()}
 
 
 # --- the network ---

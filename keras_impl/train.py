@@ -15,6 +15,7 @@ from training.run import Run
 from training.start import train_as_told
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 # --- by hand: `fit` owns the loop, so the loss and the run are plugged in ---
@@ -39,7 +40,7 @@ class RunCallback(keras.callbacks.Callback):
         self.run = run
 
     def on_train_batch_end(self, batch, logs=None):
-        self.run.end_step(logs["loss"])
+        self.run.end_step(np.squeeze(logs["loss"]))
         self.model.reset_metrics()  # Keras logs the mean since the last reset
         self.model.stop_training = self.run.done
 
