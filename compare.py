@@ -4,6 +4,7 @@
     python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
+    python compare.py replicas     several devices and hosts against one: the same training?
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import UserError
 
-COMMANDS = ("parity", "graph", "relay", "bench", "runs")
+COMMANDS = ("parity", "graph", "relay", "replicas", "bench", "runs")
 
 
 def read_command_line(argv):

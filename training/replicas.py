@@ -188,15 +188,19 @@ class StopSignal:
         return (self.arrived or signal.SIGTERM) if asked is not None and asked.numpy()[0] else 0
 
 
+def free_addresses(n):
+    """n addresses of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:  # all open at once, so that no port is given twice
+        sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(n)]
+        return [f"localhost:{s.getsockname()[1]}" for s in sockets]
+
+
 def start_workers(implementation, argv, n):
     """`--local-workers n`: the same command in n processes of this machine, of which the first prints.
 
     Returns: the exit code, that of the first process that had another than 0.
     """
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(n)]  # all open at once, so that no port is given twice
-    addresses = ",".join(f"localhost:{s.getsockname()[1]}" for s in sockets)
-    for s in sockets:
-        s.close()
+    addresses = str(Addresses(free_addresses(n)))
     of_all = [word for before, word in zip(["", *argv], argv) if "--local-workers" not in (before, word.partition("=")[0])]
     command = [sys.executable, "-m", f"{implementation}.train", *of_all, "--workers", addresses, "--worker"]
     processes = [subprocess.Popen([*command, str(k)]) for k in range(n)]

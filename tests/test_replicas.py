@@ -1,0 +1,243 @@
+"""Several devices and hosts: the same training as on one, and nobody waits for a host that is lost."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import comparison
+from common.checkpoint import load_checkpoint
+from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
+from comparison import replicas
+from training.replicas import with_cluster
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = dict(filters=2, depth=1, image_size=Size(16, 16), batch_size=4, images=20)
+OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".split()
+
+
+# --- what a step computes: in a process of its own, since devices are set before the first operation ---
+
+
+def tell_apart(implementation, connection):
+    """Sends {fault: largest difference of the weights and statistics on 2 devices from 1}, for "" and for planted faults."""
+    from unittest import mock
+
+    import common.losses
+    import common.replicas as shared
+    from common.device import tf
+    from comparison.ladder import difference
+
+    strategies = replicas.start_devices((1, 2))
+    hard = replicas.WAYS["explicit, class weights, clipped, dropout"]
+    config = Config.of(**{**TINY, **hard, "weight_map": True})
+    alone = replicas.train(implementation, config, range(3), strategies[1])
+    model, step = (sys.modules[f"{implementation}.{module}"] for module in ("model", "train"))
+    faults = {
+        "": [],
+        "moments of each device": [mock.patch.object(model, "moments", lambda x: tf.nn.moments(x, [0, 1, 2]))],
+        "weights of each device": [mock.patch.object(common.losses, "total", lambda x: x)],
+        "a mean is no share": [mock.patch.object(common.losses, "batch_mean", tf.reduce_mean)],
+        "the same dropout on each": [mock.patch.object(model, "drawn_for_batch", lambda draw, x: draw(x))],
+    }
+    if implementation == "highlevel":
+        faults["clipped before the sum"] = [mock.patch.object(step, "total", lambda x: x), mock.patch.object(step, "replicas", lambda: 1)]
+    if implementation == "keras_impl":
+        faults["clipped before the sum"] = [mock.patch.object(step, "average", lambda x: x)]
+    apart = {}
+    for fault, patches in faults.items():
+        for patch in patches:
+            patch.start()
+        found = replicas.train(implementation, config, range(3), strategies[2])
+        apart[fault] = max(difference(found[rung], alone[rung])[1] for rung in ("losses", "weights", "moving statistics"))
+        for patch in patches:
+            patch.stop()
+    fused = Config.of(**TINY)
+    found = replicas.train(implementation, fused, range(3), strategies[2])
+    by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
+    apart["fused"] = max(difference(found[rung], by_rows[rung])[1] for rung in by_rows)
+    assert shared.replicas() == 1
+    connection.send(apart)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_two_devices_train_as_one(implementation):
+    process, connection = comparison.start_process(tell_apart, implementation)
+    apart = connection.recv()
+    process.wait()
+    assert apart.pop("") <= 1e-13, "sums in another order, 3 steps in float64"
+    assert apart.pop("fused") <= 1e-5, "the same in float32"
+    for fault, difference in apart.items():
+        assert difference > 1e-6, f"planted and not seen: {fault}"
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(devices=3), "--batch-size 8 cannot be shared evenly by 3 devices: 9 can"),
+        (dict(devices=2, jit=True), "--jit is for one device"),
+        (dict(workers=Addresses(["a:1", "b:2"])), "--workers needs --worker"),
+        (dict(workers=Addresses(["a:1", "b:2"]), worker=2), "--worker counts from 0"),
+        (dict(worker=1), "--worker counts from 0"),
+        (dict(local_workers=2, workers=Addresses(["a:1"]), worker=0), "exclude each other"),
+        (dict(folds=2, local_workers=2), "--folds runs on one host"),
+        (dict(local_workers=2, jit=True), "--jit is for one device"),
+    ],
+)
+def test_what_devices_cannot_do(options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Config.of(**options)
+
+
+@pytest.mark.parametrize("text", ["a", "a:", "a:1,", "a:1,a:1", "a:b", ":1", ""])
+def test_addresses(text):
+    import argparse
+
+    with pytest.raises(argparse.ArgumentTypeError):
+        Addresses.parse(text)
+
+
+def test_a_cluster_tells_who_is_who(monkeypatch):
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}}))
+    told = with_cluster(Config.of(batch_size=9)).training
+    assert told.workers == ("a:1", "b:1", "c:1") and told.worker == 2
+    given = Config.of(workers=Addresses(["x:1", "y:1"]), worker=0)
+    assert with_cluster(given) == given, "the command line counts"
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": 3}')
+    with pytest.raises(UserError, match="TF_CONFIG does not say"):
+        with_cluster(Config())
+
+
+def test_a_run_keeps_no_hosts():
+    config = Config.of(workers=Addresses(["a:1", "b:1"]), worker=1, devices=2)
+    assert config.kept == Config.of(devices=2)
+
+
+# --- hosts: processes of this machine ---
+
+
+def start_host(implementation, k, addresses, run_dir, *options):
+    command = [sys.executable, "-u", "-m", f"{implementation}.train", *OPTIONS, "--run-dir", str(run_dir), *options]
+    command += ["--workers", ",".join(addresses), "--worker", str(k)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_hosts(implementation, run_dir, *options):
+    from training.replicas import free_addresses
+
+    addresses = free_addresses(2)
+    return [start_host(implementation, k, addresses, run_dir, *options) for k in range(2)]
+
+
+def train(implementation, run_dir, *options):
+    command = [sys.executable, "-m", f"{implementation}.train", *OPTIONS, "--run-dir", str(run_dir), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for_epoch(process, epoch):
+    for line in process.stdout:
+        if line.startswith(f"epoch {epoch:>4}/"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def weights_of(run_dir):
+    return load_checkpoint(run_dir / "last.safetensors")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_checkpoints_go_from_hosts_to_devices_and_back(implementation, tmp_path):
+    wide = ["--batch-norm", "explicit", "--precision", "float64", "--schedule", "plateau"]
+    train(implementation, tmp_path / "one", *wide, "--epochs", "3")
+    several = tmp_path / "several"
+    assert "on 2 devices of 2 hosts" in train(implementation, several, *wide, "--epochs", "1", "--local-workers", "2")
+    assert "on 2 devices, copies of this CPU" in train(implementation, several, "--resume", "--epochs", "2", "--devices", "2")
+    train(implementation, several, "--resume", "--epochs", "3", "--devices", "1")
+    for name, weight in weights_of(tmp_path / "one").items():
+        np.testing.assert_allclose(weights_of(several)[name], weight, rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_host_that_dies_ends_the_others(implementation, killed, tmp_path):
+    hosts = start_hosts(implementation, tmp_path / "run", "--epochs", "1000")
+    wait_for_epoch(hosts[0], 2)
+    hosts[killed].kill()
+    begin = time.monotonic()
+    said = hosts[1 - killed].communicate(timeout=60)[1]
+    assert time.monotonic() - begin < 30
+    assert hosts[1 - killed].returncode == 1
+    assert re.search(rf"^error: worker {1 - killed}: no word any more from .*--resume", said, re.MULTILINE), said
+    assert "Traceback" not in said
+    assert weights_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_signal_at_one_host_stops_all(implementation, asked, number, tmp_path):
+    hosts = start_hosts(implementation, tmp_path / "run", "--epochs", "1000")
+    wait_for_epoch(hosts[0], 2)
+    hosts[asked].send_signal(number)
+    said = [host.communicate(timeout=60)[1] for host in hosts]
+    assert hosts[asked].returncode == 128 + number
+    assert hosts[1 - asked].returncode > 128
+    assert "go on with: python -m" in said[0], said
+    assert not any("Traceback" in words for words in said)
+    assert weights_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
+    from training.replicas import free_addresses
+
+    addresses = free_addresses(2)
+    host = start_host("lowlevel", 0, addresses, tmp_path / "run", "--wait", "15")
+    said = host.communicate(timeout=90)[1]
+    assert host.returncode == 1 and f"no word within --wait 15 seconds from worker 1 ({addresses[1]})" in said
+
+
+@pytest.mark.slow
+def test_hosts_with_other_options_are_told(tmp_path):
+    from training.replicas import free_addresses
+
+    addresses = free_addresses(2)
+    hosts = [start_host("lowlevel", k, addresses, tmp_path / "run", "--seed", str(k)) for k in range(2)]
+    said = [host.communicate(timeout=90)[1] for host in hosts]
+    assert all("worker 1 has another seed than the chief" in words for words in said), said
+    assert [host.returncode for host in hosts] == [2, 2]
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_folds_side_by_side_are_folds_one_after_the_other(implementation, tmp_path):
+    for devices in ("1", "2"):
+        options = ["--folds", "3", "--epochs", "2", "--devices", devices]
+        train(implementation, tmp_path / devices, *options)
+    for k in range(3):
+        one, two = (weights_of(tmp_path / devices / f"fold{k}") for devices in ("1", "2"))
+        for name in one:
+            np.testing.assert_array_equal(two[name], one[name], err_msg=name)
+    assert (tmp_path / "1" / "folds.csv").read_text() == (tmp_path / "2" / "folds.csv").read_text()
+
+
+def test_free_addresses_differ():
+    from training.replicas import free_addresses
+
+    assert len(set(free_addresses(8))) == 8
