@@ -258,7 +258,9 @@ class Data:
     fold: int | None = option(None, "which of --folds to validate on, from 0 (default: all in turn)")
     cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
     skip_bad: bool = option(False, "go on without images that cannot be read or have no mask, and list them", val=False)
-    image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128, or as large as the crop)")
+    image_size: Size | None = option(
+        None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128, or as large as the crop)"
+    )
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first", val=False
     )
@@ -278,8 +280,12 @@ class Data:
         _require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
         _require(self.colors is None or self.dataset == "folder", "--colors needs --dataset folder")
         _require(self.mask_suffix is None or self.dataset == "folder", "--mask-suffix needs --dataset folder")
-        _require(self.mask_suffix is None or re.fullmatch(r"[^/\\]+", self.mask_suffix), "--mask-suffix is a part of a name: _mask")
-        _require(self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk")
+        _require(
+            self.mask_suffix is None or re.fullmatch(r"[^/\\]+", self.mask_suffix), "--mask-suffix is a part of a name: _mask"
+        )
+        _require(
+            self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
+        )
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(self.folds is None or self.split is None, "--folds and --split exclude each other")
         _require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")

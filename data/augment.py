@@ -43,7 +43,8 @@ def augment(image, mask, size, kind, rng, white=255):
         image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W].
         size: (height, width) of the crop, no larger than the image.
 
-    Returns: image, of its type, [height, width, C], and mask, uint8 [height, width], whose values all occur in `mask`. Maybe views.
+    Returns: image, [height, width, C] of its type, and mask, uint8 [height, width], whose values all occur in `mask`. Both may
+        be views.
 
     Raises: ValueError when the crop is larger than the image.
     """

@@ -1,9 +1,9 @@
 """Decoded and resized images on disk, as deep as their files: decoded once, in parallel, and read back by number.
 
 A cache is a folder `KEY/` with two files. `pixels` holds image [H, W, C] and mask [H, W] of every item, one behind the other;
-`index.npz` their `Index`, with a checksum of every image and mask, and what could not be read. KEY is a digest of everything that the
-pixels follow from: the files' names, sizes and times of change, and the options. A file or an option that changes gives
-another key, so nothing stale is ever read. The folder gets its name by a rename when all of it is written: a process
+`index.npz` their `Index`, with a checksum of every image and mask, and what could not be read. KEY is a digest of everything
+that the pixels follow from: the files' names, sizes and times of change, and the options. A file or an option that changes
+gives another key, so nothing stale is ever read. The folder gets its name by a rename when all of it is written: a process
 that is killed leaves no cache behind, and two that prepare the same wait for each other.
 """
 

@@ -21,11 +21,11 @@ from PIL.Image import Resampling, Transpose
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
 SUPPORTED = "gray or RGB with 8 or 16 bits, or gray as 32-bit floats of 0 to 1"
 MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads decode at once as there are cores
-# Bytes per pixel at the peak, by mode: Pillow's image, its copies while it is converted, turned and resized, numpy's array.
-# Measured, and held by a test that decodes one of each kind.
-BYTES = {"1": 7, "L": 4, "P": 7, "I;16": 8, "I;16B": 8, "I": 16, "F": 16}
-COLOR_BYTES, COLOR_16_BYTES = 11, 26
-MORE_BYTES = {"WEBP": 12, "JPEG": 6, "MPO": 6, "GIF": 8}  # of the decoder itself: a canvas; the coefficients of progressive JPEG
+# Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
+# converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
+BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
+COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 23)
+WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_BYTES is checked here
 warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
@@ -206,10 +206,11 @@ def _bands_of_tiff(path):
         return None
 
 
-def _check(path, image):
-    """Refuses by its header, before any pixel is decoded, what takes too much memory or would be read wrong. Raises: UserError."""
+def _check(path, image, as_rgb):
+    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
     (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
-    cost = BYTES.get(mode, COLOR_16_BYTES if _bits(image) == 16 else COLOR_BYTES) + MORE_BYTES.get(image.format, 0)
+    cost = BYTES.get(mode, COLOR_16_BYTES if _bits(image) == 16 else COLOR_BYTES)[as_rgb]
+    cost += WEBP_BYTES * (image.format == "WEBP") + PROGRESSIVE_BYTES * bool(image.info.get("progressive"))
     if cost * width * height > MAX_BYTES:
         raise UserError(
             f"{path} is {width}x{height} pixels by its header, and would take {cost * width * height / 2**30:.1f} GiB to read, "
@@ -240,9 +241,7 @@ def _low_bytes(image):
     if not found:
         return None
     swapped = found[1] + {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
-    return [
-        tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped) for tile in image.tile
-    ]
+    return [tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped) for tile in image.tile]
 
 
 def _load(path, page, size, resample, draft=None, convert=lambda image, low: [image]):
@@ -260,7 +259,7 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG with a preview behind it
         if page is not None:
             image.seek(page)
-        _check(path, image)
+        _check(path, image, as_rgb=draft == "RGB")
         width, height = image.size
         if page is None and not is_jpeg and getattr(image, "n_frames", 1) > 1:
             raise UserError(f"{path} holds {image.n_frames} images: save each as a file of its own")
@@ -299,6 +298,18 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
     return images, Size(width, height) if sideways else stored, stored
 
 
+def _array(image):
+    """np.asarray(image), a few rows at a time: at once it would take the memory of two more images."""
+    rows = max(2**18 // image.width, 1)
+    values = None
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if values is None:
+            values = np.empty((image.height, *strip.shape[1:]), strip.dtype)
+        values[top : top + rows] = strip
+    return values
+
+
 def _planes(path, image, low):
     """What was decoded -> one Pillow image, "L" or "RGB", or for each band of 16 bits one of mode "I;16"."""
     if low:
@@ -307,10 +318,12 @@ def _planes(path, image, low):
     if image.mode == "F" or image.mode.startswith("I"):
         white = 1 if image.mode == "F" else 65535
         least, most = image.getextrema() if image.mode in ("F", "I") else (0, white)
-        values = np.asarray(image)
+        values = _array(image)
         if not (least >= 0 and most <= white) or image.mode == "F" and np.isnan(values).any():
             raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
-        return [Image.fromarray(np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16))]
+        return [
+            Image.fromarray(np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16))
+        ]
     return [image if image.mode in ("L", "RGB") else image.convert("RGB")]
 
 
@@ -320,9 +333,9 @@ def _read_image(path, channels, size, page):
     with readable(path):
         images, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found))
         if images[0].mode in ("L", "RGB"):
-            pixels = np.asarray(images[0] if images[0].mode == mode else images[0].convert(mode))
+            pixels = _array(images[0] if images[0].mode == mode else images[0].convert(mode))
             return pixels.reshape(*pixels.shape[:2], channels), size, stored
-        pixels = np.stack([np.asarray(image) for image in images], axis=-1)
+        pixels = np.stack([_array(image) for image in images], axis=-1)
     if channels == 3:
         return np.repeat(pixels, 3 // len(images), axis=-1), size, stored
     return pixels if len(images) == 1 else to_gray(pixels), size, stored
@@ -338,24 +351,25 @@ def _read_mask(path, size, page, colors):
         # the nearest pixel: between classes 1 and 3 there is no class 2
         (image, *others), size, stored = _load(path, page, size, Resampling.NEAREST, convert=gray)
         if colors:
-            values = _class_of_colors(np.asarray(image.convert("RGB")), path, colors)
+            values = _class_of_colors(_array(image.convert("RGB")), path, colors)
         elif image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-            values = np.asarray(image)
+            values = _array(image)
         elif image.mode == "P":
             palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
             if (palette == palette[:, :1]).all():
                 image = image.point(np.pad(palette[:, 0], (0, 256 - len(palette))).tolist())  # gray levels, and no indices
-            values = np.asarray(image)
+            values = _array(image)
         else:
             red, *others = image.convert("RGB").split()
-            values = np.asarray(red)
-        if any((np.asarray(other) != values).any() for other in others):
+            values = _array(red)
+        if any((_array(other) != values).any() for other in others):
             raise UserError(
                 f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
                 "if its colours stand for classes, name them with --colors FILE"
             )
         if values.dtype.itemsize > 1:
-            whole = values.astype(np.uint8)
+            with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+                whole = values.astype(np.uint8)
             whole[values == 65535] = 255  # white in 16 bits
             wrong = values[(whole != values) & (values != 65535)]
             if wrong.size:

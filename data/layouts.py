@@ -86,12 +86,14 @@ def _folder(config):
         for part, found in pairs.items()
         for item in found.items
     ]
-    pairs = {part: found._replace(alone=[f"{part}/{line}".lstrip("/") for line in found.alone]) for part, found in pairs.items()}
+    pairs = {
+        part: found._replace(alone=[f"{part}/{line}".lstrip("/") for line in found.alone]) for part, found in pairs.items()
+    }
     suffixes = sorted({found.suffix for found in pairs.values()})
     if len(suffixes) > 1:
         raise UserError(
-            f"the parts of {data_dir} name their masks differently, with {' and '.join(map(repr, suffixes))} behind the name of "
-            "the image: rename those of one part"
+            f"the parts of {data_dir} name their masks in several ways, with {' and '.join(map(repr, suffixes))} behind the "
+            "name of the image: rename those of one part"
         )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
     return _layout(config, items, pairs.values(), _reader(colors=colors), classes, names, suffixes[0] or None)
@@ -276,7 +278,11 @@ def _find_suffix(image_paths, mask_paths):
     for tail in filter(SUFFIX.fullmatch, sorted(tails, key=lambda tail: (len(tail), tail))):
         named = {name for name in mask_paths if name.endswith(tail)}
         fits = {name.removesuffix(tail) for name in named} <= image_paths.keys() - (named if together else set())
-        if fits and len(named) > len(best) and (2 * len(named) >= len(stems) - len(named) if together else named == set(mask_paths)):
+        if (
+            fits
+            and len(named) > len(best)
+            and (2 * len(named) >= len(stems) - len(named) if together else named == set(mask_paths))
+        ):
             best, suffix = named, tail
     return suffix if best else ""
 

@@ -243,7 +243,7 @@ def batch_names(config, training, step):
 
 
 def augmented(config, training, epoch, i):
-    """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] on its scale, mask uint8 [h, w]."""
+    """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] and mask uint8 [h, w]."""
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
     return augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)

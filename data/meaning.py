@@ -117,8 +117,8 @@ def _refuse_smeared(present, items, jpeg):
     smeared = jpeg & (present.sum(axis=1) > 1)
     if smeared.any():
         raise UserError(
-            f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file that holds class indices: JPEG does not keep a "
-            "mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
+            f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file of class indices: JPEG does not keep "
+            "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
         )
 
 
@@ -183,7 +183,9 @@ def _misfit(present, items, config, jpeg):
         advice = "save it without smoothed edges"
     else:
         advice = "mend the mask" if few else "if gray levels or colours stand for classes, name them with --colors FILE"
-    return UserError(f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}")
+    return UserError(
+        f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}"
+    )
 
 
 def by_index(n):

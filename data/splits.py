@@ -13,8 +13,10 @@ from common.streams import SPLIT, generator
 from common.text import write_json
 
 SECONDS = 10  # for --group to match all names: of 5000 it takes 10 ms
-MATCH = "import json, re, sys; pattern, names = json.load(sys.stdin); " \
+MATCH = (
+    "import json, re, sys; pattern, names = json.load(sys.stdin); "
     "print(json.dumps([match and match[1] for match in (re.search(pattern, name) for name in names)]))"
+)
 
 
 def split(items, config):

@@ -239,7 +239,7 @@ def test_half_of_the_images_are_cut_into_large_parts():
 
 def test_of_a_large_image_only_the_part_around_the_window_is_recoloured(monkeypatch):
     parts = []
-    monkeypatch.setattr(augmentation, "recolor", lambda image, mask, rng: parts.append(image) or image)
+    monkeypatch.setattr(augmentation, "recolor", lambda image, mask, rng, white: parts.append(image) or image)
     image = np.broadcast_to(np.arange(41, dtype=np.uint8)[:, None, None], (41, 56, 1))  # every row holds its number
     for seed in range(200):
         assert augment(image, LABELS, (13, 31), "recolor", np.random.default_rng(seed))[0].shape == (13, 31, 1)
