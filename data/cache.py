@@ -109,7 +109,7 @@ def prepare(layout, items, channels, config):
                     with open(part / "pixels", "wb", buffering=0) as file:
                         index, left_out = _decode_all(layout, items, channels, config, file)
                         os.fsync(file.fileno())
-                    numbers, reasons = list(left_out), np.array(list(left_out.values()), dtype=np.str_)
+                    numbers, reasons = np.array(list(left_out), np.int64), np.array(list(left_out.values()), np.str_)
                     np.savez(part / "index.npz", **index._asdict(), numbers=numbers, reasons=reasons)
                     os.rename(part, folder)
                 finally:
@@ -129,6 +129,8 @@ def _open(folder, channels, items):
     for name, found, expected in zip(Index._fields, index, empty):
         if found.dtype != expected.dtype or found.shape != expected.shape or (found < 0).any():
             raise ValueError(f"{name} of index.npz do not belong to {len(items)} images")
+    if numbers.dtype != np.int64 or reasons.dtype.kind != "U":
+        raise ValueError("what was left out is no number and text")
     left_out = {int(i): str(reason) for i, reason in zip(numbers, reasons, strict=True)}
     read = np.ones(len(items), bool)
     read[list(left_out)] = False

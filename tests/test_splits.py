@@ -65,7 +65,7 @@ def test_groups_by_name():
     of = [Item(f"train/{car}_{view}.jpg", Path(), Path()) for car in ("x1", "x2", "x3") for view in range(4)]
     found = split(of, config(group=r"/(\w+)_"))
     assert len({of[i].name[:8] for i in found["val"]}) == 1 and len(found["val"]) == 4
-    with pytest.raises(UserError, match="--group '(y)' matches nothing in train/x1_0.jpg"):
+    with pytest.raises(UserError, match=r"--group '\(y\)' matches nothing in train/x1_0.jpg"):
         split(of, config(group="(y)"))
     for wrong in ("x", "y", "(", "(" * 5000):
         with pytest.raises(UserError, match="no regular expression with a"):
