@@ -206,11 +206,17 @@ def _bands_of_tiff(path):
         return None
 
 
+def _bytes_per_pixel(image, as_rgb):
+    """At the peak, while an image that is open but not decoded is read."""
+    color = COLOR_16_BYTES if _bits(image) == 16 else COLOR_BYTES
+    more = WEBP_BYTES * (image.format == "WEBP") + PROGRESSIVE_BYTES * bool(image.info.get("progressive"))
+    return BYTES.get(image.mode, color)[as_rgb] + more
+
+
 def _check(path, image, as_rgb):
     """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
     (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
-    cost = BYTES.get(mode, COLOR_16_BYTES if _bits(image) == 16 else COLOR_BYTES)[as_rgb]
-    cost += WEBP_BYTES * (image.format == "WEBP") + PROGRESSIVE_BYTES * bool(image.info.get("progressive"))
+    cost = _bytes_per_pixel(image, as_rgb)
     if cost * width * height > MAX_BYTES:
         raise UserError(
             f"{path} is {width}x{height} pixels by its header, and would take {cost * width * height / 2**30:.1f} GiB to read, "
