@@ -24,7 +24,7 @@ MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads 
 # Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
 # converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
 BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
-COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 23)
+COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
 WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_BYTES is checked here
