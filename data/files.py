@@ -4,6 +4,7 @@ scikit-image's reader shows palette masks as colours, takes a TIFF of three page
 """
 
 import contextlib
+import logging
 import os
 import re
 import stat
@@ -29,6 +30,8 @@ WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progress
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_BYTES is checked here
 warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).addHandler(logging.NullHandler())  # what they would print beside the one line of the error
 
 TURNS = {  # EXIF orientation, as stored to upright
     2: Transpose.FLIP_LEFT_RIGHT,
