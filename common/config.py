@@ -279,6 +279,12 @@ class Data:
     )
     data_dir: Path | None = option(None, "folder of the data set", "first", free=True)
     colors: Path | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
+    mask_suffix: str | None = option(
+        None, "folder: with _mask, a_mask.png is the mask of a.png, beside it or in masks/ (default: as found)", found=True
+    )
+    white: int | None = option(
+        None, "value that is white in images of 16 bits (default: the brightest of the data set)", found=True
+    )
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
     )
@@ -292,8 +298,10 @@ class Data:
     folds: int | None = option(None, "split into that many folds, and validate on number --fold")
     fold: int | None = option(None, "which of --folds to validate on, from 0 (default: all in turn)")
     cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
-    skip_bad: bool = option(False, "go on without images that cannot be read, and list them", val=False)
-    image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128)")
+    skip_bad: bool = option(False, "go on without images that cannot be read or have no mask, and list them", val=False)
+    image_size: Size | None = option(
+        None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128, or as large as the crop)"
+    )
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first", val=False
     )
@@ -305,12 +313,20 @@ class Data:
     )
 
     def __post_init__(self):
-        _at_least(self, images=2, void_label=0, folds=2, fold=0)
+        _at_least(self, images=2, white=1, void_label=0, folds=2, fold=0)
+        _require(self.white is None or self.white <= 65535, f"--white must be at most 65535, got {self.white}")
         _require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
         on_disk = self.dataset != "synthetic"
         _require(not on_disk or self.data_dir is not None, f"--dataset {self.dataset} needs --data-dir DIR")
         _require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
         _require(self.colors is None or self.dataset == "folder", "--colors needs --dataset folder")
+        _require(self.mask_suffix is None or self.dataset == "folder", "--mask-suffix needs --dataset folder")
+        _require(
+            self.mask_suffix is None or re.fullmatch(r"[^/\\]+", self.mask_suffix), "--mask-suffix is a part of a name: _mask"
+        )
+        _require(
+            self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
+        )
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(self.folds is None or self.split is None, "--folds and --split exclude each other")
         _require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")

@@ -11,8 +11,9 @@ arXiv 1703.06907.
 
 import functools
 
+from data.files import to_gray
+
 import numpy as np
-from PIL import Image
 from scipy.interpolate import CubicSpline
 
 SCALE = 1.25  # at most so many times larger or smaller
@@ -31,7 +32,7 @@ TINT = 32.0  # gray values, standard deviation between the curves of the channel
 BAND = 8192  # pixels sampled at a time; the C library would fetch larger temporaries from the system each time anew
 
 
-def augment(image, mask, size, kind, rng):
+def augment(image, mask, size, kind, rng, white=255):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
@@ -39,22 +40,23 @@ def augment(image, mask, size, kind, rng):
     every region of the mask in other colours.
 
     Args:
-        image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W].
+        image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W].
         size: (height, width) of the crop, no larger than the image.
 
-    Returns: image, uint8 [height, width, C], and mask, uint8 [height, width], whose values all occur in `mask`. Maybe views.
+    Returns: image, [height, width, C] of its type, and mask, uint8 [height, width], whose values all occur in `mask`. Both may
+        be views.
 
     Raises: ValueError when the crop is larger than the image.
     """
     if kind == "paper":
-        return deform(image, mask, size, rng)
+        return deform(image, mask, size, rng, white=white)
     if kind == "elastic":
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,))
+        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,), white=white)
     if kind == "recolor":
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
-        return deform(recolor(image, mask, rng), mask, size, rng, angles=(-TILT, TILT))
+        return deform(recolor(image, mask, rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
     image, mask = random_crop(image, mask, size, rng)
     return flips(image, mask, rng) if kind == "flips" else (image, mask)
 
@@ -81,7 +83,7 @@ def flips(image, mask, rng):
     return (image[:, ::-1], mask[:, ::-1]) if rng.integers(2) else (image, mask)
 
 
-def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1)):
+def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white=255):
     """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
     Arguments, results and errors as in `augment`, and `angles`, the least and the largest, and `mirrors`, one of which
@@ -93,14 +95,14 @@ def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1)):
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:, 1] *= rng.choice(mirrors)
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
-    contrast, brightness = CONTRAST ** rng.uniform(-1, 1), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    contrast, brightness = CONTRAST ** rng.uniform(-1, 1), white * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
     mean = image[top : top + h : 4, left : left + w : 4].mean()
-    return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast))
+    return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast), white)
 
 
-def recolor(image, mask, rng):
-    """Half of the regions of an image in other colours: uint8 [H, W, C], 0 to 255, and mask, uint8 [H, W] -> uint8 [H, W, C].
+def recolor(image, mask, rng, white=255):
+    """Half of the regions of an image in other colours: [H, W, C], 0 to `white`, and mask, uint8 [H, W] -> [H, W, C].
 
     A region is all pixels of one value of the mask, VOID too. Half of the images are cut in two by a random line, and the
     parts of such a region are regions of their own: or else every edge between two colours would be an outline, and letters
@@ -108,15 +110,18 @@ def recolor(image, mask, rng):
     """
     channels = image.shape[-1]
     if channels == 3 and rng.random() < GRAY:
-        image = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+        image = np.repeat(to_gray(image), 3, axis=-1)
     regions = mask.astype(np.intp)
     if rng.random() < CUT:
         regions += 256 * random_part(mask.shape, rng)
-    curves = np.tile(np.arange(256, dtype=np.uint8), (512, channels, 1))  # of every region that there may be
-    for region in np.flatnonzero(np.bincount(regions.ravel())):
+    present = np.flatnonzero(np.bincount(regions.ravel()))
+    curves = np.tile(np.arange(white + 1, dtype=image.dtype), (len(present), channels, 1))
+    for k in range(len(present)):
         if rng.random() < RECOLOR:
-            curves[region] = tone_curves(channels, rng)
-    recolored, row = np.empty_like(image), 256 * regions
+            curves[k] = tone_curves(channels, rng, white)
+    rows = np.zeros(512, np.intp)
+    rows[present] = (white + 1) * np.arange(len(present))
+    recolored, row = np.empty_like(image), rows[regions]
     for c in range(channels):
         recolored[..., c] = curves[:, c].ravel().take(row + image[..., c])
     return recolored
@@ -128,8 +133,8 @@ def random_part(size, rng):
     return spline(h) @ rng.standard_normal((NODES, NODES), np.float32) @ spline(w).T > 0
 
 
-def tone_curves(channels, rng):
-    """What the values 0 to 255 become in every channel, by chance: uint8 [channels, 256].
+def tone_curves(channels, rng, white=255):
+    """What the values 0 to `white` become in every channel, by chance: float [channels, white + 1], 0 to `white`.
 
     Before the tint, half of the curves rise all the way or fall all the way, which turns light and dark around; the others
     may bend: dark paint between light windows becomes light paint between dark windows only by a curve that bends.
@@ -139,8 +144,8 @@ def tone_curves(channels, rng):
         knots = np.sort(knots)[:: rng.choice((-1, 1))]
     knots = (knots + rng.normal(0, TINT, (channels, KNOTS))).clip(0, 255)
     gamma = GAMMA ** rng.uniform(-1, 1)
-    place = (KNOTS - 1) * np.linspace(0, 1, 256) ** gamma  # 0 to 255 on the scale on which the knots are 0, 1, 2, 3
-    return np.stack([np.interp(place, np.arange(KNOTS), curve) for curve in knots]).astype(np.uint8)
+    place = (KNOTS - 1) * np.linspace(0, 1, white + 1) ** gamma  # 0 to white on the scale on which the knots are 0, 1, 2, 3
+    return np.stack([np.interp(place, np.arange(KNOTS), curve) for curve in knots]) * (white / 255)
 
 
 def node_grid(size, turn, centre):
@@ -171,7 +176,7 @@ def spline(n):
     return CubicSpline(np.linspace(0, n - 1, NODES), np.eye(NODES), bc_type="natural")(np.arange(n)).astype(np.float32)
 
 
-def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0):
+def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0, white=255):
     """Looks up a window of `size`: the image bilinear, the mask nearest, both mirrored beyond their borders.
 
     Written out in numpy: scipy.ndimage.map_coordinates takes twice as long for gray and three times for RGB.
@@ -179,12 +184,12 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0):
     Args:
         image, mask, size: as in `augment`, but the image may be smaller than the window. It has 2x2 pixels at least.
         nodes: where the nodes lie in the image, [2, 3, 3], in pixels; bicubic between them.
-        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and 255.
+        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and `white`.
     """
     (height, width, channels), (h, w) = image.shape, size
     values, labels = image.ravel(), mask.ravel()
     places = spline(h) @ nodes.astype(np.float32) @ spline(w).T  # [2, h, w]
-    sampled, sampled_mask = np.empty((h, w, channels), np.uint8), np.empty((h, w), np.uint8)
+    sampled, sampled_mask = np.empty((h, w, channels), image.dtype), np.empty((h, w), np.uint8)
     rows = max(BAND // w, 1)
     for band in (slice(top, top + rows) for top in range(0, h, rows)):
         y, x = (_mirrored(place, n) for place, n in zip(places[:, band], (height, width)))
@@ -197,8 +202,8 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0):
             ul, ur, ll, lr = (values[c + channels * step :].take(pixel).astype(np.float32) for step in (0, 1, width, width + 1))
             value = _blend(_blend(ul, ur, x), _blend(ll, lr, x), y)
             value *= contrast
-            value += brightness + 0.5  # the conversion to uint8 rounds down
-            sampled[band, :, c] = value.clip(0, 255, out=value)
+            value += brightness + 0.5  # the conversion to whole numbers rounds down
+            sampled[band, :, c] = value.clip(0, white, out=value)
     return sampled, sampled_mask
 
 

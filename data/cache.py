@@ -1,9 +1,9 @@
-"""Decoded and resized images on disk, at one byte per value: decoded once, in parallel, and read back by number.
+"""Decoded and resized images on disk, as deep as their files: decoded once, in parallel, and read back by number.
 
 A cache is a folder `KEY/` with two files. `pixels` holds image [H, W, C] and mask [H, W] of every item, one behind the other;
-`index.npz` the sizes, the counts of the mask values, and what could not be read. KEY is a digest of everything that the
-pixels follow from: the files' names, sizes and times of change, and the options. A file or an option that changes gives
-another key, so nothing stale is ever read. The folder gets its name by a rename when all of it is written: a process
+`index.npz` their `Index`, with a checksum of every image and mask, and what could not be read. KEY is a digest of everything
+that the pixels follow from: the files' names, sizes and times of change, and the options. A file or an option that changes
+gives another key, so nothing stale is ever read. The folder gets its name by a rename when all of it is written: a process
 that is killed leaves no cache behind, and two that prepare the same wait for each other.
 """
 
@@ -15,10 +15,12 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+from common.cli import listed
 from common.config import Size, UserError
 
 import numpy as np
@@ -26,38 +28,61 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-VERSION = 2  # of the format, and of how files are decoded
+VERSION = 3  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class Index(NamedTuple):
+    """What is known of n decoded items, int64; 0 for what was left out."""
+
+    sizes: np.ndarray  # [n, 2], height and width
+    bits: np.ndarray  # [n], 8 or 16 of the image
+    peaks: np.ndarray  # [n], the brightest value of the image
+    counts: np.ndarray  # [n, 256], how many pixels of the mask have each value
+    checksums: np.ndarray  # [n, 2], CRC-32 of the image and of the mask
+
+    @classmethod
+    def empty(cls, n):
+        return cls(*(np.zeros((n, *shape), np.int64) for shape in ((2,), (), (), (256,), (2,))))
 
 
 class Prepared:
     """The decoded items. All items are known by their number, in the order in which they came.
 
-    sizes: list of `Size`, None for what was left out. counts: [n, 256], how many pixels of the mask have each value.
+    sizes: list of `Size`, None for what was left out. bits, peaks, counts, checksums: as `Index` has them.
     left_out: {number: reason}. Pixels are read from the file at every call: whatever was read before is in the operating
     system's page cache and not in this process, so memory stays flat.
     """
 
-    def __init__(self, file, channels, sizes, counts, left_out):
-        self.file, self.channels, self.counts, self.left_out = file, channels, counts, left_out
+    def __init__(self, file, channels, index, left_out):
+        self.file, self.channels, self.left_out = file, channels, left_out
+        sizes, self.bits, self.peaks, self.counts, self.checksums = index
         self.sizes = [Size(*size) if all(size) else None for size in sizes.tolist()]
-        areas = sizes.prod(axis=1, dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(areas * (channels + 1))]).tolist()
+        areas = sizes.prod(axis=1)
+        self.starts = np.concatenate([[0], np.cumsum(areas * (channels * self.bits // 8 + 1))]).tolist()
 
-    def _read(self, start, shape):
-        values = np.empty(shape, np.uint8)
-        if os.preadv(self.file.fileno(), [values.reshape(-1)], start) != values.size:
+    def _read(self, start, shape, dtype=np.uint8):
+        values = np.empty(shape, dtype)
+        if os.preadv(self.file.fileno(), [values.reshape(-1).view(np.uint8)], start) != values.nbytes:
             raise UserError(f"the cache {self.file.name} is cut short: remove it")
         return values
 
     def image(self, i):
-        """uint8 [H, W, channels]"""
-        return self._read(self.starts[i], (*self.sizes[i], self.channels))
+        """uint8 or uint16 [H, W, channels], the values of the file"""
+        return self._read(self.starts[i], (*self.sizes[i], self.channels), np.uint8 if self.bits[i] == 8 else np.uint16)
 
     def mask(self, i):
         """uint8 [H, W], the values of the file"""
         height, width = self.sizes[i]
-        return self._read(self.starts[i] + height * width * self.channels, (height, width))
+        return self._read(self.starts[i + 1] - height * width, (height, width))
+
+    def is_whole(self, i):
+        """Whether image and mask are those that were written."""
+        return self.sizes[i] is None or [_checksum(self.image(i)), _checksum(self.mask(i))] == self.checksums[i].tolist()
+
+
+def _checksum(values):
+    return zlib.crc32(np.ascontiguousarray(values))
 
 
 def prepare(layout, items, channels, config):
@@ -82,27 +107,48 @@ def prepare(layout, items, channels, config):
                 part.mkdir()
                 try:
                     with open(part / "pixels", "wb", buffering=0) as file:
-                        sizes, counts, left_out = _decode_all(layout, items, channels, config, file)
+                        index, left_out = _decode_all(layout, items, channels, config, file)
                         os.fsync(file.fileno())
-                    numbers, reasons = list(left_out), np.array(list(left_out.values()), dtype=np.str_)
-                    np.savez(part / "index.npz", sizes=sizes, counts=counts, numbers=numbers, reasons=reasons)
+                    numbers, reasons = np.array(list(left_out), np.int64), np.array(list(left_out.values()), np.str_)
+                    np.savez(part / "index.npz", **index._asdict(), numbers=numbers, reasons=reasons)
                     os.rename(part, folder)
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     try:
-        with np.load(folder / "index.npz") as index:
-            left_out = {int(i): str(reason) for i, reason in zip(index["numbers"], index["reasons"])}
-            prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, index["sizes"], index["counts"], left_out)
-        if os.path.getsize(folder / "pixels") != prepared.starts[-1]:
-            raise ValueError
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        raise UserError(f"the cache {folder} is damaged: remove it, and it will be made again") from None
+        return _open(folder, channels, items)
+    except Exception as error:  # nearly anything may come out of a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the cache {folder} is damaged ({reason}): remove it, and it will be made again") from None
+
+
+def _open(folder, channels, items):
+    """The `Prepared` in a cache. Raises: ValueError, or nearly anything, for one that `prepare` did not write so."""
+    empty = Index.empty(len(items))
+    with np.load(folder / "index.npz") as arrays:
+        index, numbers, reasons = Index(*(arrays[name] for name in Index._fields)), arrays["numbers"], arrays["reasons"]
+    for name, found, expected in zip(Index._fields, index, empty):
+        if found.dtype != expected.dtype or found.shape != expected.shape or (found < 0).any():
+            raise ValueError(f"{name} of index.npz do not belong to {len(items)} images")
+    if numbers.dtype != np.int64 or reasons.dtype.kind != "U":
+        raise ValueError("what was left out is no number and text")
+    left_out = {int(i): str(reason) for i, reason in zip(numbers, reasons, strict=True)}
+    read = np.ones(len(items), bool)
+    read[list(left_out)] = False
+    if not np.isin(index.bits[read], (8, 16)).all() or (index.sizes.min(axis=1) > 0).tolist() != read.tolist():
+        raise ValueError("index.npz has sizes or bits that no image has")
+    prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, index, left_out)
+    if os.path.getsize(folder / "pixels") != prepared.starts[-1]:
+        raise ValueError("pixels is not as large as index.npz says")
+    progress = tqdm(range(len(items)), desc="checking the cache", unit=" images", delay=1, leave=False, disable=None)
+    changed = [items[i].name for i, whole in zip(progress, _in_parallel(prepared.is_whole, range(len(items)))) if not whole]
+    if changed:
+        raise ValueError(f"the pixels of {listed(changed, 3)} are not those that were written")
     return prepared
 
 
 def _decode_all(layout, items, channels, config, file):
-    """Decodes in as many threads as there are cores, writes to `file` in order -> sizes [n, 2], counts [n, 256], left_out."""
-    sizes, counts, left_out = np.zeros((len(items), 2), np.int64), np.zeros((len(items), 256), np.int64), {}
+    """Decodes in as many threads as there are cores, writes to `file` in order -> (`Index`, left_out)."""
+    index, left_out = Index.empty(len(items)), {}
 
     def read(item):
         try:
@@ -119,15 +165,16 @@ def _decode_all(layout, items, channels, config, file):
                 raise UserError(f"{found} (--skip-bad goes on without it)")
             left_out[i] = str(found)
             continue
-        image, mask, counts[i] = found
-        sizes[i] = mask.shape
+        image, mask, index.counts[i] = found
+        index.sizes[i], index.bits[i], index.peaks[i] = mask.shape, 8 * image.itemsize, image.max()
+        index.checksums[i] = _checksum(image), _checksum(mask)
         for values in (image, mask):
             buffer = memoryview(np.ascontiguousarray(values)).cast("B")
             while buffer:  # a write may take less than all
                 buffer = buffer[file.write(buffer) :]
     if len(left_out) == len(items):
         raise UserError(f"none of {len(items)} images can be read; the first: {left_out[0]}")
-    return sizes, counts, left_out
+    return index, left_out
 
 
 def _in_parallel(function, values):

@@ -1,10 +1,14 @@
-"""Decodes image files with Pillow: what each kind of file means in 8 bits, and what is refused.
+"""Decodes image files with Pillow: the values of each kind of file in 8 or 16 bits as they are stored, and what is refused.
 
 scikit-image's reader shows palette masks as colours, takes a TIFF of three pages for RGB and cannot unpack LZW.
 """
 
 import contextlib
+import logging
+import os
 import re
+import stat
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +20,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
-MAX_PIXELS = 2**28  # 16384x16384, 1 GiB while a colour image is decoded
+SUPPORTED = "gray or RGB with 8 or 16 bits, or gray as 32-bit floats of 0 to 1"
+MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads decode at once as there are cores
+# Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
+# converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
+BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
+COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
+WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_PIXELS is checked here
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: MAX_BYTES is checked here
 warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).addHandler(logging.NullHandler())  # what they would print beside the one line of the error
 
 TURNS = {  # EXIF orientation, as stored to upright
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +61,7 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
         page: of multi-page files, from 0. None: the files must hold one image each.
         colors: see `read_mask`.
 
-    Returns: image uint8 [H, W, channels], mask uint8 [H, W].
+    Returns: image uint8 or uint16 [H, W, channels], mask uint8 [H, W].
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
@@ -67,22 +79,61 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
 
 
 def read_image(path, channels, size=None, page=None):
-    """Reads gray or colour -> uint8 [H, W, channels], 0 to 255, converted to the other if need be; transparency is dropped.
+    """Reads gray or colour, converted to the other if need be -> [H, W, channels], the values as they are stored.
 
-    16 bits are scaled to 8. Below 4096 they are taken for the 12 bits of a camera, which would be all but black otherwise.
-    A JPEG that shrinks to `size` is decoded at half, a quarter or an eighth of its size, whichever is still large enough,
-    and the rest of the way by triangles as wide as the step: four times faster, and as free of aliasing.
+    uint8, 0 to 255, or uint16 where the file holds 16 bits; what white is there, `on_scale` knows. Floats of 0 to 1 become
+    0 to 65535. Transparency that is the same everywhere is dropped. A JPEG that shrinks to `size` is decoded at half, a
+    quarter or an eighth of its size, whichever is still large enough, and the rest of the way by triangles as wide as the
+    step: four times faster, and as free of aliasing.
 
-    Raises: UserError for what cannot be read, and for values outside of 16 bits, or of 0 to 1 if they are floats.
+    Raises: UserError for what cannot be read, for bands that are neither gray nor RGB, and for values outside of 16 bits, or
+    of 0 to 1 if they are floats.
     """
     return _read_image(path, channels, size, page)[0]
+
+
+def depth_of(white):
+    """The type of images whose white is that value, None for the 255 of 8 bits."""
+    return np.uint8 if (white or 255) <= 255 else np.uint16
+
+
+def on_scale(image, white, name):
+    """What `read_image` read on the one scale of the data set -> 0 to `white`, or to 255 in 8 bits where `white` is None.
+
+    8 bits always end at 255. Of 16 bits only the data set knows: a camera fills 12, and `white` is what counts as 1.0. Values
+    above it are white.
+
+    Raises: UserError for 16 bits where `white` is None; the message calls the image `name`.
+    """
+    if image.dtype == np.uint8:
+        if white is None:
+            return image
+        return np.rint(np.arange(256) * (white / 255)).astype(depth_of(white))[image]
+    if white is None:
+        raise UserError(
+            f"{name} has 16 bits, but the images to train on had 8, so nothing says what is white in it: save it with 8 bits "
+            "as they were, or train with images of 16 bits"
+        )
+    return np.minimum(image, white).astype(depth_of(white))
+
+
+def to_gray(image):
+    """uint8 or uint16 [H, W, 3] -> [H, W, 1], weighted as ITU-R 601-2 has it."""
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., np.newaxis]
+    return np.rint(image @ np.float32([0.299, 0.587, 0.114])).astype(image.dtype)[..., np.newaxis]
+
+
+def in_8_bits(image, white):
+    """`on_scale` images for the eye: uint8 [H, W, C]."""
+    return image if white is None else np.rint(image * np.float32(255 / white)).astype(np.uint8)
 
 
 def read_mask(path, size=None, page=None, colors=None):
     """Reads the numbers of a mask as they are stored -> uint8 [H, W]; `data.meaning.mask_meaning` knows what they mean.
 
     A palette of grays only is a gray image, and its gray levels count. A palette with colours paints the class indices.
-    With `colors`, a `Colors`, the colours count, and become class indices or VOID.
+    With `colors`, a `Colors`, the colours count, and become class indices or VOID. White in 16 bits, 65535, becomes 255.
 
     Raises: UserError for what cannot be read, for colours that nobody named, and for numbers other than 0, 1, 2, ... 255.
     """
@@ -99,16 +150,24 @@ def count_pages(path):
 def readable(path):
     """Turns whatever a damaged file raises in a decoder, which can be nearly anything, into one line that says what to do."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            raise UserError(f"cannot read {path}: it is no file; remove it")
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:
+        raise UserError(
+            f"out of memory while {path} was read: close other programs, or cut the image into smaller ones"
+        ) from None
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}; check the file and its permissions"
         elif Path(path).stat().st_size == 0:
             reason = "it is empty, 0 bytes; replace or remove it"
+        elif isinstance(error, UnidentifiedImageError) and (held := _bands_of_tiff(path)):
+            raise UserError(_unsupported(path, held)) from None
         elif isinstance(error, UnidentifiedImageError):
-            known = f"known are {', '.join(FORMATS)}, colours with 8 bits"
+            known = f"known are {', '.join(FORMATS)}"
             reason = f"it is cut short, or no image of a known kind ({known}); save it again as PNG, or remove it"
         else:
             text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
@@ -125,31 +184,102 @@ def _jpeg_scale(size, wanted):
     return next((k for k in (8, 4, 2) if all(-(-n // k) >= m for n, m in zip(size, wanted))), 1)
 
 
-def _load(path, page, size, resample, draft=None, convert=lambda image: image):
+def is_jpeg(path):
+    """Whether a file is a JPEG by its first bytes, whatever its name says; by its name if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(3) == b"\xff\xd8\xff"
+    except OSError:
+        return Path(path).suffix.lower() in (".jpg", ".jpeg")
+
+
+def _unsupported(path, held):
+    return f"{path} holds {held}, which this cannot read: save it as {SUPPORTED}"
+
+
+def _bands_of_tiff(path):
+    """What a TIFF that Pillow does not know holds, in words, or None."""
+    from tifffile import TiffFile  # takes 0.1 s, and only the message needs it
+
+    try:
+        with TiffFile(path) as file:
+            page = file.pages[0]
+            return f"{page.samplesperpixel} band{'s' * (page.samplesperpixel > 1)} of {page.dtype}"
+    except Exception:  # it is damaged too
+        return None
+
+
+def _bytes_per_pixel(image, as_rgb):
+    """At the peak, while an image that is open but not decoded is read."""
+    color = COLOR_16_BYTES if _bits(image) == 16 else COLOR_BYTES
+    more = WEBP_BYTES * (image.format == "WEBP") + PROGRESSIVE_BYTES * bool(image.info.get("progressive"))
+    return BYTES.get(image.mode, color)[as_rgb] + more
+
+
+def _check(path, image, as_rgb):
+    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
+    (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
+    cost = _bytes_per_pixel(image, as_rgb)
+    if cost * width * height > MAX_BYTES:
+        raise UserError(
+            f"{path} is {width}x{height} pixels by its header, and would take {cost * width * height / 2**30:.1f} GiB to read, "
+            f"more than {MAX_BYTES / 2**30:g}: cut it into tiles, or remove it if it is damaged"
+        )
+    bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, and what those beyond the colours are
+    if bands > 4 or 0 in extra:  # 1 and 2 are transparency, 0 is anything
+        raise UserError(_unsupported(path, f"{bands} bands"))
+    if mode == "F" and tags.get(262) == 0:
+        raise UserError(_unsupported(path, "floats of which 0 is white"))
+    if _bits(image) == 16 and not mode.startswith("I") and not _low_bytes(image):
+        raise UserError(_unsupported(path, f"16-bit colours of the kind {_rawmode(image)}"))
+
+
+def _rawmode(image):
+    """How the decoder unpacks pixels, "RGB;16B": 16 bits, high byte first."""
+    args = image.tile[0].args if image.tile else ""
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _bits(image):
+    return 16 if ";16" in _rawmode(image) or image.mode.startswith("I;16") else 8
+
+
+def _low_bytes(image):
+    """The tiles of an image of 16-bit colours, of which Pillow keeps the high bytes, such that it keeps the low ones."""
+    found = re.fullmatch(r"(RGBA?;16)([LBN])", _rawmode(image))
+    if not found:
+        return None
+    swapped = found[1] + {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[found[2]]
+    return [tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped) for tile in image.tile]
+
+
+def _load(path, page, size, resample, draft=None, convert=lambda image, low: [image]):
     """Decodes a file, turns it upright and resizes it.
 
     Args:
         size: `Size` of the result, upright, or None.
         draft: "L" or "RGB" lets a JPEG be decoded as gray, and smaller as long as it is not smaller than `size`.
-        convert: Pillow image -> Pillow image, before it is resized.
+        convert: Pillow image, and of 16-bit colours the image of their low bytes -> [Pillow image], before they are resized.
 
-    Returns: Pillow image, `Size` of the file's image upright, and as it is stored.
+    Returns: what `convert` returned, `Size` of the file's image upright, and as it is stored.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with contextlib.ExitStack() as stack:
+        image, low = stack.enter_context(Image.open(path, formats=FORMATS)), None
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG with a preview behind it
         if page is not None:
             image.seek(page)
+        _check(path, image, as_rgb=draft == "RGB")
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise UserError(
-                f"{path} is {width}x{height} pixels by its header, more than {MAX_PIXELS}: "
-                "cut it into tiles, or remove it if it is damaged"
-            )
         if page is None and not is_jpeg and getattr(image, "n_frames", 1) > 1:
             raise UserError(f"{path} holds {image.n_frames} images: save each as a file of its own")
         if image.format == "PNG":  # the decoder skips the checksums: 1 wrong byte in 10 would pass, and draw another mask
             with Image.open(path, formats=["PNG"]) as twin:
                 twin.verify()
+        if tiles := _low_bytes(image):
+            low = stack.enter_context(Image.open(path, formats=[image.format]))
+            low.seek(image.tell())
+            low.tile = tiles
+            low.load()
         if not is_jpeg:
             image.load()  # PNG may hold its orientation at the end; TIFF comes upright
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -160,62 +290,100 @@ def _load(path, page, size, resample, draft=None, convert=lambda image: image):
             scale = _jpeg_scale(image.size, wanted) if wanted else 1
             drafted = image.draft(draft, (width // scale, height // scale))
         image.load()
-    image = convert(image)
+    if image.mode[-1] in "Aa" and np.ptp(image.getextrema()[-1]):
+        raise UserError(
+            f"{path} has {len(image.getbands())} bands, and the last is not the same everywhere: as transparency it would be "
+            f"dropped; save the image without it, as {SUPPORTED}"
+        )
+    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # as in 8 bits, where Pillow does it
+        image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16, copy=False))
+    images = convert(image, low)
     if size:
         # drafted[1]: of 1918 pixels a quarter is 480, but only 479.5 of them are the image
-        image = image.resize(wanted, resample, drafted and drafted[1])
+        images = [image.resize(wanted, resample, drafted and drafted[1]) for image in images]
     if turn is not None:
-        image = image.transpose(turn)
+        images = [image.transpose(turn) for image in images]
     stored = Size(height, width)
-    return image, Size(width, height) if sideways else stored, stored
+    return images, Size(width, height) if sideways else stored, stored
+
+
+def _array(image):
+    """np.asarray(image), a few rows at a time: at once it would take the memory of two more images."""
+    rows = max(2**18 // image.width, 1)
+    values = None
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if values is None:
+            values = np.empty((image.height, *strip.shape[1:]), strip.dtype)
+        values[top : top + rows] = strip
+    return values
+
+
+def _planes(path, image, low):
+    """What was decoded -> one Pillow image, "L" or "RGB", or for each band of 16 bits one of mode "I;16"."""
+    if low:
+        pairs = zip(image.split()[:3], low.split())
+        return [Image.fromarray(np.asarray(high).astype(np.uint16) << 8 | np.asarray(rest)) for high, rest in pairs]
+    if image.mode == "F" or image.mode.startswith("I"):
+        white = 1 if image.mode == "F" else 65535
+        least, most = image.getextrema() if image.mode in ("F", "I") else (0, white)
+        values = _array(image)
+        if not (least >= 0 and most <= white) or image.mode == "F" and np.isnan(values).any():
+            raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
+        return [
+            Image.fromarray(np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16))
+        ]
+    return [image if image.mode in ("L", "RGB") else image.convert("RGB")]
 
 
 def _read_image(path, channels, size, page):
-    """-> uint8 [H, W, channels], `Size` in the file upright, and as stored."""
-
-    def to_8_bits(image):
-        if image.mode == "F" or image.mode.startswith("I"):
-            values = np.asarray(image)
-            white = 1 if image.mode == "F" else 4095 if values.max() < 4096 else 65535
-            if not (values.min() >= 0 and values.max() <= white):  # so NaN is caught too
-                raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
-            return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
+    """-> uint8 or uint16 [H, W, channels], `Size` in the file upright, and as stored."""
     mode = "RGB" if channels == 3 else "L"
     with readable(path):
-        image, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, to_8_bits)
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], channels), size, stored
+        images, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found))
+        if images[0].mode in ("L", "RGB"):
+            pixels = _array(images[0] if images[0].mode == mode else images[0].convert(mode))
+            return pixels.reshape(*pixels.shape[:2], channels), size, stored
+        pixels = np.stack([_array(image) for image in images], axis=-1)
+    if channels == 3:
+        return np.repeat(pixels, 3 // len(images), axis=-1), size, stored
+    return pixels if len(images) == 1 else to_gray(pixels), size, stored
 
 
 def _read_mask(path, size, page, colors):
     """-> uint8 [H, W], `Size` in the file upright, and as stored."""
+
+    def gray(image, low):  # 16-bit colours are gray where the three are equal
+        return _planes(path, image, low) if low and not colors else [image]
+
     with readable(path):
         # the nearest pixel: between classes 1 and 3 there is no class 2
-        image, size, stored = _load(path, page, size, Resampling.NEAREST)
+        (image, *others), size, stored = _load(path, page, size, Resampling.NEAREST, convert=gray)
         if colors:
-            values = _class_of_colors(np.asarray(image.convert("RGB")), path, colors)
+            values = _class_of_colors(_array(image.convert("RGB")), path, colors)
         elif image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-            values = np.asarray(image)
+            values = _array(image)
         elif image.mode == "P":
             palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
             if (palette == palette[:, :1]).all():
                 image = image.point(np.pad(palette[:, 0], (0, 256 - len(palette))).tolist())  # gray levels, and no indices
-            values = np.asarray(image)
+            values = _array(image)
         else:
-            rgb = np.asarray(image.convert("RGB"))
-            values = rgb[..., 0]
-            if (rgb != values[..., None]).any():
-                raise UserError(
-                    f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
-                    "if its colours stand for classes, name them with --colors FILE"
-                )
-    if values.dtype.itemsize > 1:
-        values = np.where(values == 65535, 255, values)  # white in 16 bits
-        wrong = values[~np.isin(values, np.arange(256))]
-        if wrong.size:
-            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
+            red, *others = image.convert("RGB").split()
+            values = _array(red)
+        if any((_array(other) != values).any() for other in others):
+            raise UserError(
+                f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
+                "if its colours stand for classes, name them with --colors FILE"
+            )
+        if values.dtype.itemsize > 1:
+            with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+                whole = values.astype(np.uint8)
+            whole[values == 65535] = 255  # white in 16 bits
+            wrong = values[(whole != values) & (values != 65535)]
+            if wrong.size:
+                raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
+            values = whole
     return values.astype(np.uint8, copy=False), size, stored
 
 
@@ -231,7 +399,7 @@ def _class_of_colors(rgb, path, colors):
         red, rest = divmod(int(others[counts.argmax()]), 65536)
         more = f" and {len(others) - 1} more colours" if len(others) > 1 else ""
         advice = "add a line for it, or take what is not named for void with --void-label 255"
-        if Path(path).suffix.lower() in (".jpg", ".jpeg"):
+        if is_jpeg(path):
             advice = "JPEG does not keep a mask's colours, save it as PNG"
         raise UserError(
             f"{path} has {counts.max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which {colors.path} "

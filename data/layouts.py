@@ -1,9 +1,11 @@
 """How data sets lie on disk: which file is whose mask. `data.meaning` knows what the numbers in the masks mean."""
 
+import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
@@ -15,7 +17,8 @@ from PIL import Image
 from PIL.Image import Resampling
 from tqdm import tqdm
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
+SUFFIX = re.compile(r"[-_. ].*[^\W\d_].*")  # of masks, as found by itself: _mask, -seg, and not _1, which numbers images
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,14 @@ class Layout:
     """What a data set holds and how to read it."""
 
     items: list[Item]  # sorted by name
-    # (item, channels, size or None) -> image uint8 [H, W, channels], mask uint8 [H, W] with the values of the file;
+    # (item, channels, size or None) -> image uint8 or uint16 [H, W, channels], mask uint8 [H, W], with the values of the files;
     # both resized to `size` if it is given. Raises UserError. Called from several threads.
     read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
     classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
     class_names: Names | None = None
+    mask_suffix: str | None = None  # as it was given or found
+    left_out: list[str] = field(default_factory=list)  # images and masks without the other, with --skip-bad
+    over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
 
 
 def find_layout(config):
@@ -71,28 +77,49 @@ def _reader(has_pages=False, colors=None):
 def _folder(config):
     """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
     data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors else None
-    parts = [part for part in ("train", "val", "test") if (data_dir / part / "images").is_dir()]
-    if not parts:
-        items = _pairs(data_dir, "images", "masks")
-    elif (data_dir / "images").is_dir():
+    parts = [part for part in ("train", "val", "test") if _holds_images(data_dir / part)]
+    if parts and (data_dir / "images").is_dir():
         raise UserError(f"{data_dir} holds images/ and {parts[0]}/images/: keep all images in one of the two ways")
-    else:
-        items = [
-            Item(f"{part}/{item.name}", item.image, item.mask, part=part)
-            for part in parts
-            for item in _pairs(data_dir / part, "images", "masks")
-        ]
+    pairs = {part: _pairs(data_dir / part, "images", "masks", config.data.mask_suffix) for part in parts or [""]}
+    items = [
+        Item(f"{part}/{item.name}".lstrip("/"), item.image, item.mask, part=part)
+        for part, found in pairs.items()
+        for item in found.items
+    ]
+    pairs = {
+        part: found._replace(alone=[f"{part}/{line}".lstrip("/") for line in found.alone]) for part, found in pairs.items()
+    }
+    suffixes = sorted({found.suffix for found in pairs.values()})
+    if len(suffixes) > 1:
+        raise UserError(
+            f"the parts of {data_dir} name their masks in several ways, with {' and '.join(map(repr, suffixes))} behind the "
+            "name of the image: rename those of one part"
+        )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    return Layout(sorted(items, key=lambda item: item.name), _reader(colors=colors), classes, names)
+    return _layout(config, items, pairs.values(), _reader(colors=colors), classes, names, suffixes[0] or None)
+
+
+def _holds_images(folder):
+    """Whether it is a part of a data set: with images/ in it, or with image files."""
+    return folder.is_dir() and ((folder / "images").is_dir() or bool(image_files(folder)))
+
+
+def _layout(config, items, pairs, *fields):
+    """The `Layout` of `items`, which came out of `pairs`. Only --skip-bad passes over images and masks without the other."""
+    alone, over = (sum(lists, []) for lists in zip(*((found.alone, found.over) for found in pairs)))
+    if alone and not (config.data.skip_bad and items):
+        suffix = next(iter(pairs)).suffix
+        rule = f"STEM{suffix} is the mask of STEM" if suffix else "images and masks must have the same names"
+        hint = " (--skip-bad goes on without)" if items else "; --mask-suffix _mask, if a_mask.png is the mask of a.png"
+        raise UserError("; ".join([f"{rule}, up to the extension: in {config.data.data_dir} {listed(alone)}{hint}", *over]))
+    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over)
 
 
 def _carvana(config):
     """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
-    items = [
-        Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0])
-        for item in _pairs(config.data.data_dir, "train", "train_masks", "_mask")
-    ]
-    return Layout(items, _reader(), class_names=Names(("background", "car")))
+    pairs = _pairs(config.data.data_dir, "train", "train_masks", "_mask")
+    items = [Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0]) for item in pairs.items]
+    return _layout(config, items, [pairs], _reader(), None, Names(("background", "car")))
 
 
 def _oxford_pet(config):
@@ -112,17 +139,20 @@ def _oxford_pet(config):
                 if item.name in items:
                     raise UserError(f"{path} lists {name}, which is listed before: keep it once in trainval.txt or test.txt")
                 items[item.name] = item
-                missing += [f"{file} is missing" for file in (item.image, item.mask) if not file.is_file()]
-    if missing:
-        raise UserError(f"listed in {annotations}, but {listed(missing)}: unpack the data set again, or shorten the lists")
+                missing += [
+                    f"{file} is missing, listed in {path.name}" for file in (item.image, item.mask) if not file.is_file()
+                ]
+    if missing and not config.data.skip_bad:
+        raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
     if not items:
         raise UserError(f"{annotations / 'trainval.txt'} lists no images")
-    items = sorted(items.values(), key=lambda item: item.name)
+    items = [item for item in items.values() if item.image.is_file() and item.mask.is_file()]
     if config.network.classes not in (None, 1, 2, 3):
         raise UserError(
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
-    return Layout(items, _reader(), *trimap_classes(config))
+    items.sort(key=lambda item: item.name)
+    return Layout(items, _reader(), *trimap_classes(config), left_out=missing)
 
 
 def _isbi(config):
@@ -182,34 +212,97 @@ def _nyuv2(config):
     return Layout(items, read, by_index(len(frequent)), class_names)
 
 
-def _pairs(folder, images, masks, mask_ending=""):
-    """Pairs `folder/images/STEM.*` with `folder/masks/STEM{mask_ending}.*`; what is no image file is passed over.
+class Pairs(NamedTuple):
+    """What lies in a folder of images and a folder of masks, or in one folder."""
+
+    items: list[Item]
+    suffix: str  # behind the stem in the names of masks; "" if the names are the same
+    alone: list[str]  # lines on images and masks without the other
+    over: list[str]  # lines on what else lies there
+
+
+def _pairs(folder, images, masks, suffix=None):
+    """Pairs `folder/images/STEM.*` with `folder/masks/STEM{suffix}.*`, or with STEM{suffix}.* beside it -> `Pairs`.
 
     The stems must be the same to the letter: cat.png belongs to cat.gif, and not to cat1.png or Cat.png.
 
-    Returns: [Item], sorted by name.
+    Args:
+        suffix: None: none, unless no name is the same and there is one that makes the names of all masks.
 
-    Raises: UserError for a missing folder, no images, an image or a mask without its counterpart, two files of one stem.
+    Raises: UserError for a missing folder, no images, two files of one stem.
     """
-    for kind in (images, masks):
-        if not (folder / kind).is_dir():
-            raise UserError(f"{folder / kind} is missing: --data-dir needs the folders {images}/ and {masks}/")
-    image_paths, mask_paths = _by_stem(folder / images), _by_stem(folder / masks)
+    image_folder, mask_folder = folder / images, folder / masks
+    prefix = f"{images}/"
+    if not image_folder.exists() and not mask_folder.exists() and folder.is_dir() and image_files(folder):
+        image_folder, prefix = folder, ""
+    together = not mask_folder.is_dir()
+    if not image_folder.is_dir():
+        raise UserError(f"{image_folder} is missing: --data-dir needs the folders {images}/ and {masks}/")
+    over = [line for line in map(passed_over, [image_folder] if together else [image_folder, mask_folder]) if line]
+    image_paths = _by_stem(image_folder)
+    mask_paths = image_paths if together else _by_stem(mask_folder)
     if not image_paths:
-        raise UserError(f"{folder / images} holds no images ({', '.join(EXTENSIONS)})")
-    wanted = {stem + mask_ending for stem in image_paths}
-    alone = [f"{images}/{path.name} has no mask" for stem, path in image_paths.items() if stem + mask_ending not in mask_paths]
-    alone += [f"{masks}/{path.name} has no image" for stem, path in mask_paths.items() if stem not in wanted]
-    if alone:
-        rule = f"STEM{mask_ending} is the mask of STEM" if mask_ending else "images and masks must have the same names"
-        raise UserError(f"{rule}, up to the extension; in {folder} {listed(alone)}")
-    items = [Item(f"{images}/{path.name}", path, mask_paths[stem + mask_ending]) for stem, path in image_paths.items()]
-    return sorted(items, key=lambda item: item.name)
+        raise UserError("; ".join([f"{image_folder} holds no images ({', '.join(EXTENSIONS)})", *over]))
+    if suffix is None:
+        suffix = _find_suffix(image_paths, mask_paths)
+    if together:
+        mask_paths = {stem: path for stem, path in image_paths.items() if suffix and stem.endswith(suffix)}
+        image_paths = {stem: path for stem, path in image_paths.items() if stem not in mask_paths}
+        if not mask_paths:
+            problem = f"holds no masks with {suffix}" if suffix else "is missing"
+            raise UserError(
+                f"{image_folder if suffix else mask_folder} {problem}: --data-dir needs the folders {images}/ and {masks}/, or "
+                "masks beside their images: --mask-suffix _mask, if a_mask.png is the mask of a.png"
+            )
+    wanted = {stem + suffix for stem in image_paths}
+    alone = [f"{prefix}{path.name} has no mask" for stem, path in image_paths.items() if stem + suffix not in mask_paths]
+    alone += [f"{path.relative_to(folder)} has no image" for stem, path in mask_paths.items() if stem not in wanted]
+    items = [
+        Item(f"{prefix}{path.name}", path, mask_paths[stem + suffix])
+        for stem, path in image_paths.items()
+        if stem + suffix in mask_paths
+    ]
+    return Pairs(items, suffix, alone, over)
+
+
+def _find_suffix(image_paths, mask_paths):
+    """What stands behind the names of images in the names of all masks, such as "_mask", or "".
+
+    In one folder masks are the files that end so, and at least half of the images have one.
+    """
+    together = image_paths is mask_paths
+    if not together and image_paths.keys() & mask_paths.keys():
+        return ""
+    stems, best = sorted(image_paths), set()
+    tails = {name[len(stem) :] for stem in stems[:100] for name in mask_paths if name.startswith(stem)}
+    for tail in filter(SUFFIX.fullmatch, sorted(tails, key=lambda tail: (len(tail), tail))):
+        named = {name for name in mask_paths if name.endswith(tail)}
+        fits = {name.removesuffix(tail) for name in named} <= image_paths.keys() - (named if together else set())
+        if (
+            fits
+            and len(named) > len(best)
+            and (2 * len(named) >= len(stems) - len(named) if together else named == set(mask_paths))
+        ):
+            best, suffix = named, tail
+    return suffix if best else ""
 
 
 def image_files(folder):
     """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and _is_meant(p) and p.is_file())
+
+
+def passed_over(folder):
+    """What else is in `folder`, in a line for the user, or ""."""
+    known = set(image_files(folder))
+    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and _is_meant(p))
+    if not others:
+        return ""
+    return f"passed over in {folder.name}/, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(others, 3)}"
+
+
+def _is_meant(path):
+    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
 
 
 def _by_stem(folder):

@@ -14,12 +14,14 @@ from common.device import tf
 from common.metrics import balanced_weights
 from common.shapes import margin, min_size, missing
 from common.streams import AUGMENT, ORDER, generator
+from common.text import say
 from data.augment import augment
 from data.borders import border_weights
 from data.cache import prepare
+from data.files import depth_of, on_scale
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import given_names, mask_meaning
-from data.splits import split
+from data.splits import groups_of, split
 from data.synthetic import make_cells
 
 import numpy as np
@@ -30,10 +32,11 @@ class Examples:
     """Images and their masks at one byte per value, in memory or read when they are asked for."""
 
     names: list[str]  # of the images: for messages and split.json
-    images: Sequence[np.ndarray]  # uint8 [H, W, channels], 0 to 255
+    images: Sequence[np.ndarray]  # uint8 [H, W, channels], 0 to 255; of 16 bits 0 to --white, and uint16 if that is above 255
     masks: Sequence[np.ndarray]  # uint8 [H, W], class indices, and VOID
     sizes: list[Size]
     left_out: list[str] = dataclasses.field(default_factory=list)  # what --skip-bad passed over, and why
+    checksums: list[str] = dataclasses.field(default_factory=list)  # of each image and mask, as they are stored
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def load_examples(config):
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
-    config, training, validation, notes = _read(config)
+    config, training, validation, notes, over = _read(config)
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
@@ -67,9 +70,9 @@ def load_examples(config):
     if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
         notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
     counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
-    print(f"{config.data.data_dir or 'synthetic cells'}: {', '.join([counted, pixels, *notes])}", flush=True)
-    for line in training.left_out:
-        print(f"left out: {line}", flush=True)
+    say(f"{config.data.data_dir or 'synthetic cells'}: {', '.join([counted, pixels, *notes])}")
+    for line in [*over, *(f"left out: {line}" for line in training.left_out)]:
+        say(line)
     return config, training, validation
 
 
@@ -77,7 +80,7 @@ def open_layout(config):
     """The `Layout` of the data set: what lies on disk, or drawn cells, which lie in memory."""
     if config.data.dataset != "synthetic":
         return find_layout(config)
-    size, classes = config.data.image_size or Size(128, 128), config.network.classes
+    size, classes = config.data.image_size or _drawn_size(config), config.network.classes
     images, masks = make_cells(config.data.images, size, config.seed, classes, config.network.channels)
     items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.data.images)]
 
@@ -89,8 +92,37 @@ def open_layout(config):
     return Layout(items, read, {c: c for c in range(n)}, Names(("background", "cell", "nucleus")[:n]))
 
 
+def _drawn_size(config):
+    """128x128, or so large that --crop-size fits into an image and the margin that is mirrored around it."""
+    crop, lost = config.data.crop_size or Size(0, 0), margin(config.network.depth, config.network.padding)
+    return Size(*(max(128, side - lost) for side in crop))
+
+
+def find_white(bits, peaks, config):
+    """What is white in the images of 16 bits, decided once for the data set: --white, or the brightest value in any of them.
+
+    bits, peaks: int [n], 8 or 16 of each image, and its brightest value.
+
+    Returns: the value, or None where all have 8 bits, and a note for the user or "".
+
+    Raises: UserError for a --white that there is nothing for.
+    """
+    deep = bits == 16
+    if not deep.any():
+        if config.data.white:
+            raise UserError(f"--white {config.data.white} is for images of 16 bits, and all have 8: leave it out")
+        return None, ""
+    white = config.data.white or max(int(peaks[deep].max()), 1)
+    note = f"16 bits with {white} as white"
+    if above := np.count_nonzero(peaks[deep] > white):
+        note += f", and so is what lies above in {above} images"
+    if not deep.all():
+        note += f", in {np.count_nonzero(~deep)} of 8 bits 255"
+    return white, note
+
+
 def _read(config):
-    """-> (config, training, validation, [notes for the user])."""
+    """-> (config, training, validation, [notes for the line about the data], [further lines])."""
     layout = open_layout(config)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
@@ -99,7 +131,10 @@ def _read(config):
     prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
+    white, depth = find_white(prepared.bits[good], prepared.peaks[good], config)
     config = config.replace(
+        white=white,
+        mask_suffix=layout.mask_suffix,
         channels=channels,
         classes=meaning.classes,
         void_label=meaning.void_label,
@@ -108,24 +143,30 @@ def _read(config):
     table = meaning.table
     same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()
     read_mask = prepared.mask if same else lambda k: table[prepared.mask(k)]
-    left_out, chosen = list(prepared.left_out.values()), []
+    left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
     for part in ("train", "val"):
         wanted = {layout.items[i].name for i in parts[part]}
         numbers = [k for k in good if items[k].name in wanted]
         if not numbers:
             raise UserError(f"{config.data.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
         names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
-        chosen.append(Examples(names, Stored(prepared.image, numbers), Stored(read_mask, numbers), sizes, left_out))
+        checksums = ["{:08x}{:08x}".format(*prepared.checksums[k]) for k in numbers]
+        images = Stored(lambda k: on_scale(prepared.image(k), white, items[k].name), numbers)
+        chosen.append(Examples(names, images, Stored(read_mask, numbers), sizes, left_out, checksums))
     if config.training.class_weights == Weights():
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
         np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
         config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
-    notes = [meaning.note]
+    notes = [note for note in (depth, meaning.note) if note]
+    if layout.mask_suffix:
+        notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
+    if config.data.group:
+        notes.append(f"{len(set(groups_of(items, config)))} groups by --group, each on one side")
     if apart := sum(item.part == "test" for item in layout.items):
         notes.append(f"{apart} of the test part left alone")
     if channels == 1 and config.network.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
-    return config, *chosen, notes
+    return config, *chosen, notes, layout.over
 
 
 def _check_sizes(config, training, validation):
@@ -176,7 +217,7 @@ def _window(config, training):
 
 
 def _example(config, examples, i, fits=False):
-    """image uint8 [H, W, C] and mask uint8 [H, W], with `_borders` around both."""
+    """image [H, W, C] on its scale and mask uint8 [H, W], with `_borders` around both."""
     image, mask = examples.images[i], examples.masks[i]
     borders = _borders(config, mask.shape, fits)
     if not any(map(any, borders)):
@@ -202,10 +243,10 @@ def batch_names(config, training, step):
 
 
 def augmented(config, training, epoch, i):
-    """What the network sees of training image `i` in an epoch, counted from 0: image uint8 [h, w, C], mask uint8 [h, w]."""
+    """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] and mask uint8 [h, w]."""
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    return augment(*example, _window(config, training), config.data.augment, rng)
+    return augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
 
 
 def training_batches(config, training, first_step=0):
@@ -250,13 +291,13 @@ def validation_batches(config, validation):
 
 
 def _pipeline(config, steps, batch, shape):
-    """The data set of `batch(step)`, uint8 images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
+    """The data set of `batch(step)`, images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
     the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
     the weights of the pixels.
     """
-    cut = margin(config.network.depth, config.network.padding) // 2
+    cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white
 
     def weigh(masks):
         return np.stack([border_weights(mask, config.training.class_weights or [1.0] * 255) for mask in masks])
@@ -264,7 +305,7 @@ def _pipeline(config, steps, batch, shape):
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
-        images, masks = tf.numpy_function(batch, [step], (tf.uint8, tf.uint8), stateful=False)
+        images, masks = tf.numpy_function(batch, [step], (depth_of(white), tf.uint8), stateful=False)
         images = tf.ensure_shape(images, [*shape, config.network.channels])
         masks = tf.ensure_shape(masks, shape)
         if cut:
@@ -273,7 +314,7 @@ def _pipeline(config, steps, batch, shape):
         if config.training.weight_map:
             weights = tf.numpy_function(weigh, [masks], tf.float32, stateful=False)
             channels.append(tf.ensure_shape(weights, masks.shape))
-        return tf.cast(images, tf.float32) / 255, tf.stack(channels, axis=-1)
+        return tf.cast(images, tf.float32) / (white or 255), tf.stack(channels, axis=-1)
 
     batches = tf.data.Dataset.range(steps.start, steps.stop).map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
     # Nothing is left to tune, and the tuner's thread wakes up less and less often, in the end every 60 s: whoever drops the

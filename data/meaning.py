@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.cli import listed
 from common.config import VOID, Names, UserError
-from data.files import Colors
+from data.files import Colors, is_jpeg
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def mask_meaning(present, items, config, layout):
 
     Returns: `Meaning`.
 
-    Raises: UserError for values that fit nothing, naming the first file that has them, and for masks without a foreground.
+    Raises: UserError for values that fit nothing, naming the files that are unlike the others, for JPEG masks whose values are
+    smeared, and for masks without a foreground.
     """
     void, held = config.data.void_label, present.any(axis=0)
     if layout.classes is not None:
@@ -58,8 +59,11 @@ def _fixed(present, items, config, layout):
     if wrong.any():
         item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(layout.classes)))
         raise UserError(
-            f"{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset {config.data.dataset} has {allowed}"
+            f"{_of_all(wrong.any(axis=1))}{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset "
+            f"{config.data.dataset} has {allowed}: mend it"
         )
+    if not config.data.colors:  # a smeared colour has no name
+        _refuse_smeared(present, items, _are_jpeg(items))
     note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
     return config.network.classes or (1 if n == 2 else n), layout.classes, note
 
@@ -73,9 +77,10 @@ def _found(present, items, config):
             f"all {len(items)} masks hold {f'only the value {top}' if values else 'nothing but void'}, so there is nothing to "
             f"learn: check {items[0].mask.parent}, or set --classes if that is meant"
         )
-    jpeg = np.array([_is_jpeg(item.mask) for item in items])
+    jpeg = _are_jpeg(items)
     if classes in (None, 1, 2):
         if values <= {0, 1}:
+            _refuse_smeared(present, items, jpeg)
             return classes or 1, {0: 0, 1: 1}, "mask values 0/1"
         if values <= {0, 255}:
             return classes or 1, {0: 0, 255: 1}, "mask values 0/255 read as 0/1"
@@ -89,46 +94,98 @@ def _found(present, items, config):
     if classes:
         fits = max(indices, default=0) < n and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
     else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
-        fits = n <= 200 and len(absent) <= n / 4 and not jpeg.any()
+        fits = n <= 200 and len(absent) <= n / 4
     if n > 2 and fits:
+        _refuse_smeared(present, items, jpeg)
         note = f"{n} classes from mask values 0 to {max(indices, default=0)}"
         if absent and not classes:
             note += f" without {listed(list(map(str, absent)), 3)}"
+        if not classes and len(items) >= 10:  # a class that one mask has may be a slip of the pen
+            single = [value for value in sorted(indices) if present[:, value].sum() == 1]
+            note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
         return n, {**{i: i for i in range(n)}, VOID: VOID}, note
-    raise _misfit(present, items, classes)
+    raise _misfit(present, items, config, jpeg)
 
 
-def _is_jpeg(path):
-    return path.suffix.lower() in (".jpg", ".jpeg")
+def _are_jpeg(items):
+    """bool [n]: which of the masks are JPEG files."""
+    return np.array([is_jpeg(item.mask) for item in items], bool)
 
 
-def _misfit(present, items, classes):
-    """The `UserError` for values that are no class indices, about the first mask that has them."""
-    values = np.flatnonzero(present.any(axis=0)).tolist()
-    limit = max(classes, 2) if classes else next(v for v in range(1, 257) if v not in values)
-    bad = (present[:, limit:] if classes or limit < 200 else present[:, 2:VOID]).any(axis=1)
-    first = int(np.argmax(bad if bad.any() else [_is_jpeg(item.mask) for item in items]))
-    held = [str(value) for value in np.flatnonzero(present[first])]
-    shown = ", ".join(held if len(held) <= 8 else [*held[:6], "...", held[-1]])
-    top = max([value for value in values if value < VOID], default=0)
+def _refuse_smeared(present, items, jpeg):
+    """JPEG mixes neighbouring values: of 0 and 1 or of classes nothing reliable is left. Raises: UserError."""
+    smeared = jpeg & (present.sum(axis=1) > 1)
+    if smeared.any():
+        raise UserError(
+            f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file of class indices: JPEG does not keep "
+            "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
+        )
+
+
+def _of_all(odd):
+    """How many of all masks, as the beginning of a message; "" for the only one."""
+    return f"{odd.sum()} of {len(odd)} masks: " if len(odd) > 1 else ""
+
+
+def _unlike(present, config):
+    """Which masks hold what most do not: bool [n], and what most hold, in words."""
+    classes, ways = config.network.classes, {}
+    void = [VOID] if config.data.void_label is None else []  # beside class indices 255 is void
+    if classes in (None, 1, 2):
+        ways = {"0 and 1": [0, 1], "0 and 255": [0, VOID]}
+    else:
+        ways[f"0 to {classes - 1}"] = [*range(classes), *void]
+    if classes is None:
+        tops = {int(np.flatnonzero(row[:VOID])[-1]) for row in present if row[:VOID].any()}
+        for top in sorted(top for top in tops if 2 <= top < 200):
+            within = ~present[:, top + 1 : VOID].any(axis=1)
+            if present[within, : top + 1].any(axis=0).mean() >= 0.75:
+                ways[f"0 to {top}"] = [*range(top + 1), *void]
+    outside = {}
+    for way, allowed in ways.items():
+        wrong = present.copy()
+        wrong[:, allowed] = False
+        outside[way] = wrong.any(axis=1)
+    most = min(ways, key=lambda way: outside[way].sum())
+    return outside[most], most
+
+
+def _misfit(present, items, config, jpeg):
+    """The `UserError` for values that are no class indices, about the masks that are unlike the others."""
+    classes, (odd, most) = config.network.classes, _unlike(present, config)
+    informative = present[:, 1:].any(axis=1)  # a mask of 0 alone fits any reading
+    few = 0 < 2 * odd.sum() < informative.sum()
+    first = int(odd.argmax())
+    values = set(np.flatnonzero(present.any(axis=0)).tolist())
+    held = np.flatnonzero(present[first]).tolist()
+    shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
+    top = max((value for value in values if value < VOID), default=0)
+    stray = values - set(np.flatnonzero(present[~odd].any(axis=0)).tolist())
     if classes:
-        allowed = "0/1 or 0/255, the same in all masks" if limit == 2 else f"0 to {classes - 1}"
-        allowed = f"but --classes {classes} takes {allowed}"
+        allowed = f"but --classes {classes} takes " + (
+            "0/1 or 0/255, the same in all masks" if classes <= 2 else f"0 to {classes - 1}"
+        )
     else:
         allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
-    if _is_jpeg(items[first].mask):
+    if few:
+        allowed += f", and the other {len(odd) - odd.sum()} hold {most}"
+    if jpeg[first]:
         advice = "JPEG does not keep a mask's values, save it as PNG"
-    elif set(values) <= {0, 1, VOID} and limit == 2:
+    elif values <= {0, 1, VOID} and classes in (None, 1, 2):
         advice = "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled"
-    elif classes and top < limit:
+    elif classes and top < max(classes, 2):
         advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
-    elif len(held) > 32:
-        advice = f"save it without smoothed edges; if it does hold class indices, set --classes {top + 1}"
-    elif classes:
+    elif top < 200 and len(values - {VOID}) >= (top + 1) / 2:  # else most of the classes would not occur
         advice = f"if they are class indices, set --classes {top + 1}, otherwise mend the mask"
+    elif few and len(stray) == 1:
+        advice = f"mend the mask, or --void-label {min(stray)} if that marks what nobody labelled"
+    elif len(held) > 32:
+        advice = "save it without smoothed edges"
     else:
-        advice = f"if they are class indices, set --classes {top + 1}; if gray levels or colours, name them with --colors FILE"
-    return UserError(f"{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}")
+        advice = "mend the mask" if few else "if gray levels or colours stand for classes, name them with --colors FILE"
+    return UserError(
+        f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}"
+    )
 
 
 def by_index(n):

@@ -7,7 +7,6 @@ with 1 if something is wrong with the images, each of which is named, and with 2
 """
 
 import json
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +17,13 @@ from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
 from common.pictures import class_names, draw_grid, expendable, legend, mask_colors
 from common.shapes import min_size, missing
+from common.text import say, write_json
 from data.cache import CORES
+from data.files import in_8_bits, on_scale
 from data.layouts import find_channels
-from data.loader import augmented, open_layout
+from data.loader import augmented, find_white, open_layout
 from data.meaning import given_names, mask_meaning
-from data.splits import split
+from data.splits import groups_of, split
 
 import numpy as np
 from PIL import Image
@@ -70,22 +71,26 @@ def draw_augmentations(path, training, config):
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-    classes, rows = config.network.classes, []
+    classes, white, rows = config.network.classes, config.data.white, []
+
+    def picture(image, mask):
+        return overlay(in_8_bits(image, white), mask, classes)
+
     for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
-        row = [(f"{training.names[i]}\n{Size(*mask.shape)}", overlay(image, mask, classes))]
+        row = [(f"{training.names[i]}\n{Size(*mask.shape)}", picture(image, mask))]
         for epoch in range(VERSIONS):
-            row.append((f"in epoch {epoch + 1}", overlay(*augmented(config, training, epoch, i), classes)))
+            row.append((f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))))
         rows.append(row)
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
     names, indices = class_names(config.data.class_names, classes), _all_classes(classes, config.data.void_label)
     draw_grid(path, rows, title, _legend(names, indices))
 
 
-def draw_overview(path, layout, items, meaning, values, config):
+def draw_overview(path, layout, items, meaning, values, white, config):
     """Writes a sheet of images that are spread over the data set, with their masks.
 
-    meaning: of the mask `values` that occur; None if it is unclear.
+    meaning: of the mask `values` that occur; None if it is unclear. white: from `find_white`.
     """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
@@ -97,6 +102,7 @@ def draw_overview(path, layout, items, meaning, values, config):
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, 3, None)
+        image = in_8_bits(on_scale(image, white, item.name), white)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
@@ -111,6 +117,8 @@ class Facts(NamedTuple):
     size: Size
     color: bool
     blank: bool  # all pixels of the image are equal
+    bits: int  # 8 or 16
+    peak: int  # the brightest value of the image
     counts: np.ndarray  # [256] pixels of each mask value
 
 
@@ -121,8 +129,9 @@ def look(layout, item):
     except UserError as error:
         return str(error)
     spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
-    blank = image.min() == image.max()
-    return Facts(Size(*mask.shape), bool(spread > 2), bool(blank), np.bincount(mask.ravel(), minlength=256))
+    peak = int(image.max())
+    counts = np.bincount(mask.ravel(), minlength=256)
+    return Facts(Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, counts)
 
 
 def survey(layout, config):
@@ -142,6 +151,7 @@ def survey(layout, config):
     problems = [reason for reason in found if isinstance(reason, str)]
     if len(problems) == len(found):
         raise UserError(f"none of {len(found)} images can be read; the first: {problems[0]}")
+    problems = [*layout.left_out, *problems]
     items, facts = zip(*((item, fact) for item, fact in zip(layout.items, found) if isinstance(fact, Facts)))
     sizes, counts = [fact.size for fact in facts], np.stack([fact.counts for fact in facts])  # [n, 256]
 
@@ -154,6 +164,7 @@ def survey(layout, config):
         parts = split(layout.items, config)  # with those that cannot be read: so does the loader
     except UserError as error:
         problems.append(str(error))
+    white, depth = find_white(np.array([fact.bits for fact in facts]), np.array([fact.peak for fact in facts]), config)
     for item, fact in zip(items, facts):
         if fact.blank:
             problems.append(f"{item.name}: all pixels of the image are equal")
@@ -161,6 +172,9 @@ def survey(layout, config):
             problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
     too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
+    advice = [*layout.over, *advice]
+    if layout.mask_suffix:
+        advice.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     n = len(parts["train"]) if parts else config.training.batch_size
     if n < config.training.batch_size:
         advice.append(
@@ -181,6 +195,8 @@ def survey(layout, config):
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
         "color_images": colored,
         "channels": config.network.channels or find_channels(layout),
+        "white": white,
+        "depth": depth,
         "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
         "masks": meaning and meaning.note,
         "classes": meaning and meaning.classes,
@@ -198,9 +214,7 @@ def survey(layout, config):
 
 def _groups(items, config):
     """{group: images} of the groups that `split` keeps together."""
-    found = [re.search(config.data.group, item.name) for item in items] if config.data.group else items
-    names = [match and match.group(1) for match in found] if config.data.group else [item.group for item in found]
-    return dict(Counter(name for name in names if name))
+    return dict(Counter(name for name in groups_of([item for item in items if item.part != "test"], config) if name))
 
 
 def _frequencies(counts, meaning, training, names):
@@ -285,7 +299,9 @@ def describe(s, source):
         lines["sizes"] = f"{s['smallest']} to {s['largest']}, median {s['median']}, {len(s['sizes'])} distinct"
     kinds = {"gray": s["readable"] - s["color_images"], "RGB": s["color_images"]}
     channels = "1 channel" if s["channels"] == 1 else f"{s['channels']} channels"
-    lines["images"] = f"{', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)}; the network reads {channels}"
+    lines["images"] = f"{', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)}; the network reads {channels}" + (
+        s["depth"] and f"; {s['depth']}"
+    )
     values = [str(value) for value in s["mask_values"]]
     lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}"
     for label, text in lines.items():
@@ -317,10 +333,13 @@ def main(argv=None):
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = open_layout(config)
     summary, items, meaning = survey(layout, config)
-    print("\n".join(describe(summary, _source(config))), flush=True)
-    (args.output / "overview.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for line in describe(summary, _source(config)):
+        say(line)
+    write_json(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False))
     with expendable(args.output / "overview.png"):
-        draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
+        draw_overview(
+            args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), summary["white"], config
+        )
     print(f"see {args.output}/overview.png and overview.json")
     return 1 if summary["problems"] else 0
 

@@ -1,11 +1,22 @@
 """Which images train and which validate. Whatever is random follows from the seed; groups are never torn apart."""
 
+import functools
 import json
 import re
+import subprocess
+import sys
 
 from common.checkpoint import replacing
+from common.cli import listed
 from common.config import UserError
 from common.streams import SPLIT, generator
+from common.text import write_json
+
+SECONDS = 10  # for --group to match all names: of 5000 it takes 10 ms
+MATCH = (
+    "import json, re, sys; pattern, names = json.load(sys.stdin); "
+    "print(json.dumps([match and match[1] for match in (re.search(pattern, name) for name in names)]))"
+)
 
 
 def split(items, config):
@@ -13,17 +24,17 @@ def split(items, config):
 
     In this order: the lists of --split; parts "val" and "train" of whoever published the data; number --fold of --folds; a
     random share --validation. Images of the part "test" are in neither. Folds and shares hold whole groups, if there are any:
-    those of the layout, or what --group matches in the names.
+    those of the layout, or what --group matches in the names. Lists and parts that tear what --group matches are refused.
 
-    Raises: UserError for lists that do not fit the data, and for too few images or groups.
+    Raises: UserError for lists that do not fit the data, for too few images or groups, and for groups on both sides.
     """
     if config.data.split:
-        return _given(items, config.data.split)
+        return _whole(items, _given(items, config.data.split), config)
     published = {part: [i for i, item in enumerate(items) if item.part == part] for part in ("train", "val", "", "test")}
     if published["val"] and not config.data.folds:
         if not published["train"]:
             raise UserError(f"{config.data.data_dir} has images to validate on, but none to train on in train/")
-        return {part: published[part] for part in ("train", "val")}
+        return _whole(items, {part: published[part] for part in ("train", "val")}, config)
     usable = sorted(published["train"] + published["val"] + published[""])
     units = _units([items[i] for i in usable], config)  # lists of positions in `usable`
     if len(usable) < 2:
@@ -45,19 +56,55 @@ def split(items, config):
 
 def _units(items, config):
     """What must stay together: lists of indices, one for every group, or one for every image."""
-    groups = [item.group for item in items]
-    if config.data.group:
-        try:
-            found = [re.search(config.data.group, item.name) for item in items]
-            groups = [match and match.group(1) for match in found]
-        except (re.error, IndexError) as error:
-            raise UserError(f"--group {config.data.group!r} is no regular expression with a (...) in it: {error}") from None
-        if None in groups:
-            raise UserError(f"--group {config.data.group!r} matches nothing in {items[groups.index(None)].name}")
     units = {}
-    for i, group in enumerate(groups):
+    for i, group in enumerate(groups_of(items, config)):
         units.setdefault(group or (i,), []).append(i)
     return list(units.values())
+
+
+def groups_of(items, config):
+    """The group of each item, "" for none: that of the layout, or what --group matches in its name below train/, val/, test/.
+
+    Raises: UserError for what is no regular expression with a group in it, takes too long, or matches nothing in a name.
+    """
+    if not config.data.group:
+        return [item.group for item in items]
+    names = tuple(item.name.removeprefix(f"{item.part}/") for item in items)
+    groups = _matches(config.data.group, names)
+    if None in groups:
+        raise UserError(f"--group {config.data.group!r} matches nothing in {items[groups.index(None)].name}")
+    return groups
+
+
+@functools.lru_cache(1)
+def _matches(pattern, names):
+    """What the first (...) matches in each name, or None. In a process of its own: Python cannot stop a match that explodes."""
+    try:
+        if re.compile(pattern).groups < 1:
+            raise re.error("no such group")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it: {error}") from None
+    try:
+        text = json.dumps([pattern, names])
+        done = subprocess.run([sys.executable, "-I", "-c", MATCH], input=text, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"--group {pattern!r} does not come to an end within {SECONDS} s: avoid repetitions of repetitions, such as (a+)+"
+        ) from None
+    return json.loads(done.stdout)
+
+
+def _whole(items, parts, config):
+    """`parts`, if none of the groups that --group matches is in both. Raises: UserError."""
+    if config.data.group:
+        train, val = (set(groups_of([items[i] for i in parts[part]], config)) for part in ("train", "val"))
+        if both := sorted(train & val):
+            source = f"--split {config.data.split}" if config.data.split else f"train/ and val/ in {config.data.data_dir}"
+            raise UserError(
+                f"{source} put {len(both)} of {len(train | val)} groups of --group {config.data.group!r} on both sides: "
+                f"{listed(both, 3)}; --folds N splits anew and keeps groups together, or leave --group out"
+            )
+    return parts
 
 
 def _share(order, share):
@@ -78,18 +125,37 @@ def _fold(order, folds):
     return parts
 
 
+def _read(path):
+    """split.json: {"train": [name], "val": [name], "checksums": {name: text}}, where runs of old have no checksums.
+
+    Raises: OSError, or ValueError for anything else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        found = None
+    lists = [found.get(part) for part in ("train", "val")] if isinstance(found, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ValueError('it is no split: JSON with the lists "train" and "val" is')
+    if not isinstance(found.setdefault("checksums", {}), dict):
+        raise ValueError("its checksums are no names with checksums")
+    return found
+
+
 def _given(items, path):
     """The split that stands in a JSON file, as `write_split` made it, or in the train.txt and val.txt of a folder."""
     try:
         if path.is_dir():
             lists = {part: (path / f"{part}.txt").read_text(encoding="utf-8").splitlines() for part in ("train", "val")}
             lists = {part: [line.strip() for line in lines if line.strip()] for part, lines in lists.items()}
+        elif path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise ValueError
         else:
-            lists = json.loads(path.read_text(encoding="utf-8"))
-            lists = {part: list(map(str, lists[part])) for part in ("train", "val")}
+            found = _read(path)
+            lists = {part: found[part] for part in ("train", "val")}
     except OSError as error:
         raise UserError(f"cannot read --split {error.filename or path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         raise UserError(f'--split {path} is no split: JSON with the lists "train" and "val" is') from None
     # a name as split.json has it, or as lists are written by hand: without folders, without an extension
     index = {}
@@ -110,17 +176,30 @@ def _given(items, path):
     return found
 
 
-def read_split(path):
-    """(training names, validation names) as `write_split` wrote them; empty lists if there is no such file."""
+def check_split(path, training, validation):
+    """Whether these `Examples` are those of a run that goes on. path: of the split.json that `write_split` wrote then.
+
+    Raises: UserError for other images, or for some that are not as they were, and their masks.
+    """
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-        return lists["train"], lists["val"]
-    except (OSError, ValueError, KeyError):
-        return [], []
+        found = _read(path)
+    except (OSError, ValueError):
+        raise UserError(f"{path} cannot be read, and --resume needs the images that it lists: start a new run") from None
+    if [found["train"], found["val"]] != [training.names, validation.names]:
+        raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
+    now = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
+    changed = [name for name, checksum in now.items() if found["checksums"].get(name, checksum) != checksum]
+    if changed:
+        raise UserError(
+            f"{len(changed)} of {len(now)} images, or their masks, are not as they were in the run of {path.parent}: "
+            f"{listed(changed, 3)}; --resume needs the data as it was; --checkpoint {path.parent / 'last.safetensors'} with "
+            "another --run-dir starts a new run from its weights"
+        )
 
 
-def write_split(path, training_names, validation_names):
-    """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images."""
-    text = json.dumps({"train": training_names, "val": validation_names}, indent=1, ensure_ascii=False)
+def write_split(path, training, validation):
+    """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images. Both are `Examples`."""
+    found = {"train": training.names, "val": validation.names}
+    found["checksums"] = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
     with replacing(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+        write_json(part, json.dumps(found, indent=1, ensure_ascii=False))

@@ -11,8 +11,9 @@ from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
 from common.pictures import class_names
-from data.files import count_pages, read_image
-from data.layouts import EXTENSIONS, image_files
+from common.text import say
+from data.files import count_pages, in_8_bits, on_scale, read_image
+from data.layouts import EXTENSIONS, image_files, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
 import numpy as np
@@ -45,6 +46,8 @@ def find_images(paths):
         if not path.exists():
             raise UserError(f"{path} does not exist")
         found = image_files(path) if path.is_dir() else [path]
+        if path.is_dir() and (over := passed_over(path)):
+            say(over, sys.stderr)
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
         files += found
@@ -108,8 +111,8 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
 
     Raises: UserError for an image that cannot be read or is too small, OSError for a file that cannot be written.
     """
-    network, size = config.network, config.data.image_size
-    image = read_image(source.path, network.channels, page=source.page)
+    network, size, white = config.network, config.data.image_size, config.data.white or 255
+    image = _read(source, config)
     height, width, _ = image.shape
     if size in (None, (height, width)):
         smallest = smallest_image(network)
@@ -117,17 +120,28 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
             raise UserError(
                 f"{source.path} is {Size(height, width)} pixels, too small for this network, which needs {smallest}"
             )
-        parts = predict_tiles(predict, image, network, tile, tta, str(source))
+        parts = predict_tiles(predict, image, network, tile, tta, str(source), white)
     else:
-        resized = read_image(source.path, network.channels, size, source.page)  # as the training did
-        parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source))
+        resized = _read(source, config, size)  # as the training did
+        parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source), white)
     mask = np.empty((height, width), np.uint8)
     with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
         for rows, columns, p in parts:
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if save:
                 save(rows, columns, p)
-    return image, mask
+    return in_8_bits(image, config.data.white), mask
+
+
+def _read(source, config, size=None):
+    """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
+    image, white = read_image(source.path, config.network.channels, size, source.page), config.data.white
+    if white and image.dtype == np.uint16 and (above := np.mean(image > white)):
+        say(
+            f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",
+            sys.stderr,
+        )
+    return on_scale(image, white, source.path)
 
 
 @contextlib.contextmanager

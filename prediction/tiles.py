@@ -86,11 +86,11 @@ def predict_window(predict, window, views):
     return total / len(views)
 
 
-def predict_tiles(predict, image, network, tile, tta=False, name=None):
+def predict_tiles(predict, image, network, tile, tta=False, name=None, white=255):
     """The prediction of an image at its own size, tile by tile. A bar named `name` shows the progress in a terminal.
 
     predict: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], both numpy arrays.
-    image: uint8 [H, W, channels], both sides at least `smallest_image`.
+    image: uint8 or uint16 [H, W, channels], 0 to `white`, both sides at least `smallest_image`.
     tile: the side of the windows in pixels, at least `smallest_tile`.
     tta: test-time augmentation, the mean over the 8 symmetries of a square image, over 4 for any other.
 
@@ -100,19 +100,19 @@ def predict_tiles(predict, image, network, tile, tta=False, name=None):
     views = symmetries(height == width) if tta else [(0, False)]
     windows = list(itertools.product(cut(height, tile, network), cut(width, tile, network)))
     for rows, columns in tqdm(windows, desc=name, unit=" tiles", delay=1, leave=False, disable=None):
-        window = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / 255
+        window = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / white
         p = predict_window(predict, window, views)
         yield rows.target, columns.target, p[rows.source, columns.source].astype(np.float32)
 
 
-def predict_resized(predict, image, size, network, tile, tta=False, name=None):
+def predict_resized(predict, image, size, network, tile, tta=False, name=None, white=255):
     """As `predict_tiles`, for an image that was resized for the network: the prediction at its own `size`, (height, width).
 
     The probabilities, and not the classes, are resized, bilinearly: borders come out smooth.
     """
     (height, width), (h, w, _) = size, image.shape
     p = np.empty([h, w, network.classes], np.float32)
-    for rows, columns, part in predict_tiles(predict, image, network, tile, tta, name):
+    for rows, columns, part in predict_tiles(predict, image, network, tile, tta, name, white):
         p[rows, columns] = part
     layers = [Image.fromarray(p[..., c]) for c in range(network.classes)]
     for top in range(0, height, STRIP):

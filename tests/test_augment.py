@@ -149,7 +149,7 @@ def drawn_parameters(monkeypatch, image, kind, count=400):
     """What `deform` hands to `sample`: nodes without elastic displacements [n, 2, 3, 3], contrast [n], brightness [n]."""
     calls = []
     monkeypatch.setattr(augmentation, "displacements", lambda size, rng: 0)
-    monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:]))
+    monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:6]))
     for seed in range(count):
         augment(image, image[..., 0], (41, 31), kind, np.random.default_rng(seed))
     return [np.array(values) for values in zip(*calls)]
@@ -239,7 +239,7 @@ def test_half_of_the_images_are_cut_into_large_parts():
 
 def test_of_a_large_image_only_the_part_around_the_window_is_recoloured(monkeypatch):
     parts = []
-    monkeypatch.setattr(augmentation, "recolor", lambda image, mask, rng: parts.append(image) or image)
+    monkeypatch.setattr(augmentation, "recolor", lambda image, mask, rng, white: parts.append(image) or image)
     image = np.broadcast_to(np.arange(41, dtype=np.uint8)[:, None, None], (41, 56, 1))  # every row holds its number
     for seed in range(200):
         assert augment(image, LABELS, (13, 31), "recolor", np.random.default_rng(seed))[0].shape == (13, 31, 1)
@@ -274,3 +274,20 @@ def test_light_is_cut_off_at_black_and_white():
         image, mask = sample(NOISE, LABELS, size, neutral(size, size), contrast, brightness)
         np.testing.assert_allclose(image, (NOISE * contrast + brightness).clip(0, 255), atol=0.51)
         np.testing.assert_array_equal(mask, LABELS)
+
+
+@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
+@pytest.mark.parametrize("white", [200, 5100, 65535])
+def test_16_bits_are_augmented_on_their_own_scale(kind, white):
+    """The same random numbers make of an image on another scale the same picture, and no value leaves the scale."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    mask = (image[..., 0] > 128).astype(np.uint8)
+    deep = np.rint(image * (white / 255)).astype(np.uint8 if white < 256 else np.uint16)
+    shown, labels = augment(image, mask, (24, 32), kind, np.random.default_rng(1))
+    found, same = augment(deep, mask, (24, 32), kind, np.random.default_rng(1), white)
+    assert found.dtype == deep.dtype and found.max() <= white
+    np.testing.assert_array_equal(labels, same)
+    # 3: rounding of the image, of its gray version and of its curve; white 200 has fewer steps, and a steep curve widens them
+    difference = abs(found * (255 / white) - shown)
+    assert np.median(difference) <= 1.5 and difference.mean() < 3

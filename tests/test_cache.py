@@ -131,8 +131,94 @@ def test_a_damaged_cache_is_named(tmp_path):
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     with open(folder / "pixels", "r+b") as file:
         file.truncate(10)
-    with pytest.raises(UserError, match=f"the cache {folder} is damaged: remove it"):
+    with pytest.raises(UserError, match=f"the cache {folder} is damaged \\(pixels is not as large .*: remove it"):
         prepare(layout, layout.items, 1, config(tmp_path))
+
+
+@pytest.mark.parametrize("position", [0, 17, 41, -1])  # in an image, in a mask, ..., the last byte
+def test_a_flipped_bit_in_the_cache_is_noticed(tmp_path, position):
+    layout = layout_of(tmp_path / "files")
+    prepare(layout, layout.items, 1, config(tmp_path))
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    content = bytearray((folder / "pixels").read_bytes())
+    content[position] ^= 1
+    (folder / "pixels").write_bytes(content)
+    with pytest.raises(UserError, match=r"the pixels of images/\d.bin are not those that were written"):
+        prepare(layout, layout.items, 1, config(tmp_path))
+
+
+def test_16_bits_come_back(tmp_path):
+    layout = layout_of(tmp_path / "files")
+
+    def read(item, channels, size):
+        image, mask = layout.read(item, channels, size)
+        return (image.astype(np.uint16) * 257 if item.name[-5] in "13" else image), mask
+
+    deep = Layout(layout.items, read)
+    for _ in range(2):
+        prepared = prepare(deep, deep.items, 3, config(tmp_path))
+        assert prepared.bits.tolist() == [8, 16, 8, 16, 8]
+        for i, item in enumerate(deep.items):
+            image, mask = read(item, 3, None)
+            assert prepared.image(i).dtype == image.dtype and prepared.peaks[i] == image.max()
+            np.testing.assert_array_equal(prepared.image(i), image)
+            np.testing.assert_array_equal(prepared.mask(i), mask)
+
+
+def spoilt_indices(arrays):
+    """name of the fault -> what stands in index.npz instead of `arrays`."""
+    yield "nothing", {}
+    for name, values in arrays.items():
+        yield f"{name} missing", {key: value for key, value in arrays.items() if key != name}
+        for fault, wrong in {
+            "text": np.array("text"),
+            "object": np.array([{}], object),
+            "of fewer": values[1:],
+            "float": values.astype(np.float64) if values.dtype.kind in "iu" else values.astype("S3")[None],
+            "negative": values - 1000 if values.dtype.kind in "iu" else np.zeros((2, 2)),
+            "scalar": np.int64(3),
+        }.items():
+            if name in ("numbers", "reasons") and fault == "of fewer":
+                wrong = np.append(values, values)
+            yield f"{name} {fault}", {**arrays, name: wrong}
+
+
+def test_an_index_of_a_wrong_type_is_one_line(tmp_path):
+    good = layout_of(tmp_path / "files")
+
+    def read(item, channels, size):
+        if item.name == "images/1.bin":
+            raise UserError("bad")
+        return good.read(item, channels, size)
+
+    layout = Layout(good.items, read)
+    prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    content = (folder / "index.npz").read_bytes()
+    with np.load(folder / "index.npz") as arrays:
+        faults = dict(spoilt_indices(dict(arrays)))
+    assert len(faults) > 40
+    rng = np.random.default_rng(0)
+    for fault, arrays in faults.items():
+        np.savez(folder / "index.npz", **arrays)
+        with pytest.raises(UserError, match="is damaged") as caught:
+            prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
+            pytest.fail(fault)
+        assert "\n" not in str(caught.value)
+    for k in range(200):  # any byte changed: the same pixels, or one line
+        spoilt = bytearray(content)
+        spoilt[rng.integers(len(spoilt))] ^= 1 << rng.integers(8)
+        (folder / "index.npz").write_bytes(spoilt if k % 2 else spoilt[: rng.integers(len(spoilt))])
+        try:
+            prepared = prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            np.testing.assert_array_equal(prepared.image(3), good.read(good.items[3], 1, None)[0])
+    for wrong in (b"", b"PK", np.lib.format.MAGIC_PREFIX):
+        (folder / "index.npz").write_bytes(wrong)
+        with pytest.raises(UserError, match="is damaged"):
+            prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
 
 
 SLOW = """

@@ -3,13 +3,14 @@
 import hashlib
 from pathlib import Path
 
-from common.config import Config, Size, UserError
+from common.config import PRESETS, Config, Size, UserError
 from common.shapes import margin
 from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
 from data.augment import flips, random_crop
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import make_cells, otsu_dice, scene
+from prediction.images import Source, find_images, predict_mask
 
 import numpy as np
 import pytest
@@ -292,7 +293,172 @@ def test_different_sizes_train_on_crops_or_resized(tmp_path):
         assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
 
 
+# 16 bits: one scale for the data set
+
+
+def save_deep(folder, peaks, value=1000):
+    """Images of 16 bits that hold `value` in one corner and are as bright as `peaks` in the other; 8 bits for a peak of 0."""
+    for i, peak in enumerate(peaks):
+        image = np.linspace(0, peak, 40 * 48).round().astype(np.uint16).reshape(40, 48) if peak else NOISE[..., 0].copy()
+        image[:4, :4] = min(value, 255 if not peak else value)
+        save(folder / f"images/{i}.png", image)
+        save(folder / f"masks/{i}.png", BLOBS)
+    return folder
+
+
+def corners(config, training, validation):
+    """What the network gets of the corner of every image, float in 0..1."""
+    config = config.replace(augment="none", batch_size=1)
+    batches = [*training_batches(config, training), *validation_batches(config, validation)]
+    return sorted(float(images[0, 1, 1, 0]) for images, _ in batches), max(float(images.numpy().max()) for images, _ in batches)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize(
+    "peaks, white, corner, note",
+    [
+        ([4000, 16000, 2000, 65000], None, 1000 / 65000, "16 bits with 65000 as white"),
+        ([4095, 1200, 5100, 3000], None, 1000 / 5100, "16 bits with 5100 as white"),
+        ([4095, 1200, 5100, 3000], 4095, 1000 / 4095, "16 bits with 4095 as white, and so is what lies above in 1 images"),
+        ([4095, 1200, 5100, 3000], 500, 1, "and so is what lies above in 4 images"),
+        ([1000, 1000, 1000, 1000], 65535, 1000 / 65535, "16 bits with 65535 as white"),
+    ],
+)
+def test_a_value_is_the_same_in_every_image(tmp_path, capsys, peaks, white, corner, note, cache):
+    options = dict(
+        dataset="folder", data_dir=save_deep(tmp_path / "data", peaks), white=white, cache=tmp_path / "c" if cache else None
+    )
+    for _ in range(1 + cache):  # the second time from the cache
+        found = load_examples(Config.of(**SMALL, epochs=1, **options))
+        assert found[0].data.white == (white or max(peaks))
+        values, brightest = corners(*found)
+        np.testing.assert_allclose(values, corner, rtol=1e-6)
+        assert brightest == pytest.approx(min(max(peaks) / found[0].data.white, 1), rel=1e-6)
+        assert note in capsys.readouterr().out
+    again = load_examples(found[0])  # what a run has stored decides when it goes on
+    assert again[0] == found[0] and corners(*again)[0] == values
+
+
+def test_levels_are_not_lost(tmp_path):
+    """5100 levels, which 8 bits would make 256 of."""
+    save_deep(tmp_path, [5100] * 4)
+    found = load_examples(Config.of(dataset="folder", data_dir=tmp_path, **SMALL, epochs=1, augment="none"))
+    (images, _), *_ = training_batches(*found[:2])
+    assert len(np.unique(images.numpy()[0])) > 1800  # of 1920 pixels
+
+
+def test_8_bits_among_16_are_said_and_8_alone_change_nothing(tmp_path, capsys):
+    save_deep(tmp_path / "mixed", [4000, 0, 3000, 4000])
+    config, *_ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "mixed", **SMALL))
+    assert config.data.white == 4000 and "16 bits with 4000 as white, in 1 of 8 bits 255" in capsys.readouterr().out
+    save_deep(tmp_path / "eight", [0] * 4)
+    config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", **SMALL))
+    assert config.data.white is None and training.images[0].dtype == np.uint8 and " bits" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits, and all have 8"):
+        load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", white=4095, **SMALL))
+
+
+@pytest.mark.parametrize("white", [0, -1, 65536])
+def test_white_is_a_value_of_16_bits(white):
+    with pytest.raises(UserError, match="--white must be at"):
+        Config.of(dataset="folder", data_dir=Path("a"), white=white)
+
+
+def predict_level(window):
+    """A network that shows what it gets: the probability is the brightness."""
+    return window[..., :1]
+
+
+@pytest.mark.parametrize("size", [None, Size(20, 24)])
+def test_prediction_reads_on_the_scale_of_the_training(tmp_path, capsys, size):
+    def predict(image, white):
+        config = Config.of(channels=1, classes=1, depth=1, dataset="folder", data_dir=tmp_path, white=white, image_size=size)
+        source = Source(save(tmp_path / "a.png", image), None, "a")
+        return predict_mask(predict_level, source, config, 64, False)
+
+    image = np.full((40, 48), 1500, np.uint16)
+    assert predict(image, 2000)[1].all() and not predict(image, 5000)[1].any()
+    shown, _ = predict(image, 2000)
+    assert shown.dtype == np.uint8 and (shown == 191).all(), "for the overlay"
+    assert capsys.readouterr().err == ""
+    image[:2] = 2100
+    assert predict(image, 2000)[1].all()
+    assert "a.png: 5.00% of its values lie above 2000" in capsys.readouterr().err or size
+    with pytest.raises(UserError, match="a.png has 16 bits, but the images to train on had 8"):
+        predict(image, None)
+    assert predict(np.full((40, 48), 150, np.uint8), 2000)[1].all() and predict(np.full((40, 48), 150, np.uint8), None)[1].all()
+
+
+def test_prediction_says_what_it_passed_over(tmp_path, capsys):
+    save(tmp_path / "a.bmp", NOISE)
+    (tmp_path / "b.heic").write_bytes(b"")
+    assert [str(source) for source in find_images([tmp_path])] == ["a.bmp"]
+    assert "passed over in" in (said := capsys.readouterr().err) and "b.heic" in said
+
+
+# what is said
+
+
+def test_what_was_passed_over_and_left_out_is_said(tmp_path, capsys):
+    save_pairs(tmp_path, [BLOBS] * 4)
+    for i in range(3):
+        save(tmp_path / f"images/x{i}.png", NOISE)
+        (tmp_path / f"images/x{i}.heic").write_bytes(b"")
+    (tmp_path / "masks/\x1b[2J.txt").write_bytes(b"")
+    config = Config.of(dataset="folder", data_dir=tmp_path, skip_bad=True, **SMALL)
+    _, training, _ = load_examples(config)
+    printed = capsys.readouterr().out
+    assert "passed over in images/" in printed and "x0.heic, x1.heic, x2.heic" in printed
+    assert r"\x1b[2J.txt" in printed and "\x1b" not in printed
+    assert printed.count("left out: images/x") == 3 and len(training.left_out) == 3
+    with pytest.raises(UserError, match="images/x0.png has no mask, .*--skip-bad goes on without"):
+        load_examples(config.replace(skip_bad=False))
+
+
+def test_masks_by_a_suffix_and_groups_are_said(tmp_path, capsys):
+    for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
+        save(tmp_path / f"{name}.png", NOISE)
+        save(tmp_path / f"{name}_mask.png", BLOBS)
+    config, training, validation = load_examples(Config.of(dataset="folder", data_dir=tmp_path, group="(p.)", **SMALL))
+    assert config.data.mask_suffix == "_mask"
+    assert {name[:2] for name in training.names} != {name[:2] for name in validation.names}
+    printed = capsys.readouterr().out
+    assert "STEM_mask is the mask of STEM" in printed and "2 groups by --group, each on one side" in printed
+
+
+def test_checksums_are_of_what_the_files_hold(tmp_path):
+    save_pairs(tmp_path, [BLOBS] * 4)
+    config = Config.of(dataset="folder", data_dir=tmp_path, **SMALL)
+
+    def checksums():
+        _, training, validation = load_examples(config)
+        return dict(zip(training.names + validation.names, training.checksums + validation.checksums))
+
+    before = checksums()
+    changed = BLOBS.copy()
+    changed[3, 5] ^= 1
+    save(tmp_path / "masks/2.png", changed)
+    save(tmp_path / "masks/1.png", BLOBS, compress_level=0)  # other bytes, the same mask
+    after = checksums()
+    assert [name for name in before if before[name] != after[name]] == ["images/2.png"]
+
+
 # drawn cells
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"depth": 3, "crop_size": Size(396, 300)}, {"padding": "same", "crop_size": Size(64, 256)}]
+)
+def test_cells_are_as_large_as_the_crop(options):
+    """`--preset paper` on the default data."""
+    options = {**PRESETS["paper"], "images": 3, "filters": 2, **options}
+    config, training, _ = load_examples(Config.of(**options))
+    (images, masks), *_ = training_batches(config, training).take(1)
+    assert images.shape[1:3] == config.data.crop_size
+    smaller = config.replace(image_size=Size(*(side - 16 for side in training.sizes[0])))
+    if smaller.data.image_size.height >= 128:
+        with pytest.raises(UserError, match="smaller than --crop-size"):
+            load_examples(smaller)
 
 
 def test_cells_follow_from_seed_and_number_alone():

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.config import VOID, Config, Size, UserError
-from data.files import read_image, read_mask, read_pair
+from data import files
+from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -119,6 +121,92 @@ def test_folders_of_parts(tmp_path):
     save_pairs(tmp_path, [BLOBS])
     with refused("images/ and train/images/"):
         layout_of("folder", tmp_path)
+
+
+def place(folder, names):
+    """An image for each name that ends with no suffix of a mask, a mask for each other, both as small as can be."""
+    for name in names:
+        save(folder / name, BLOBS)
+
+
+def pairs_of(layout):
+    return [(item.name, item.mask.name) for item in layout.items]
+
+
+@pytest.mark.parametrize("suffix", ["_mask", "-seg", ".label", " copy", "_L", "_ground_truth", "_Mask1"])
+@pytest.mark.parametrize("where", ["masks", "images", "."])
+def test_masks_are_found_by_a_suffix(tmp_path, suffix, where):
+    """In masks/, beside the images in images/, or all in the folder itself; some names begin with others."""
+    stems = ["a", "a_1", "a_b", "a_mask_b", "b"]
+    images = "." if where == "." else "images"
+    place(tmp_path, [f"{images}/{stem}.png" for stem in stems] + [f"{where}/{stem}{suffix}.gif" for stem in stems])
+    _, layout = layout_of("folder", tmp_path)
+    prefix = "" if where == "." else "images/"
+    assert sorted(pairs_of(layout)) == sorted((f"{prefix}{stem}.png", f"{stem}{suffix}.gif") for stem in stems)
+    assert layout.mask_suffix == suffix
+    _, given = layout_of("folder", tmp_path, mask_suffix=suffix)
+    assert given.items == layout.items
+
+
+def test_masks_by_a_suffix_in_every_part(tmp_path):
+    place(tmp_path, [f"{part}/{stem}{end}.png" for part in ("train", "val") for stem in "ab" for end in ("", "_mask")])
+    _, layout = layout_of("folder", tmp_path)
+    assert [(item.name, item.part) for item in layout.items][0] == ("train/a.png", "train") and len(layout.items) == 4
+    place(tmp_path, ["test/images/a.png", "test/masks/a.png"])
+    with refused("several ways", "'' and '_mask'"):
+        layout_of("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, problem",
+    [
+        (["images/cat.png", "masks/cat1.png"], "images/cat.png has no mask, masks/cat1.png has no image"),
+        (["images/cat.png", "masks/cat_1.png"], "images/cat.png has no mask"),  # a number tells images apart
+        (["images/1.png", "images/2.png", "masks/1.png", "masks/2_mask.png"], "images/2.png has no mask"),  # two ways
+        (["images/a.png", "images/b.png", "masks/a_mask.png", "masks/b_seg.png"], "images/a.png has no mask"),
+        (["images/a.png", "masks/b_mask.png"], "images/a.png has no mask"),
+        (["images/a.png", "images/b.png", "masks/a_mask.png"], "images/b.png has no mask"),
+        (["a.png", "b.png", "c.png", "a_mask.png", "b_mask.png"], "c.png has no mask"),
+        (["images/a.png", "images/b.png", "images/c.png", "images/d.png", "images/d_copy.png"], "masks is missing"),
+        (["a.png", "b.png"], "--mask-suffix _mask"),
+        (["a_1.png", "a_2.png", "a.png"], "masks is missing"),
+    ],
+)
+def test_suffixes_that_are_none(tmp_path, names, problem):
+    place(tmp_path, names)
+    with refused(problem):
+        layout_of("folder", tmp_path)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_an_image_without_a_mask_and_skip_bad(tmp_path, flat):
+    names = ["a.png", "b.png", "c.png", "a_mask.png", "b_mask.png", "d_mask.png"]
+    place(tmp_path, [("" if flat else "masks/" if "mask" in name else "images/") + name for name in names])
+    with refused("--mask-suffix _mask"):  # whose mask d_mask is, is not clear
+        layout_of("folder", tmp_path)
+    _, layout = layout_of("folder", tmp_path, skip_bad=True, mask_suffix="_mask")
+    assert [item.mask.name for item in layout.items] == ["a_mask.png", "b_mask.png"]
+    assert (
+        len(layout.left_out) == 2
+        and "c.png has no mask" in layout.left_out[0]
+        and "d_mask.png has no image" in layout.left_out[1]
+    )
+    with refused("has no mask"):
+        layout_of("folder", tmp_path, mask_suffix="_mask")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".BMP", ".WebP"])
+def test_files_with_other_extensions_are_read_or_named(tmp_path, suffix):
+    save_pairs(tmp_path, [BLOBS] * 2)
+    for kind in ("images", "masks"):
+        save(tmp_path / kind / f"z{suffix}", BLOBS, **({"lossless": True} if "w" in suffix.lower() else {}))
+        for name in ("photo.heic", "scan.dcm", "Thumbs.db", ".DS_Store"):
+            (tmp_path / kind / name).write_bytes(b"")
+        (tmp_path / kind / "more").mkdir()
+    _, layout = layout_of("folder", tmp_path)
+    assert [item.image.name for item in layout.items] == ["0.png", "1.png", f"z{suffix}"]
+    np.testing.assert_array_equal(layout.read(layout.items[2], 3, None)[1], BLOBS)
+    assert len(layout.over) == 2 and all(line.endswith(": more/, photo.heic, scan.dcm") for line in layout.over)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png"])
@@ -356,20 +444,17 @@ def test_files_of_colours_that_are_refused(tmp_path, text, problem):
     [
         ("gray.png", NOISE[..., 0], GRAY),
         ("colour.TIF", NOISE, NOISE),
-        ("alpha.png", np.dstack([NOISE, NOISE[..., :1]]), NOISE),
-        ("gray_alpha.png", Image.merge("LA", [Image.fromarray(NOISE[..., i]) for i in range(2)]), GRAY),
+        ("alpha.png", np.dstack([NOISE, np.full_like(NOISE[..., :1], 200)]), NOISE),
+        ("gray_alpha.png", Image.merge("LA", [Image.fromarray(NOISE[..., 0]), Image.new("L", (48, 40), 255)]), GRAY),
+        ("colour.bmp", NOISE, NOISE),
+        ("gray.bmp", NOISE[..., 0], GRAY),
         ("cmyk.tif", Image.fromarray(NOISE).convert("CMYK"), NOISE),
         ("gray.gif", NOISE[..., 0], GRAY),
-        ("16bit.png", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
-        ("16bit.tiff", NOISE[..., 0].astype(np.uint16) * 257, GRAY),
-        ("16bit_big_endian.tif", NOISE[..., 0].astype(">u2") * 257, GRAY),
-        ("12bit.tif", np.rint(NOISE[..., 0] * (4095 / 255)).astype(np.uint16), GRAY),
-        ("float.tif", NOISE[..., 0].astype(np.float32) / 255, GRAY),
         ("1bit.png", BLOBS.astype(bool), np.repeat(255 * BLOBS[..., None], 3, axis=-1)),
         ("palette.png", palette_image([10, 20, 30, 200, 100, 50]), np.array([[10, 20, 30], [200, 100, 50]])[BLOBS]),
     ],
 )
-def test_images_of_all_kinds_become_8_bit(tmp_path, name, stored, shown, channels):
+def test_images_of_8_bits_come_as_they_are_stored(tmp_path, name, stored, shown, channels):
     image = read_image(save(tmp_path / name, stored), channels)
     assert image.dtype == np.uint8 and image.shape == (40, 48, channels)
     expected = shown if channels == 3 else shown @ [[0.299], [0.587], [0.114]]
@@ -382,7 +467,8 @@ def test_images_of_all_kinds_become_8_bit(tmp_path, name, stored, shown, channel
         ("0_1.png", BLOBS, BLOBS),
         ("0_255.png", 255 * BLOBS, 255 * BLOBS),
         ("rgb.png", np.repeat(255 * BLOBS[..., None], 3, axis=-1), 255 * BLOBS),
-        ("rgba.png", np.dstack([7 * BLOBS] * 3 + [255 * BLOBS]), 7 * BLOBS),
+        ("rgba.png", np.dstack([7 * BLOBS] * 3 + [0 * BLOBS + 99]), 7 * BLOBS),
+        ("mask.bmp", 255 * BLOBS, 255 * BLOBS),
         ("1bit.png", BLOBS.astype(bool), BLOBS),
         ("16bit.png", BLOBS.astype(np.uint16), BLOBS),
         ("16bit.tif", BLOBS.astype(np.uint16) * 65535, 255 * BLOBS),
@@ -401,6 +487,139 @@ def test_masks_of_all_kinds_keep_their_values(tmp_path, name, stored, expected):
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, expected)
     np.testing.assert_array_equal(read_mask(path, Size(20, 24)), expected[1::2, 1::2])
+
+
+DEEP = RNG.integers(0, 65536, (40, 48, 3), dtype=np.uint16)
+
+
+def save_deep(path, values, **options):
+    """uint16 [H, W] or [H, W, C] as PNG, which Pillow does not write in colours of 16 bits, or as TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        path.write_bytes(png(values.shape[1], values.shape[0], values, 16))
+    else:
+        tifffile.imwrite(path, values, **options)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.png", {}),
+        ("a.tif", {}),
+        ("a.tif", {"compression": "deflate"}),
+        ("a.tif", {"byteorder": ">"}),
+        ("a.tif", {"byteorder": ">", "compression": "deflate"}),
+    ],
+)
+def test_16_bits_stay_16_bits(tmp_path, name, options, bands, channels):
+    """Of 16-bit colours Pillow keeps 8 bits: the low ones are decoded a second time."""
+    values = DEEP if bands == 3 else DEEP[..., 0]
+    options = {"photometric": "rgb" if bands == 3 else "minisblack", **options}
+    image = read_image(save_deep(tmp_path / name, values, **options), channels)
+    shown = DEEP if bands == 3 else np.repeat(DEEP[..., :1], 3, axis=-1)
+    expected = shown if channels == 3 else shown @ [[0.299], [0.587], [0.114]]
+    assert image.dtype == np.uint16 and image.shape == (40, 48, channels)
+    np.testing.assert_allclose(image, expected, atol=0 if channels == 3 else 1)  # 1: rounding
+    half = read_image(tmp_path / name, channels, Size(20, 24))
+    means = image.reshape(20, 2, 24, 2, channels).mean(axis=(1, 3))
+    assert abs(half[2:-2, 2:-2] - means[2:-2, 2:-2]).mean() < 6000  # triangles weigh four pixels each way, a mean only two
+
+
+@pytest.mark.parametrize(
+    "white, kind", [(None, np.uint8), (255, np.uint8), (200, np.uint8), (5100, np.uint16), (65535, np.uint16)]
+)
+def test_the_scale_is_that_of_the_data_set(white, kind):
+    """Pixel 1000 is the same in every file, however bright the others in it are; 8 bits end at 255 always."""
+    eight = on_scale(np.array([0, 128, 255], np.uint8), white, "a.png")
+    assert eight.dtype == kind
+    np.testing.assert_allclose(eight / (white or 255), [0, 128 / 255, 1], atol=0.5 / (white or 255))
+    np.testing.assert_allclose(in_8_bits(eight, white), [0, 128, 255], atol=1)
+    sixteen = np.array([0, 100, 1000, 40000], np.uint16)
+    if white is None:
+        with refused("b.tif has 16 bits", "8 bits"):
+            on_scale(sixteen, white, "b.tif")
+    else:
+        found = on_scale(sixteen, white, "b.tif")
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, np.minimum(sixteen, white))
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_0_is_white_the_values_are_turned(tmp_path, dtype, compression):
+    most = np.iinfo(dtype).max
+    values = NOISE[..., 0].astype(dtype) * dtype(most // 255)
+    tifffile.imwrite(tmp_path / "a.tif", most - values, photometric="miniswhite", compression=compression)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 1)[..., 0], values)
+    tifffile.imwrite(tmp_path / "m.tif", (1 - BLOBS) * dtype(most), photometric="miniswhite", compression=compression)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), 255 * BLOBS)
+
+
+BANDS = {  # shape, dtype, options of tifffile, what the message says
+    "2 bands": ((40, 48, 2), np.uint8, {}, "2 bands of uint8"),
+    "4 bands": ((40, 48, 4), np.uint16, {}, "4 bands of uint16"),
+    "5 bands": ((40, 48, 5), np.uint8, {}, "5 bands of uint8"),
+    "12 bands": ((40, 48, 12), np.uint16, {}, "12 bands of uint16"),
+    "12 planes": ((12, 40, 48), np.uint8, {"planarconfig": "separate"}, "12 bands of uint8"),
+    "float64": ((40, 48), np.float64, {}, "1 band of float64"),
+    "complex": ((40, 48), np.complex64, {}, "1 band of complex64"),
+    "colours of float": ((40, 48, 3), np.float32, {"photometric": "rgb"}, "3 bands of float32"),
+    "near infrared": ((40, 48, 4), np.uint8, {"photometric": "rgb", "extrasamples": (0,)}, "4 bands"),
+    "near infrared, 16 bits": ((40, 48, 4), np.uint16, {"photometric": "rgb", "extrasamples": (0,)}, "4 bands"),
+    "RGB and two": ((40, 48, 5), np.uint8, {"photometric": "rgb", "extrasamples": (0, 0)}, "5 bands"),
+    "float where 0 is white": ((40, 48), np.float32, {"photometric": "miniswhite"}, "0 is white"),
+}
+
+
+@pytest.mark.parametrize("case", BANDS)
+def test_what_is_not_supported_is_not_called_damaged(tmp_path, case):
+    shape, dtype, options, text = BANDS[case]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones(shape, dtype), **{"photometric": "minisblack", "planarconfig": "contig", **options})
+    for read in (lambda: read_image(path, 3), lambda: read_image(path, 1), lambda: read_mask(path)):
+        with refused(path, text, "save it as gray or RGB with 8 or 16 bits"):
+            read()
+        with pytest.raises(UserError) as caught:
+            read()
+        assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mode, suffix", [("RGBA", ".png"), ("LA", ".png"), ("RGBA", ".tif"), ("LA", ".tif"), ("RGBA", ".webp")]
+)
+def test_a_fourth_band_that_varies_is_refused(tmp_path, mode, suffix):
+    """It may be infrared as well as transparency; where it is the same everywhere it says nothing."""
+    bands = [Image.fromarray(NOISE[..., 0])] * (len(mode) - 1)
+    path = tmp_path / f"a{suffix}"
+    for alpha in (255, 254):
+        save(
+            path, Image.merge(mode, [*bands, Image.new("L", (48, 40), alpha)]), **({"lossless": True} if "w" in suffix else {})
+        )
+        np.testing.assert_allclose(read_image(path, 1)[..., 0], NOISE[..., 0], atol=1)  # 1: rounding to gray
+    varying = Image.fromarray(255 - BLOBS)
+    save(path, Image.merge(mode, [*bands, varying]), **({"lossless": True} if "w" in suffix else {}))
+    for read in (lambda: read_image(path, 1), lambda: read_image(path, 3, Size(20, 24)), lambda: read_mask(path)):
+        with refused(path, f"{len(mode)} bands", "save the image without it"):
+            read()
+
+
+def test_16_bit_transparency_is_refused_or_dropped(tmp_path):
+    alpha = np.full((40, 48, 1), 65535, np.uint16)
+    np.testing.assert_array_equal(read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP, alpha])), 3), DEEP)
+    with refused("a.png", "bands"):
+        read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP, DEEP[..., :1]])), 3)
+    with refused("a.png", "16-bit"):
+        read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP[..., :1], alpha])), 3)
+
+
+@pytest.mark.parametrize("dtype, kind", [(np.uint8, "WEBP"), (np.uint8, "JPEG"), (np.uint8, "BMP"), (np.uint8, "TIFF")])
+def test_the_content_counts_and_not_the_name(tmp_path, dtype, kind):
+    path = save(tmp_path / "a.png", RAMP, format=kind, **({"quality": 95} if kind in ("WEBP", "JPEG") else {}))
+    np.testing.assert_allclose(read_image(path, 3).astype(int), RAMP, atol=12)  # 12: what WebP may lose at 95
+    assert files.is_jpeg(path) == (kind == "JPEG")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -509,9 +728,12 @@ def test_threads_of_a_fresh_process_read_all_formats(tmp_path):
 # what the values mean
 
 
-def meaning(*values, suffix=".png", **options):
-    """`mask_meaning` of one mask for each of `values`, which lists what the mask holds."""
-    items = [Item(f"images/{i}.png", Path(f"images/{i}.png"), Path(f"masks/{i}{suffix}")) for i in range(len(values))]
+def meaning(*values, suffix=".png", last=None, last_suffix=None, **options):
+    """`mask_meaning` of one mask for each of `values`, which lists what the mask holds, and of a `last` one."""
+    suffixes = [suffix] * len(values)
+    if last:
+        values, suffixes = [*values, last], [*suffixes, last_suffix]
+    items = [Item(f"images/{i}.png", Path(f"images/{i}.png"), Path(f"masks/{i}{end}")) for i, end in enumerate(suffixes)]
     present = np.zeros((len(values), 256), bool)
     for row, held in zip(present, values):
         row[list(held)] = True
@@ -574,6 +796,40 @@ MISFITS = {
     "no class": ([[0, 255]], {"classes": 4}, ["0.png", "--classes 4 takes 0 to 3", "--void-label 255"]),
     "all 255": ([[255]], {"classes": 4}, ["0.png", "--classes 4 takes 0 to 3"]),
     "another void": ([[0, 1, 2, 9, 255]], {"void_label": 9, "classes": 3}, ["0.png", "255", "--classes 3"]),
+    "a stray value": (
+        [[0, 255]] * 9 + [[0, 128, 255]],
+        {},
+        ["1 of 10 masks: masks/9.png", "(0, 128, 255)", "0 and 255", "--void-label 128"],
+    ),
+    "a stray value, one class": (
+        [[0, 1], [0, 128, 255], [0, 255], [0, 255], [0]] + [[0, 255]] * 5,
+        {"classes": 1},
+        ["2 of 10 masks: masks/0.png"],
+    ),
+    "two stray values": ([[0, 7, 9]] + [[0, 1]] * 4, {}, ["1 of 5 masks: masks/0.png", "the other 4 hold 0 and 1", "mend"]),
+    "a stray value beside classes": (
+        [[0, 1, 2, 3]] * 5 + [[0, 1, 77]],
+        {},
+        ["1 of 6 masks: masks/5.png", "0 to 3", "--void-label 77"],
+    ),
+    "smoothed edges in one": ([[0, 255]] * 5 + [range(256)], {}, ["1 of 6 masks: masks/5.png", "256 values", "smoothed edges"]),
+    "jpeg in one": (
+        [[0, 255]] * 5,
+        {"suffix": ".png", "last": [0, 3, 255], "last_suffix": ".jpg", "classes": 3},
+        ["--classes 3"],
+    ),
+    "jpeg of 0 and 1": ([[0, 1]] * 3, {"suffix": ".jpg"}, ["3 of 3 masks", "JPEG does not keep"]),
+    "jpeg of 0 and 1 in one": (
+        [[0, 1]] * 3,
+        {"last": [0, 1], "last_suffix": ".jpg"},
+        ["1 of 4 masks: masks/3.jpg", "JPEG does not keep"],
+    ),
+    "jpeg of classes that were named": ([[0, 1, 2]] * 2, {"suffix": ".jpg", "classes": 3}, ["2 of 2", "JPEG does not keep"]),
+    "jpeg of classes in one": (
+        [[0, 1, 2]] * 3,
+        {"last": [0, 2], "last_suffix": ".jpeg"},
+        ["masks/3.jpeg", "JPEG does not keep"],
+    ),
     "jpeg": ([[0, 5, 80]], {"suffix": ".jpg"}, ["0.jpg", "JPEG does not keep"]),
     "jpeg of classes": ([[0], range(14)], {"suffix": ".jpeg"}, ["JPEG does not keep"]),
 }
@@ -584,6 +840,30 @@ def test_mask_values_that_mean_nothing(case):
     masks, options, texts = MISFITS[case]
     with refused(*texts):
         meaning(*masks, **options)
+
+
+@pytest.mark.parametrize("n", [3, 10, 40])
+@pytest.mark.parametrize("common", [[0, 1], [0, 255], [0, 1, 2], [*range(20)]])
+@pytest.mark.parametrize("stray", [[128], [77], [254], [100, 101], [30, 60, 90]])
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_odd_mask_is_blamed_and_the_advice_trains(n, common, stray, place):
+    """Whatever the others hold, wherever it stands. What is advised must not make classes that occur nowhere."""
+    masks = [common] * n
+    masks[place] = [*common, *stray]
+    with pytest.raises(UserError) as caught:
+        meaning(*masks)
+    message = str(caught.value)
+    assert message.startswith(f"1 of {n} masks: masks/{place % n}.png holds {len(common) + len(stray)} values")
+    assert f"the other {n - 1} hold" in message and "--classes" not in message
+    if len(stray) == 1:
+        assert f"--void-label {stray[0]}" in message
+        found = meaning(*masks, void_label=stray[0])
+        assert found.classes == max(len(common), 2) - (len(common) == 2) and found.table[stray[0]] == VOID
+
+
+def test_a_class_of_a_single_mask_is_said():
+    assert "2 in 7.png alone" in meaning(*[[0, 1]] * 7, [0, 2], *[[0, 1]] * 4).note
+    assert "alone" not in meaning(*[[0, 1, 2]] * 12).note
 
 
 # bad input
@@ -632,20 +912,115 @@ def test_text_that_is_named_png(tmp_path, content):
         read_image(path, 3)
 
 
-def png_header(width, height):
-    """A PNG of that size, black, as small as it can be: the pixels are missing."""
-    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(b""), b"IEND": b""}
+def png(width, height, values=None, bits=8):
+    """The bytes of a PNG of that size; without `values` [H, W] or [H, W, C] it is colour, and the pixels are missing."""
+    kind = 2 if values is None else {1: 0, 2: 4, 3: 2, 4: 6}[values[0, 0].size]
+    rows = b"" if values is None else b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in values)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
     parts = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks.items()]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
     path = tmp_path / "huge.png"
-    path.write_bytes(png_header(50_000, 50_000))
+    path.write_bytes(png(50_000, 50_000))
     monkeypatch.setattr(Image.core, "new", lambda *args: pytest.fail("allocated"))
     for read in (lambda: read_image(path, 3), lambda: read_image(path, 3, Size(64, 64)), lambda: read_mask(path)):
         with refused(path, "50000x50000", "tiles"):
             read()
+
+
+@pytest.mark.parametrize(
+    "name, kind, options",
+    [
+        ("deep.png", "I;16", {}),
+        ("deep.tif", "I;16", {"compression": "tiff_lzw"}),
+        ("float.tif", "F", {"compression": "tiff_lzw"}),
+        ("long.tif", "I", {"compression": "tiff_lzw"}),
+        ("colour.webp", "RGB", {"quality": 1, "method": 0}),
+        ("colour.jpg", "RGB", {"quality": 1}),
+        ("gray.gif", "L", {}),
+        ("colour.bmp", "RGB", {}),
+    ],
+)
+def test_the_memory_of_a_file_is_known_before_it_is_decoded(tmp_path, monkeypatch, name, kind, options):
+    """By its size in the header and what its values need. A small limit stands for the large one."""
+    path = save(tmp_path / name, Image.new(kind, (256, 256)), **options)
+    read_image(path, 3), read_image(path, 1), read_mask(path)
+    monkeypatch.setattr(files, "MAX_BYTES", 2**16 * (4 if kind == "L" else 7) - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    for read in (lambda: read_image(path, 3), lambda: read_image(path, 1), lambda: read_mask(path)):
+        with refused(path, "256x256", "GiB", "tiles"):
+            read()
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from data import files
+from PIL import Image
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+for path in map(Path, sys.argv[1:]):
+    for as_rgb, read in enumerate((lambda path: files.read_image(path, 1), lambda path: files.read_image(path, 3))):
+        read(path.with_name("small_" + path.name))  # what is loaded once for all
+        open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+        before = peak()
+        read(path)
+        used = peak() - before
+        with Image.open(path) as image:
+            promised = files._bytes_per_pixel(image, as_rgb) * image.width * image.height
+        print(path.name, as_rgb, used, promised)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak of memory")
+def test_no_file_takes_more_memory_than_is_said(tmp_path):
+    gray = (np.add.outer(np.arange(2500), np.arange(2500)) // 7 % 256).astype(np.uint8)
+    color = np.stack([gray, gray.T[::-1], 255 - gray], axis=-1)
+    made = {
+        "a.png": gray, "b.png": color, "c.png": gray > 99, "d.png": gray.astype(np.uint16) * 9, "e.jpg": color, "f.webp": color,
+        "g.tif": gray / np.float32(255), "h.tif": gray.astype(np.int32), "i.gif": gray, "j.bmp": color,
+    }  # fmt: skip
+    for name, image in made.items():
+        options = {"progressive": True, "quality": 95} if name == "e.jpg" else {}
+        save(tmp_path / name, image, **options), save(tmp_path / f"small_{name}", image[:64, :64], **options)
+    for name, part in (("k.tif", color), ("small_k.tif", color[:64, :64])):
+        tifffile.imwrite(tmp_path / name, part.astype(np.uint16) * 9, photometric="rgb")
+    paths = [str(tmp_path / name) for name in [*made, "k.tif"]]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *paths], cwd=root, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 2 * len(paths)
+    for name, as_rgb, used, promised in lines:
+        # 2**18 pixels at a time are on the way to numpy's array
+        assert int(used) <= int(promised) + 16 * 2**18, (name, as_rgb, int(used) / 2500**2)
+
+
+def test_out_of_memory_names_the_file(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", NOISE)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: (_ for _ in ()).throw(MemoryError))
+    for read in (lambda: read_image(path, 3), lambda: read_mask(path)):
+        with refused("out of memory", path, "smaller"):
+            read()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_what_is_no_file_does_not_hang(tmp_path):
+    """Nobody writes into the pipe: whoever opened it would wait without end."""
+    save_pairs(tmp_path, [BLOBS] * 2)
+    for name in ("images/pipe.png", "masks/pipe.png"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "images/folder.png").mkdir()
+    _, layout = layout_of("folder", tmp_path)
+    assert len(layout.items) == 2 and "folder.png/, pipe.png" in layout.over[0] and "pipe.png" in layout.over[1]
+    for read in (lambda p: read_image(p, 3), read_mask, files.count_pages):
+        for name in ("pipe.png", "folder.png"):
+            with refused(name, "no file"):
+                read(tmp_path / "images" / name)
 
 
 def test_several_pages_in_one_file_are_refused(tmp_path):
@@ -665,7 +1040,7 @@ def test_several_pages_in_one_file_are_refused(tmp_path):
     [
         ("image.tif", np.float32(NOISE[..., 0]), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
         ("image.tif", np.full((4, 4), np.nan, np.float32), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
-        ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 4095"]),
+        ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 65535"]),
         ("mask.png", NOISE, read_mask, ["is a colour image", "--colors FILE"]),
         ("mask.tif", BLOBS / np.float32(2), read_mask, ["holds the value 0.5"]),
         ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value"]),
@@ -694,6 +1069,11 @@ FOLDERS = {
         ["images/a00.png has no mask", "images/a09.png has no mask", ", and 2 more"],
     ),
     "mask only": (lambda d: write(d / "masks/zebra.gif"), lambda d: d, ["masks/zebra.gif has no image"]),
+    "masks of another kind": (
+        lambda d: [p.rename(p.with_suffix(".npy")) for p in d.glob("masks/*")],
+        lambda d: d,
+        ["images/0.png has no mask", "passed over in masks/", "0.npy, 1.npy"],
+    ),
     "same stem": (lambda d: write(d / "images/0.jpg"), lambda d: d, ["0.jpg", "0.png", "same name"]),
 }
 

@@ -199,3 +199,43 @@ def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
     draw_augmentations(tmp_path / "augmentations.png", examples(*(NOISE[: 30 + i] for i in range(9))), config)
     with Image.open(tmp_path / "augmentations.png") as sheet:
         assert sheet.width > sheet.height > 800  # six columns, four rows
+
+
+def test_one_stray_value_is_blamed_on_its_mask(tmp_path, capsys):
+    """The commonest error of all: a brush with a soft edge touched one of many masks."""
+    masks = [255 * HALF] * 6
+    masks[4] = np.where(HALF, 255, 0).astype(np.uint8)
+    masks[4][0, 0] = 128
+    code, printed, summary = run(capsys, make_folder(tmp_path / "data", masks))
+    assert code == 1 and len(summary["problems"]) == 1
+    assert "1 of 6 masks: " in printed and "masks/4.png holds 3 values (0, 128, 255)" in printed
+    assert "--void-label 128" in printed and "--classes" not in printed
+    code, printed, summary = run(capsys, tmp_path / "data", "--void-label", "128")
+    assert code == 0 and summary["classes"] == 1
+
+
+def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
+    folder = tmp_path / "data"
+    for i in range(3):
+        save(folder / f"{i}.png", NOISE[..., 0].astype(np.uint16) * (i + 1))
+        save(folder / f"{i}-seg.png", HALF)
+    (folder / "notes.docx").write_bytes(b"")
+    code, printed, summary = run(capsys, folder)
+    assert code == 0 and summary["white"] == 3 * 255
+    assert f"16 bits with {summary['white']} as white" in printed
+    assert "STEM-seg is the mask of STEM" in printed and "notes.docx" in printed
+    save(folder / "3.png", NOISE[..., 0])
+    with pytest.raises(UserError, match="3.png has no mask"):
+        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output")])
+    code, printed, summary = run(capsys, folder, "--skip-bad")
+    assert code == 1 and "3.png has no mask" in summary["problems"][0] and summary["images"] == 3
+
+
+def test_names_that_are_no_text(tmp_path, capsys):
+    folder = make_folder(tmp_path / "data", [HALF] * 3)
+    for kind in ("images", "masks"):
+        (folder / kind / "0.png").rename(folder / kind / "\x1b[2J\udcff$x$.png")
+    save(folder / "masks/\x1b[2J\udcff$x$.png", 0 * HALF)
+    code, printed, summary = run(capsys, folder)
+    assert code == 1 and r"\x1b[2J\udcff$x$.png: its mask holds only" in printed and "\x1b" not in printed
+    assert "\x1b[2J\udcff$x$.png" in summary["problems"][0]

@@ -1,11 +1,14 @@
 """Which images train and which validate: shares, groups, folds, lists."""
 
 import json
+import time
 from pathlib import Path
 
 from common.config import Config, UserError
+from data import splits
 from data.layouts import Item
-from data.splits import split, write_split
+from data.loader import Examples
+from data.splits import check_split, split, write_split
 
 import pytest
 
@@ -62,9 +65,9 @@ def test_groups_by_name():
     of = [Item(f"train/{car}_{view}.jpg", Path(), Path()) for car in ("x1", "x2", "x3") for view in range(4)]
     found = split(of, config(group=r"/(\w+)_"))
     assert len({of[i].name[:8] for i in found["val"]}) == 1 and len(found["val"]) == 4
-    with pytest.raises(UserError, match="--group 'y' matches nothing in train/x1_0.jpg"):
-        split(of, config(group="y"))
-    for wrong in ("x", "("):
+    with pytest.raises(UserError, match=r"--group '\(y\)' matches nothing in train/x1_0.jpg"):
+        split(of, config(group="(y)"))
+    for wrong in ("x", "y", "(", "(" * 5000):
         with pytest.raises(UserError, match="no regular expression with a"):
             split(of, config(group=wrong))
 
@@ -85,7 +88,7 @@ def test_a_written_split_is_read_back(tmp_path):
     of = items("-" * 10)
     found = split(of, config(seed=3))
     names = [[of[i].name for i in found[part]] for part in ("train", "val")]
-    write_split(tmp_path / "split.json", *names)
+    write_split(tmp_path / "split.json", *(Examples(part, [], [], []) for part in names))
     assert split(of, config(split=tmp_path / "split.json")) == found
     for part, listed in zip(("train", "val"), names):  # by hand: stems, blank lines
         (tmp_path / f"{part}.txt").write_text("\n\n".join(Path(name).stem for name in listed) + "\n")
@@ -97,6 +100,12 @@ def test_a_written_split_is_read_back(tmp_path):
     [
         ("{}", 'is no split: JSON with the lists "train" and "val" is'),
         ("0.png", "is no split"),
+        ("[" * 100_000, "is no split"),
+        ("[]", "is no split"),
+        ("null", "is no split"),
+        ('{"train": {"a": 1}, "val": 3}', "is no split"),
+        ('{"train": [["a"]], "val": ["b"]}', "is no split"),
+        ('{"train": ["0"], "val": ["1"], "checksums": []}', "is no split"),
         (json.dumps({"train": ["9.png"], "val": ["0.png"]}), r"9.png \(train\) is no image there"),
         (json.dumps({"train": ["0.png"], "val": ["0"]}), "images/0.png on both sides"),
         (json.dumps({"train": ["0.png"], "val": []}), "lists no images for 'val'"),
@@ -121,3 +130,67 @@ def test_a_split_that_does_not_fit_is_refused(tmp_path, text, message):
 def test_too_few_to_split(of, options, message):
     with pytest.raises(UserError, match=message):
         split(of, config(**options))
+
+
+def patients(**parts):
+    """Two images a patient, as a folder of train/ and val/ has them."""
+    return [
+        Item(f"{part}/images/{patient}_{k}.png", Path(), Path(), part=part)
+        for part, letters in parts.items()
+        for patient in letters
+        for k in range(2)
+    ]
+
+
+@pytest.mark.parametrize("group", ["(.*)_", "^(.*)_", "/([^/]*)_", "^(images/.)"])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_group_is_the_same_in_every_part(group, part):
+    """The name of the part is none of the patient's: `(.*)_` must not make train/images/b another one than val/images/b."""
+    of = patients(train="ab", val="bc") if part == "val" else patients(train="abc", test="b")
+    for fold in range(2):
+        found = split(of, config(group=group, folds=2, fold=fold))
+        train, val = ({of[i].name.split("/")[-1][0] for i in found[side]} for side in ("train", "val"))
+        assert not train & val and train | val == set("abc")
+
+
+def test_a_group_that_a_given_split_tears_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"train/ and val/ in data put 1 of 3 groups of --group '\(\.\*\)_' .*: images/b; --folds N"
+    ):
+        split(patients(train="ab", val="bc"), config(group="(.*)_"))
+    whole = patients(train="ab", val="cd")
+    assert split(whole, config(group="(.*)_")) == split(whole, config())
+    names = [[whole[i].name for i in side] for side in ([0, 2, 4], [1, 3, 6])]
+    write_split(tmp_path / "split.json", *(Examples(part, [], [], []) for part in names))
+    with pytest.raises(UserError, match="--split .* put 2 of 4 groups of --group"):
+        split(whole, config(group="(.*)_", split=tmp_path / "split.json"))
+    split(whole, config(split=tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize("group", ["(a+)+$", "(a|a)*$", "((a*)*)*b", "(.*.*.*.*.*.*.*.*)b$"])
+def test_an_expression_that_explodes_is_stopped(monkeypatch, group):
+    monkeypatch.setattr(splits, "SECONDS", 0.5)
+    of = [Item("a" * 200 + str(i), Path(), Path()) for i in range(3)]
+    started = time.monotonic()
+    with pytest.raises(UserError, match="does not come to an end within 0.5 s"):
+        split(of, config(group=group))
+    assert time.monotonic() - started < 5
+
+
+def test_what_a_run_had_is_compared_by_content(tmp_path):
+    def part(*names, **changed):
+        return Examples(list(names), [], [], [], checksums=[changed.get(name, name) for name in names])
+
+    path = tmp_path / "split.json"
+    write_split(path, part("a", "b\udcff"), part("c"))
+    check_split(path, part("a", "b\udcff"), part("c"))
+    with pytest.raises(UserError, match="the images are not those of"):
+        check_split(path, part("a", "c"), part("b\udcff"))
+    with pytest.raises(UserError, match="2 of 3 images, or their masks, are not as they were .*: a, c; .*last.safetensors"):
+        check_split(path, part("a", "b\udcff", a="1"), part("c", c="2"))
+    path.write_text('{"train": ["a"], "val": ["c"]}')  # of a run of old
+    check_split(path, part("a"), part("c"))
+    for text in ("", "[]", "[" * 100_000, '{"train": 1, "val": ["c"]}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            check_split(path, part("a"), part("c"))

@@ -15,7 +15,7 @@ from common.pictures import expendable, image_colors, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.overview import draw_augmentations
-from data.splits import read_split, write_split
+from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
 from training import replicas
 from training.events import EventWriter
@@ -158,10 +158,10 @@ class Run:
 
     def _write_split(self):
         """split.json; a run that goes on must find the images that it had."""
-        path, names = self.run_dir / "split.json", (self.training.names, self.validation.names)
-        if self.step and self.options.resume and read_split(path) != names:
-            raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
-        write_split(path, *names)
+        path = self.run_dir / "split.json"
+        if self.step and self.options.resume:
+            check_split(path, self.training, self.validation)
+        write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
         self.started = self.checked = time.perf_counter()
