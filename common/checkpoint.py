@@ -7,28 +7,17 @@
 The file's metadata holds the configuration and the progress, each as JSON. Any implementation goes on from any other's.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
 
 from common.config import UserError
+from common.output import replacing
 from common.weights import weight_shapes
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """A path to write to, which becomes `path` at the end. If anything fails, what was at `path` stays."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, weights, state, **metadata):

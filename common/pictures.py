@@ -5,10 +5,10 @@ Matplotlib, 0.3 s, is imported by what draws: most who import this module need a
 
 import contextlib
 import sys
-from pathlib import Path
 
 from common.colors import CLASS_COLORS
 from common.config import VOID
+from common.output import replacing
 
 import numpy as np
 
@@ -26,8 +26,8 @@ def expendable(what):
 
 
 def save_figure(figure, path):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
 
 
 def _write_legend(owner, handles, **options):

@@ -4,9 +4,9 @@ import contextlib
 import csv
 import unicodedata
 
-from common.checkpoint import replacing
 from common.config import Size, UserError
 from common.metrics import class_scores, confusion, mean_over_classes
+from common.output import replacing
 from common.pictures import class_names
 from data.files import read_mask
 from data.layouts import Item, Layout, image_files

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from common.checkpoint import replacing
 from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
+from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names
 from data.files import count_pages, read_image
 from data.layouts import EXTENSIONS, image_files
@@ -84,16 +84,17 @@ def outputs(source, folder, overlay, probabilities):
 def prepare_output(folder, results, inputs):
     """Makes `folder`, and those of the `results`, which are paths to come. inputs: [Source].
 
-    Raises: UserError when they cannot be written, or one of the inputs would be overwritten.
+    Raises: UserError when they cannot be written, or one of the inputs would be overwritten, or any other file that this
+    project did not write.
     """
     inputs = {source.path.resolve() for source in inputs}
     for path in results:
         if path.resolve() in inputs:
             raise UserError(f"{path} is an input and would be overwritten: choose another --output")
+    refuse_foreign(results)
     for parent in {folder, *(path.parent for path in results)}:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent).close()
+            tempfile.TemporaryFile(dir=scratch(parent.resolve())).close()
         except OSError as error:
             raise UserError(f"cannot write to --output {parent}: {error.strerror}") from None
 
@@ -137,19 +138,16 @@ def array_file(path, shape):
     It is written and not mapped into memory: there a full disk would kill the process, here it is an OSError.
     """
     _, width, channels = shape
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            start = file.tell()
+    with replacing(path) as part, open(part, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        start = file.tell()
 
-            def save(rows, columns, values):
-                for row, line in zip(range(rows.start, rows.stop), values, strict=True):
-                    file.seek(start + 4 * channels * (row * width + columns.start))
-                    file.write(line.astype("<f4").tobytes())
+        def save(rows, columns, values):
+            for row, line in zip(range(rows.start, rows.stop), values, strict=True):
+                file.seek(start + 4 * channels * (row * width + columns.start))
+                file.write(line.astype("<f4").tobytes())
 
-            yield save
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        yield save
 
 
 def bands(*arrays):

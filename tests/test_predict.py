@@ -13,6 +13,7 @@ import predict
 from common.checkpoint import save_checkpoint
 from common.config import Config, Names, Size, UserError
 from common.metrics import predicted_classes
+from common.output import write_text
 from common.padding import any_size
 from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
@@ -179,7 +180,7 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
         extra = ["--implementation", name, "--probabilities", "--overlay", *(["--tile", "52"] if name == "highlevel" else [])]
         assert run(trained(), folder, *extra, output=out) == 0
         stems = ["a", "b", "c", "größe 図"]
-        assert sorted(path.name for path in out.glob("*.*")) == [f"{stem}.png" for stem in stems]
+        assert sorted(path.name for path in out.glob("[!.]*.*")) == [f"{stem}.png" for stem in stems]
         results[name] = [np.load(out / "probabilities" / f"{stem}.npy") for stem in stems]
         for stem, p in zip(stems, results[name]):
             with Image.open(out / f"{stem}.png") as mask:
@@ -228,7 +229,7 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
     pages[1].save(tmp_path / "alone.png")
     run(trained(), tmp_path / "stack.tif", tmp_path / "alone.png", output=tmp_path / "out")
     names = ["alone.png", "stack_1.png", "stack_2.png", "stack_3.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".unet", *names]
     assert (tmp_path / "out" / "alone.png").read_bytes() == (tmp_path / "out" / "stack_2.png").read_bytes()
     assert capsys.readouterr().out.startswith("stack.tif[1]  60x60")
     masks = [Image.open(tmp_path / "out" / f"stack_{k}.png") for k in (1, 2, 3)]
@@ -273,14 +274,14 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "a.npy"
-    path.write_text("first")
+    write_text(path, "first")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as save:
             save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"] and path.read_text() == "first"
+    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy", ".unet", "written"} and path.read_text() == "first"
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_bad_images_can_be_skipped(trained, folder, tmp_path, capsys):
     assert "3 of 5 images" in captured.out
     left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
     assert "b.tif" in left_out[0] and "d.png is 50x3 pixels" in left_out[1] and len(left_out) == 2
-    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").iterdir()) == ["a.npy", "c.npy", "größe 図.npy"]
+    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").glob("*.npy")) == ["a.npy", "c.npy", "größe 図.npy"]
 
 
 def test_bad_masks_can_be_skipped(trained, folder, tmp_path, capsys):

@@ -2,11 +2,12 @@
 
 import csv
 import math
+import shlex
 import statistics
 
-from common.checkpoint import replacing
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
+from common.output import replacing
 from common.pictures import class_names, difference_colors, draw_curves, draw_grid, image_colors, legend, mask_colors
 from data.loader import validation_batches
 
@@ -57,7 +58,8 @@ def read_history(run_dir):
         with open(path, newline="") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except OSError:
-        raise UserError(f"there is no {path}: train first, for instance `python -m {run_dir.name}.train`") from None
+        command = f"python -m lowlevel.train --run-dir {shlex.quote(str(run_dir))}"
+        raise UserError(f"there is no {path}: train first, for instance with {command}") from None
     except (TypeError, ValueError):
         raise UserError(f"{path} is damaged: train again, or take another folder") from None
     if not rows or set(rows[0]) != set(COLUMNS):
@@ -109,7 +111,7 @@ def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config.data.class_names, config.network.classes)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
-    with open(config.training.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
+    with replacing(config.training.run_dir / "classes.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "iou", "dice", "pixels"])
         writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
@@ -148,7 +150,7 @@ def list_folds(config):
     for name in names:
         iou, dice = f"iou of {name}", f"dice of {name}"
         print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    with open(config.training.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
+    with replacing(config.training.run_dir / "folds.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", *columns])
         writer.writerows([label, *(values[name] for name in columns)] for label, values in rows.items())

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from common.config import Stopped, UserError
 from common.device import device_name
+from common.output import discard, replacing
 from common.pictures import expendable, image_colors, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
@@ -18,7 +20,7 @@ from data.overview import draw_augmentations
 from data.splits import read_split, write_split
 from data.synthetic import otsu_dice
 from training.events import EventWriter
-from training.folder import take_new_folder, write_config
+from training.folder import STEP, take_new_folder, write_config
 from training.report import draw_results, evaluate, list_classes, predict_some, write_history
 from training.schedule import learning_rate, stops_early
 from training.summary import print_summary
@@ -66,8 +68,6 @@ class Run:
                     f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
                 )
             self.lock = take_new_folder(config)
-            for left_over in self.run_dir.glob("*.part"):  # of a process that was killed while it wrote
-                left_over.unlink()
             if self.options.resume and self.last.exists():
                 self._restore(self.last)
             elif self.options.checkpoint:
@@ -145,9 +145,11 @@ class Run:
     def _write_split(self):
         """split.json; a run that goes on must find the images that it had."""
         path, names = self.run_dir / "split.json", (self.training.names, self.validation.names)
-        if self.step and self.options.resume and read_split(path) != names:
+        same = self.options.resume and path.exists() and read_split(path) == names
+        if self.step and self.options.resume and not same:
             raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
-        write_split(path, *names)
+        if not same:
+            write_split(path, *names)
 
     def _start_epoch(self):
         self.started = self.checked = time.perf_counter()
@@ -295,16 +297,16 @@ class Run:
         if self.options.keep > 1 and self.last.exists():
             step = load_metadata(self.last)["step"]
             older = self.last.with_name(f"step-{step}.safetensors")
-            older.unlink(missing_ok=True)
-            try:
-                os.link(self.last, older)  # at no moment is there no last.safetensors
-            except OSError:  # a file system without hard links
-                shutil.copy2(self.last, older)
+            with replacing(older) as part:
+                try:
+                    os.link(self.last, part)  # at no moment is there no last.safetensors
+                except OSError:  # a file system without hard links
+                    shutil.copy2(self.last, part)
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
-        older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
-        for path in older[: len(older) - (self.options.keep - 1)]:
-            path.unlink()
+        found = {int(match[1]): match[0] for path in self.run_dir.iterdir() if (match := re.fullmatch(STEP, path.name))}
+        for step in sorted(found)[: len(found) - (self.options.keep - 1)]:
+            discard(self.run_dir / found[step])
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
