@@ -9,6 +9,7 @@ import sys
 from common.colors import CLASS_COLORS
 from common.config import VOID
 from common.output import replacing
+from common.text import printable, say
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def expendable(what):
         yield
     except Exception as error:  # of matplotlib, of a full disk
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: {what} could not be drawn, all else is saved: {reason}", file=sys.stderr)
+        say(f"warning: {what} could not be drawn, all else is saved: {reason}", sys.stderr)
 
 
 def save_figure(figure, path):
@@ -32,7 +33,7 @@ def save_figure(figure, path):
 
 def _write_legend(owner, handles, **options):
     """The legend of a figure or of axes. Names are text: neither a `$` nor a leading underscore means anything in them."""
-    legend = owner.legend(handles, [handle.get_label() for handle in handles], fontsize=8, **options)
+    legend = owner.legend(handles, [printable(handle.get_label()) for handle in handles], fontsize=8, **options)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -123,11 +124,11 @@ def draw_grid(path, rows, title, legend=()):
         for axis in axes:
             axis.set_axis_off()
         for axis, (label, picture) in zip(axes, row):
-            lines = [line if len(line) <= 36 else "…" + line[-35:] for line in label.split("\n")]
+            lines = [line if len(line) <= 36 else "…" + line[-35:] for line in map(printable, label.split("\n"))]
             axis.imshow(picture, interpolation="nearest")
             axis.set_title("\n".join(lines), fontsize=7, parse_math=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
     if legend:
-        patches = [Patch(facecolor=color, edgecolor="0.6", label=name) for name, color in legend]
+        patches = [Patch(facecolor=color, edgecolor="0.6", label=printable(name)) for name, color in legend]
         _write_legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 2 * columns))
     save_figure(figure, path)

@@ -1,7 +1,7 @@
 """Text from outside, such as the names of files and classes, on its way to a terminal, a table or a JSON file.
 
-A file may be named `\\x1b[2J`, which clears the screen, or `=HYPERLINK(...)`, which a spreadsheet computes, or in bytes that are
-no UTF-8. What is printed or written of it goes through here.
+A file may be named `\\x1b[2J`, which clears the screen, or `=HYPERLINK(...)`, which a spreadsheet computes, or in bytes that
+are no UTF-8. What is printed or written of it goes through here.
 """
 
 import sys

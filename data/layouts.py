@@ -70,7 +70,7 @@ def _reader(has_pages=False, colors=None):
 
 def _folder(config):
     """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
-    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors else None
+    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors is not None else None
     parts = [part for part in ("train", "val", "test") if (data_dir / part / "images").is_dir()]
     if not parts:
         items = _pairs(data_dir, "images", "masks")

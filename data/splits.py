@@ -3,8 +3,8 @@
 import json
 import re
 
+from common.checkpoint import replacing
 from common.config import UserError
-from common.output import replacing
 from common.streams import SPLIT, generator
 
 

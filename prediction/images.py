@@ -11,6 +11,7 @@ from common.config import Size, UserError
 from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names
+from common.text import say
 from data.files import count_pages, read_image
 from data.layouts import EXTENSIONS, image_files
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
@@ -125,6 +126,8 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
     mask = np.empty((height, width), np.uint8)
     with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
         for rows, columns, p in parts:
+            if not np.isfinite(p).all():
+                raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if save:
                 save(rows, columns, p)
@@ -186,7 +189,7 @@ def describe(source, mask, config):
     names = class_names(config.data.class_names, config.network.classes)
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
-        print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)
+        say(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", sys.stderr)
     shown = [1] if config.network.classes == 1 else np.flatnonzero(counts)
     shares = ", ".join(f"{names[i]} {counts[i] / mask.size:.1%}" for i in shown)
     return f"{source}  {Size(*mask.shape)}  {shares}"

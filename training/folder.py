@@ -93,7 +93,7 @@ def read_config(run_dir):
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"there is no run in {run_dir}: {path} cannot be read ({error.strerror})") from None
+        raise UserError(f"there is no run to --resume in {run_dir}: {path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged, it holds no JSON: take it from a copy, or train into another --run-dir") from None
     try:

@@ -21,7 +21,7 @@ from data.splits import read_split, write_split
 from data.synthetic import otsu_dice
 from training.events import EventWriter
 from training.folder import STEP, take_new_folder, write_config
-from training.report import draw_results, evaluate, list_classes, predict_some, write_history
+from training.report import draw_results, evaluate, list_classes, predict_some, write_examples, write_history
 from training.schedule import learning_rate, stops_early
 from training.summary import print_summary
 
@@ -74,6 +74,8 @@ class Run:
                 self._start_from(self.options.checkpoint)
             self._write_split()
             write_config(config)
+            if config.data.dataset == "synthetic":
+                write_examples(self.run_dir, self.validation, config.network.classes)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
         self.done = self.step >= self.all_steps or stops_early(config, self.rows)
