@@ -78,7 +78,7 @@ def load_metadata(path):
         raise UserError(f"{path} is no readable checkpoint ({reason}): train again, or take another file") from None
     for key, value in metadata.items():
         if key in METADATA and not METADATA[key](value):
-            raise UserError(f"{path} holds {reprlib.repr(value)} for {key!r}: it is damaged, take another file")
+            raise UserError(f"{path} holds {reprlib.repr(value)[:100]} for {key!r}: it is damaged, take another file")
     return metadata
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag
-from common.text import say
+from common.text import printable, say
 
 GROUPS = {
     "first": "what most runs set",
@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        message = printable(message)
+        raise UserError(f"{message if len(message) < 500 else message[:500] + '...'} (see {self.prog} --help)")
 
 
 def make_parser(prog, description):

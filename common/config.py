@@ -185,7 +185,7 @@ def _from_json(name, value):
             return getattr(kinds[0], "restore", getattr(kinds[0], "parse", kinds[0]))(value)
     except (argparse.ArgumentTypeError, TypeError, ValueError, OverflowError):
         pass
-    raise UserError(f"{name!r} is {reprlib.repr(value)}, which {flag(name)} does not take")
+    raise UserError(f"{name!r} is {reprlib.repr(value)[:100]}, which {flag(name)} does not take")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,7 +397,7 @@ class Config:
     def from_dict(cls, values):
         """The inverse of `as_dict`. Raises: UserError for a field that there is not, or a value that it does not take."""
         if not isinstance(values, dict):
-            raise UserError(f"{reprlib.repr(values)} is no list of options")
+            raise UserError(f"{reprlib.repr(values)[:100]} is no list of options")
         return cls.of(**{name: _from_json(name, value) if name in FIELDS else value for name, value in values.items()})
 
     def as_dict(self):
