@@ -135,7 +135,7 @@ def test_files_of_others_stay_to_the_byte(steps, stubs, tmp_path, monkeypatch):
 
 
 def test_the_loss_of_a_file_is_seen(stubs, tmp_path, monkeypatch):
-    """Planted: without the one check of `replacing`."""
-    monkeypatch.setattr("common.output.refuse_foreign", lambda paths: None)
+    """Planted: whatever is there is taken for the project's."""
+    monkeypatch.setattr("common.output.is_ours", lambda path: True)
     with pytest.raises(AssertionError, match="step"):
         play(60, tmp_path, monkeypatch)
