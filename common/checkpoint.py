@@ -104,7 +104,7 @@ def load_checkpoint(path, network=None):
                 f"{path} holds another network: {printable(name)} {list(shape)} is {where}; use the options of its training"
             )
     for name, value in {**values, **state}.items():
-        kinds = "iu" if name in ("iterations", "dropout/state") else "f"
+        kinds = "i" if name in ("iterations", "dropout/state") else "f"
         of = values.get(name.rpartition("/")[0]) if name in state else None  # what it is the moment of
         if value.dtype.kind not in kinds or name == "iterations" and value.shape or of is not None and of.shape != value.shape:
             raise UserError(

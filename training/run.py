@@ -115,6 +115,8 @@ class Run:
     def _restore(self, path):
         """All that the run knew when it wrote `path`."""
         metadata = self._load(path)
+        if not {"step", "rows", "losses"} <= metadata.keys():
+            raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
         if metadata.get("steps_per_epoch") != self.steps_per_epoch:
             raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
@@ -313,7 +315,9 @@ class Run:
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
         config, best = self.config, self.best
-        assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors")[0])
+        if best is None:
+            raise UserError(f"{self.last} says that all is done, and knows of no epoch: it is damaged, start a new run")
+        assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors", config.network)[0])
         beside = ""
         if config.data.dataset == "synthetic" and config.network.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"
