@@ -81,7 +81,7 @@ def _in_words_of_predict():
     try:
         yield
     except UserError as error:
-        text = re.sub(r"--classes (\d+) takes", r"a network of --classes \1 takes", str(error))
+        text = re.sub(r"--classes (\d+) takes", r"this network, with classes = \1, takes", str(error))
         what, *advice = re.split(r"[:;] (?!.*\()|; ", text)
         fits = [part for part in advice if not re.search(r"--[a-z]", part.replace("--evaluate", ""))]
         raise UserError("; ".join([what, *fits, "true masks hold what the masks of the training held"])) from None
