@@ -17,8 +17,25 @@ from pathlib import Path
 
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import UserError
+from common.output import count_earlier, refuse_foreign, scratch
 
-COMMANDS = ("parity", "graph", "relay", "replicas", "bench", "runs")
+COMMANDS = {  # and what each writes into --run-dir
+    "parity": ["parity.json", "parity.png"],
+    "graph": ["graph.json"],
+    "relay": ["relay.json"],
+    "replicas": ["replicas.json"],
+    "bench": [
+        "bench.json",
+        "scaling.json",
+        "bench.png",
+        "roofline.png",
+        "pipeline.json",
+        "loop.json",
+        "profile.json",
+        "profile.png",
+    ],
+    "runs": ["curves.png", "predictions.png"],
+}
 
 
 def read_command_line(argv):
@@ -36,7 +53,7 @@ def read_command_line(argv):
     else:
         parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
-    args.given = given_options(parser, argv)
+    args.given, args.command = given_options(parser, argv), name
     if name not in ("bench", "runs") and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
     args.only = args.precision if "precision" in args.given else None
@@ -63,7 +80,10 @@ SHORT = ("float32, fused, as written", "float32, explicit, to the last bit", "fl
 def main(argv=None):
     """Returns the exit code: 0 when every check passed, 1 when one failed."""
     command, config, args = read_command_line(sys.argv[1:] if argv is None else list(argv))
-    config.training.run_dir.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    folder, name = config.training.run_dir.resolve(), args.command
+    count_earlier(folder)
+    scratch(folder)  # before the work, not after it
+    refuse_foreign(folder / file for file in (COMMANDS[name] if name else COMMANDS["parity"] + COMMANDS["bench"]))
     passed = command.run(config, args) if command else run_short(config, args)
     return 0 if passed else 1
 

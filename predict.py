@@ -18,10 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
+from common.text import say
 from prediction import EXPORTS, evaluation, images
-from prediction.network import make_predict, read_checkpoint
+from prediction.network import make_predict
 from prediction.tiles import smallest_tile
 
 
@@ -68,7 +70,7 @@ def process(source, paths, predict, config, args, read_truth=None):
     images.save_mask(paths["mask"], mask, classes)
     if args.overlay:
         images.save_overlay(paths["overlay"], image, mask)
-    print(line, flush=True)
+    say(line)
     return matrix
 
 
@@ -102,9 +104,9 @@ def main(argv=None):
     seconds = time.perf_counter() - started
     if truths and matrices:
         evaluation.write_metrics(args.output / "metrics.csv", matrices, config)
-    print(f"{len(matrices)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/")
+    say(f"{len(matrices)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/")
     for error in errors:
-        print(f"left out: {error}", file=sys.stderr)
+        say(f"left out: {error}", sys.stderr)
     return 1 if errors else 0
 
 

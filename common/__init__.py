@@ -6,6 +6,7 @@ No module of this package chooses between TensorFlow's APIs.
 """
 
 import os
+import signal
 import sys
 
 # tf.layers lives in tf-keras; TensorFlow reads this switch when its Keras is first touched.
@@ -16,3 +17,24 @@ if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
     backend = os.environ["KERAS_BACKEND"]
     print(f"error: KERAS_BACKEND is {backend!r}, but all three implementations run on TensorFlow: unset it", file=sys.stderr)
     raise SystemExit(2)
+
+
+def quietly(hook):
+    """`hook`, of `sys`, but for Ctrl-C: where the scripts still import their modules, nothing else can answer it."""
+
+    def answer(*what):
+        error = what[0].exc_value if len(what) == 1 else what[1]
+        chain = []
+        while error is not None and error not in chain:
+            chain.append(error)
+            error = error.__cause__ or error.__context__
+        if not any(isinstance(error, KeyboardInterrupt) for error in chain):
+            return hook(*what)
+        if len(what) == 1:  # it came where nothing can be raised, so it comes again
+            return signal.raise_signal(signal.SIGINT)
+        print("\nstopped; what was saved before stays", file=sys.stderr, flush=True)
+
+    return answer
+
+
+sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)

@@ -7,28 +7,46 @@
 The file's metadata holds the configuration and the progress, each as JSON. Any implementation goes on from any other's.
 """
 
-import contextlib
 import json
 import os
+import reprlib
 from pathlib import Path
 
-from common.config import UserError
+from common.config import IMPLEMENTATIONS, Config, UserError
+from common.layers import table
+from common.output import replacing
+from common.text import printable
 from common.weights import weight_shapes
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+COLUMNS = (  # of history.csv, and of the rows in metadata
+    *("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_mean_iou", "val_accuracy"),
+    *("learning_rate", "images_per_second", "seconds"),
+)
 
-@contextlib.contextmanager
-def replacing(path):
-    """A path to write to, which becomes `path` at the end. If anything fails, what was at `path` stays."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+
+def _is_number(value):
+    return type(value) in (int, float)
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_row(value):
+    return isinstance(value, dict) and value.keys() == set(COLUMNS) and all(map(_is_number, value.values()))
+
+
+METADATA = {  # key -> whether a value is of its kind
+    "implementation": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    **dict.fromkeys(("step", "epoch", "steps_per_epoch"), _is_count),
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "rows": lambda value: isinstance(value, list) and all(map(_is_row, value)),
+}
 
 
 def save_checkpoint(path, weights, state, **metadata):
@@ -48,12 +66,20 @@ def save_checkpoint(path, weights, state, **metadata):
 
 
 def load_metadata(path):
-    """key -> value of a checkpoint, without its tensors. Raises: UserError that names the file when it is damaged."""
+    """key -> value of a checkpoint, without its tensors, each of the kind in `METADATA`.
+
+    Raises: UserError that names the file when it is damaged, or a value is of another kind.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no readable checkpoint ({error}): train again, or take another file") from None
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        reason = printable(error.strerror if isinstance(error, OSError) and error.strerror else error)
+        raise UserError(f"{path} is no readable checkpoint ({reason}): train again, or take another file") from None
+    for key, value in metadata.items():
+        if key in METADATA and not METADATA[key](value):
+            raise UserError(f"{path} holds {reprlib.repr(value)[:100]} for {key!r}: it is damaged, take another file")
+    return metadata
 
 
 def load_checkpoint(path, network=None):
@@ -62,8 +88,11 @@ def load_checkpoint(path, network=None):
     Raises: UserError that names the file when it is missing, damaged, or not of the network that `network` describes.
     """
     metadata = load_metadata(path)
-    with safe_open(path, framework="numpy") as file:
-        values = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            values = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # a kind that NumPy has not
+        raise UserError(f"{path} is no readable checkpoint ({printable(error)}): take another file") from None
     state = {name: values.pop(name) for name in list(values) if name == "iterations" or name.endswith(("/m", "/v"))}
     if network is not None:
         found = {(name, value.shape) for name, value in values.items()}
@@ -71,5 +100,37 @@ def load_checkpoint(path, network=None):
         if found != expected:
             name, shape = min(found ^ expected)
             where = "only in the file" if (name, shape) in found else "missing there"
-            raise UserError(f"{path} holds another network: {name} {list(shape)} is {where}; use the options of its training")
+            raise UserError(
+                f"{path} holds another network: {printable(name)} {list(shape)} is {where}; use the options of its training"
+            )
+    for name, value in {**values, **state}.items():
+        kinds = "i" if name in ("iterations", "dropout/state") else "f"
+        of = values.get(name.rpartition("/")[0]) if name in state else None  # what it is the moment of
+        if value.dtype.kind not in kinds or name == "iterations" and value.shape or of is not None and of.shape != value.shape:
+            raise UserError(
+                f"{path} holds {value.dtype} {list(value.shape)} for {printable(name)}: it is damaged, take another"
+            )
     return values, state, metadata
+
+
+def read_checkpoint(path):
+    """-> (config, weights by name, the implementation that trained).
+
+    Raises: UserError for a file that is missing, damaged, or not of this version of the project, and for
+    weights that are not finite, whose predictions would be nonsense.
+    """
+    metadata = load_metadata(path)
+    if not {"config", "implementation"} <= metadata.keys():
+        raise UserError(f"{path} was not written by a train script of this project: train, or take another file")
+    try:
+        config = Config.from_dict(metadata["config"])
+        table(config.network)  # while the channels are not known there is none
+    except UserError as error:
+        raise UserError(f"{path} is of another version of the project ({error}): train again, or use that version") from None
+    if metadata["implementation"] not in IMPLEMENTATIONS:  # it will be imported: no other name may come out of a file
+        raise UserError(f"{path} names an implementation that there is not: take a file that a train script wrote")
+    weights = load_checkpoint(path, config.network)[0]
+    for name, value in weights.items():
+        if not np.isfinite(value).all() or name.endswith("/moving_variance") and (value < 0).any():
+            raise UserError(f"{path} is of no use: {name} is not finite, or a negative variance; train again")
+    return config, weights, metadata["implementation"]

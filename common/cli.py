@@ -8,7 +8,8 @@ import typing
 from pathlib import Path
 from typing import Literal
 
-from common.config import FIELDS, PRESETS, Config, Stopped, UserError, flag
+from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag
+from common.text import printable, say
 
 GROUPS = {
     "first": "what most runs set",
@@ -27,7 +28,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        message = printable(message)
+        raise UserError(f"{message if len(message) < 500 else message[:500] + '...'} (see {self.prog} --help)")
 
 
 def make_parser(prog, description):
@@ -52,7 +54,7 @@ def add_config(parser):
         elif typing.get_origin(kind) is Literal:
             group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
         else:
-            metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT"}.get(kind, kind.__name__.upper())
+            metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
             parse = getattr(kind, "parse", kind)
             group.add_argument(flag(name), type=parse, metavar=metavar, default=field.default, help=text)
 
@@ -99,6 +101,9 @@ def is_out_of_memory(error):
 
 def run_script(main):
     """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
+    for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except BrokenPipeError:  # `| head` has seen enough
@@ -108,10 +113,15 @@ def run_script(main):
         print("\nstopped; what was saved before stays", file=sys.stderr)
         sys.exit(130)
     except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
+        print(file=sys.stderr)
+        say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
-    except (UserError, OSError) as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error}", file=sys.stderr)
+    except UserError as error:
+        say(f"error: {error}", sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        named = error.filename is not None and error.strerror
+        say(f"error: {os.fsdecode(error.filename)}: {error.strerror}" if named else f"error: {error}", sys.stderr)
         sys.exit(2)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -5,8 +5,11 @@ as flat. Networks take `config.network` alone.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import re
+import reprlib
+import types
 import typing
 from pathlib import Path
 from typing import Literal
@@ -91,6 +94,38 @@ class Weights(tuple):
         return ",".join(map(str, self)) or "balanced"
 
 
+class ColorTable(str):
+    """The text of a file that names the colours of masks, and where it came from. On the command line: the file's path.
+
+    The text, and not the path, is what a run stores: the file may change.
+    """
+
+    path = "of the run"  # for messages
+
+    @classmethod
+    def parse(cls, path):
+        try:
+            table = cls(Path(path).read_text(encoding="utf-8-sig").rstrip("\n") + "\n")
+        except UnicodeDecodeError:
+            raise UserError(f"--colors {path} is no text in UTF-8") from None
+        except OSError as error:
+            raise UserError(f"cannot read --colors {path}: {error.strerror}") from None
+        table.path = path
+        return table
+
+    @classmethod
+    def restore(cls, text):
+        """From JSON, where the version before had the path: it is read if it is still there, and else when it is needed."""
+        if "\n" in text:
+            return cls(text)
+        with contextlib.suppress(UserError):
+            if Path(text).is_file():
+                return cls.parse(text)
+        table = cls()
+        table.path = text
+        return table
+
+
 class Every(typing.NamedTuple):
     """How often. On the command line: `100` for every 100 steps, `1epoch` or `5epochs`."""
 
@@ -142,7 +177,29 @@ def _shares(values, *names):
 def _above_0(values, *names):
     for name in names:
         value = getattr(values, name)
-        _require(value is None or value > 0, f"{flag(name)} must be above 0, got {value}")
+        _require(value is None or 0 < value < float("inf"), f"{flag(name)} must be above 0 and finite, got {value}")
+
+
+def _from_json(name, value):
+    """The value of the field `name` as JSON has it. Raises: UserError for one that the field does not take."""
+    kind = FIELDS[name][1].type
+    kinds = typing.get_args(kind) if typing.get_origin(kind) is types.UnionType else (kind,)  # Path | None
+    if value is None and type(None) in kinds:
+        return None
+    try:
+        if kinds[0] in (bool, str) and type(value) is kinds[0]:
+            return value
+        if kinds[0] is int and type(value) is int and abs(value) < 2**63:
+            return value
+        if kinds[0] is float and type(value) in (int, float) and abs(value) < float("inf"):
+            return float(value)
+        if typing.get_origin(kinds[0]) is Literal and value in typing.get_args(kinds[0]):
+            return value
+        if kinds[0] not in (bool, int, float, str) and isinstance(value, str) and "\0" not in value:
+            return getattr(kinds[0], "restore", getattr(kinds[0], "parse", kinds[0]))(value)
+    except (argparse.ArgumentTypeError, TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{name!r} is {reprlib.repr(value)[:100]}, which {flag(name)} does not take")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +230,8 @@ class Network:
 
     def __post_init__(self):
         _at_least(self, classes=1, filters=1, depth=1)
+        # an image of 2**14 pixels a side, the largest that is read, is 1 pixel at the bottom then
+        _require(self.depth <= 14 and self.filters <= 2**16, "--depth must be at most 14, --filters at most 65536")
         _shares(self, "bn_momentum", "dropout")
         _above_0(self, "bn_epsilon")
         _require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
@@ -234,7 +293,7 @@ class Training:
         "devices", free=True,
     )  # fmt: skip
     workers: Addresses | None = option(
-        None, "train on several hosts, HOST:PORT,HOST:PORT, the chief first: the same command on each (default: as TF_CONFIG says)",
+        None, "train on several hosts, HOST:PORT,HOST:PORT, the chief first; the same command on each (default: TF_CONFIG)",
         "devices", free=True,
     )  # fmt: skip
     worker: int | None = option(None, "which of --workers this is, from 0", "devices", free=True)
@@ -251,7 +310,8 @@ class Training:
         workers = len(self.workers or ())
         _require(not self.workers or self.worker is not None, "--workers needs --worker, the number of this one, from 0")
         _require(
-            self.worker is None or self.worker < workers, f"--worker counts from 0 to --workers - 1, got {self.worker}, {workers}"
+            self.worker is None or self.worker < workers,
+            f"--worker counts from 0 to --workers - 1, got {self.worker} of {workers}",
         )
         _require(not (self.workers and self.local_workers), "--workers and --local-workers exclude each other")
         _at_least(self, batch_size=1, epochs=1, warmup=0, plateau_patience=1, patience=1, keep=1)
@@ -278,7 +338,7 @@ class Data:
         "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees", "first"
     )
     data_dir: Path | None = option(None, "folder of the data set", "first", free=True)
-    colors: Path | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
+    colors: ColorTable | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
     mask_suffix: str | None = option(
         None, "folder: with _mask, a_mask.png is the mask of a.png, beside it or in masks/ (default: as found)", found=True
     )
@@ -316,6 +376,8 @@ class Data:
         _at_least(self, images=2, white=1, void_label=0, folds=2, fold=0)
         _require(self.white is None or self.white <= 65535, f"--white must be at most 65535, got {self.white}")
         _require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
+        if isinstance(self.colors, Path):
+            object.__setattr__(self, "colors", ColorTable.parse(self.colors))
         on_disk = self.dataset != "synthetic"
         _require(not on_disk or self.data_dir is not None, f"--dataset {self.dataset} needs --data-dir DIR")
         _require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
@@ -359,7 +421,8 @@ class Config:
         training = self.training
         side_by_side = data.folds is not None and data.fold is None  # each fold has a device, and its batches whole
         _require(
-            not side_by_side or training.replicas == training.devices, "--folds runs on one host: leave --workers out, or add --fold"
+            not side_by_side or training.replicas == training.devices,
+            "--folds runs on one host: leave --workers out, or add --fold",
         )
         _require(
             side_by_side or training.batch_size % training.replicas == 0,
@@ -406,18 +469,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `as_dict`. Raises: UserError for a field that there is not."""
-        parsers = {kind | None: getattr(kind, "parse", kind) for kind in (Path, Size, Names, Weights, Addresses)} | {Every: Every.parse}
-
-        def read(name, value):
-            parse = parsers.get(FIELDS[name][1].type) if name in FIELDS else None
-            return parse(value) if parse and value is not None else value
-
-        return cls.of(**{name: read(name, value) for name, value in values.items()})
+        """The inverse of `as_dict`. Raises: UserError for a field that there is not, or a value that it does not take."""
+        if not isinstance(values, dict):
+            raise UserError(f"{reprlib.repr(values)[:100]} is no list of options")
+        return cls.of(**{name: _from_json(name, value) if name in FIELDS else value for name, value in values.items()})
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""
-        worded = (Path, Size, Names, Weights, Addresses, Every)
+        worded = (Path, Size, Names, Weights, Addresses, ColorTable, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in self.flat.items()}
 
 

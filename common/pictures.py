@@ -5,11 +5,11 @@ Matplotlib, 0.3 s, is imported by what draws: most who import this module need a
 
 import contextlib
 import sys
-from pathlib import Path
 
 from common.colors import CLASS_COLORS
 from common.config import VOID
-from common.text import printable
+from common.output import replacing
+from common.text import printable, say
 
 import numpy as np
 
@@ -23,12 +23,12 @@ def expendable(what):
         yield
     except Exception as error:  # of matplotlib, of a full disk
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: {what} could not be drawn, all else is saved: {reason}", file=sys.stderr)
+        say(f"warning: {what} could not be drawn, all else is saved: {reason}", sys.stderr)
 
 
 def save_figure(figure, path):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
 
 
 def _write_legend(owner, handles, **options):
@@ -129,6 +129,6 @@ def draw_grid(path, rows, title, legend=()):
             axis.set_title("\n".join(lines), fontsize=7, parse_math=False)
     figure.suptitle(printable(title), fontsize=10, parse_math=False)
     if legend:
-        patches = [Patch(facecolor=color, edgecolor="0.6", label=name) for name, color in legend]
+        patches = [Patch(facecolor=color, edgecolor="0.6", label=printable(name)) for name, color in legend]
         _write_legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 2 * columns))
     save_figure(figure, path)

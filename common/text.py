@@ -23,8 +23,3 @@ def cell(text):
     """`text` for a cell of a CSV file. Behind an apostrophe a spreadsheet computes nothing (OWASP, "CSV injection")."""
     text = printable(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def write_json(path, text):
-    """Writes JSON as UTF-8: of a name that is none, json.loads reads back the same name."""
-    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

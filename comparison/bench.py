@@ -15,6 +15,7 @@ from pathlib import Path
 import comparison
 from common.cli import count
 from common.config import Config, Size, UserError, flag
+from common.output import write_text
 from comparison import cells, process, report, roofline
 from comparison.cells import LIMIT, MODES
 
@@ -267,7 +268,7 @@ def run_matrix(config, given, matrix, rounds, path, against=None):
     }
     if checkout:
         new["against"] = dict(name=against, commit=commit, not_measured=not_measured[1], records=others[0])
-    path.write_text(json.dumps(new, indent=2) + "\n")
+    write_text(path, json.dumps(new, indent=2) + "\n")
     report.draw(records, what, path.with_suffix(".png"))
     points = [
         (MODES[r["mode"]] + (", XLA" if r["jit"] else ""), r["implementation"], r["precision"])

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import comparison
+from common.output import write_text
 from common.weights import is_trainable, weight_shapes
 from comparison.roofline import convolution_flops
 
@@ -84,7 +85,7 @@ def run(config, args):
     if save:
         save.mkdir(parents=True, exist_ok=True)
         for (program, name), text in texts.items():
-            (save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt").write_text(text)
+            write_text(save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
     found = {key: operations(text) for key, text in texts.items()}
     lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
 
@@ -125,6 +126,6 @@ def run(config, args):
     gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
     print(f"; for an image of {width}x{height} {gflop}", end="")
     record.update(forward_flops=forward, training_flops=training_flops)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2) + "\n")
     print(f"\nwritten to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
     return same

@@ -13,6 +13,7 @@ from pathlib import Path
 import comparison
 from common.cli import count
 from common.config import VOID, Size, UserError, marked
+from common.output import write_text
 from common.pictures import save_figure
 from comparison.ways import ARCHITECTURES, cases
 
@@ -148,7 +149,7 @@ def climb_all(todo, path):
         beside += (of_case := outside.climb(case))
         print_table(of_case)
     record = [check.as_dict() for check in checks + beside]
-    path.write_text(json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
+    write_text(path, json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
     if any(losses.values()):  # a structural fault leaves none
         draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
     print()

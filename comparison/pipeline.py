@@ -13,6 +13,7 @@ from typing import get_args
 import comparison
 from common.config import FIELDS, UserError
 from common.device import device_name, tf
+from common.output import write_text
 from data.cache import CORES
 from data.layouts import find_layout
 from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
@@ -144,6 +145,5 @@ def run(config, rounds, path):
         },
         "steps_per_epoch": steps_per_epoch(config, training),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2) + "\n")
     print(f"\nmedians of {rounds} rounds in turns; written to {path}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import comparison
 from common.config import UserError
 from common.device import be_deterministic, device_name, tf
+from common.output import write_text
 from common.pictures import save_figure
 from comparison.worker import arithmetic
 from data.loader import load_examples, training_batches
@@ -260,7 +261,6 @@ def run(config, path):
         {"mode": mode, "implementation": name, "wall_ms": of["wall"], "rows_ms": add_up(of), "operations_ms": of["operations"]}
         for (mode, name), of in measured.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"what": what, "steps": STEPS, "records": records}, indent=2) + "\n")
+    write_text(path, json.dumps({"what": what, "steps": STEPS, "records": records}, indent=2) + "\n")
     draw(measured, what, path.with_suffix(".png"))
     print(f"\nmeans of {STEPS} steps; written to {path} and {path.with_suffix('.png')}")

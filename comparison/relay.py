@@ -9,6 +9,7 @@ import json
 import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Size, UserError
+from common.output import discard, write_text
 from common.weights import assign_weights
 from comparison.ways import EXACT_CONSTANTS
 
@@ -44,19 +45,19 @@ def run(config, args):
         batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
         changed = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
         baton = folder / f"relay-{precision}.safetensors"
-        baton.unlink(missing_ok=True)
+        discard(baton)
         for k, name in enumerate(runners):
             ended = train(name, changed, training, range(k, k + 1), baton)
         for name in runners:
             alone = folder / f"relay-{precision}-{name}.safetensors"
-            alone.unlink(missing_ok=True)
+            discard(alone)
             values = train(name, changed, training, range(len(runners)), alone)
             worst = max(ended, key=lambda weight: np.abs(ended[weight] - values[weight]).max())
             d = float(np.abs(ended[worst] - values[worst]).max())
             records.append(dict(precision=precision, alone=name, worst=worst, difference=d, tolerance=0.0))
             verdict = f"DIFFERENT at {worst}" if d else "ok"
             print(f"{precision:<9} relay - {name:<12}{d:>9.1e}  {verdict}", flush=True)
-    (folder / "relay.json").write_text(json.dumps(records, indent=2) + "\n")
+    write_text(folder / "relay.json", json.dumps(records, indent=2) + "\n")
     print(f"\nwritten to {folder / 'relay.json'}; the checkpoints lie beside it")
     return not any(record["difference"] for record in records)
 

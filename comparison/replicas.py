@@ -19,6 +19,7 @@ import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
+from common.output import write_text
 from common.weights import assign_weights, is_trainable
 
 import numpy as np
@@ -59,7 +60,8 @@ def run(config, args):
 def climb_all(config, steps, path):
     """Runs every implementation every way, prints a table, writes JSON to `path`. Returns: whether every check passed."""
     records = []
-    print(f"\n{'several devices against one, ' + str(steps) + ' steps':<64}{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}")
+    heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
+    print(f"\n{f'several devices against one, {steps} steps':<64}{heads}")
     for name in comparison.IMPLEMENTATIONS:
         hosts = _start_hosts(name, config, steps)
         process, connection = comparison.start_process(observe, name, config, steps)
@@ -71,7 +73,7 @@ def climb_all(config, steps, path):
             reason = "the same operations on the same rows, and the sum of two numbers has one order"
             records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, local["two"][title], 0.0, reason))
         process.wait()
-    path.write_text(json.dumps(records, indent=2) + "\n")
+    write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
     print(f"\nseveral devices and hosts: {verdict}; every name and reason in {path}")
@@ -261,6 +263,6 @@ def train_by_rows(implementation, config, steps, n):
             gradients.append(of_these[1])
             after.append({name: w.numpy() for name, w in statistics.items()})
         apply({name: tf.add_n([of_these[name] for of_these in gradients]) for name in trainable})
-        assign_weights(statistics, {name: np.mean([values[name] for values in after], 0, values[name].dtype) for name in before for values in after[:1]})
+        assign_weights(statistics, {name: np.mean([values[name] for values in after], axis=0) for name in statistics})
         losses[f"step {k + 1}"] = tf.add_n(loss).numpy()
     return _found(losses, weights, state)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import comparison
-from common.checkpoint import load_checkpoint
-from common.config import FIELDS, Config, UserError, flag
+from common.checkpoint import read_checkpoint
+from common.config import FIELDS, UserError, flag
 from common.pictures import draw_curves, expendable
 from common.weights import assign_weights
 
@@ -30,15 +30,13 @@ def run(config, args):
     histories, columns, configs = {}, {}, {}
     for run_dir in args.run_dirs:
         histories[str(run_dir)] = read_history(run_dir)
-        weights, _, metadata = load_checkpoint(run_dir / "best.safetensors")
-        if not {"config", "implementation"} <= metadata.keys():
-            raise UserError(f"{run_dir / 'best.safetensors'} was not written by a train script of this project")
-        configs[run_dir] = trained = Config.from_dict(metadata["config"])
+        trained, weights, implementation = read_checkpoint(run_dir / "best.safetensors")
+        configs[run_dir] = trained
         first_dir, first = next(iter(configs.items()))
         for name, (group, field) in FIELDS.items():
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
-        code = comparison.load(metadata["implementation"])
+        code = comparison.load(implementation)
         model = code.UNet(trained.network)
         assign_weights(code.named_weights(model), weights)
         if len(configs) == 1:

@@ -1,9 +1,10 @@
 """How much faster are several devices? Measured on this host, and a model of the cost of a step for hosts that are not at hand.
 
-    python compare.py bench --devices 1,2,4     measures
-    python -m comparison.scaling                the model alone, a table
+python compare.py bench --devices 1,2,4     measures
+python -m comparison.scaling                the model alone, a table
 """
 
+import functools
 import json
 import statistics
 import sys
@@ -11,6 +12,7 @@ import time
 
 import comparison
 from common.config import Config, UserError
+from common.output import write_text
 from common.weights import initial_weights
 
 # bytes per second in one direction, seconds of a message: of the makers' sheets; not measured here
@@ -60,12 +62,14 @@ def run(config, counts, rounds, path):
     if counts[0] != 1:
         raise UserError("--devices 1,2: the first has to be 1, to which the others are compared")
     rows = []
-    print(f"\n{'training':<14}{'devices':>8}{'images/s':>10}{'against 1':>11}{'efficiency':>12}{'the sum alone':>15}", flush=True)
+    heads = f"{'images/s':>10}{'against 1':>11}{'efficiency':>12}{'the sum alone':>15}"
+    print(f"\n{'training':<14}{'devices':>8}{heads}", flush=True)
     for name in comparison.IMPLEMENTATIONS:
         process, connection = comparison.start_process(measure, name, config, counts, rounds)
-        for n, (step, total, kind) in receive(connection).items():
+        found = receive(connection)
+        first = config.training.batch_size / found[1][0]
+        for n, (step, total, kind) in found.items():
             rate = n * config.training.batch_size / step
-            first = rate if n == 1 else first
             row = dict(implementation=name, devices=n, kind=kind, images_per_second=rate, step=step, sum=total)
             rows.append({**row, "efficiency": rate / first / n})
             shown = f"{name:<14}{n:>8}{rate:>10.1f}{rate / first:>10.2f}x{rate / first / n:>12.0%}{1e3 * total:>12.1f} ms"
@@ -73,7 +77,7 @@ def run(config, counts, rounds, path):
         process.wait()
     if rows[0]["kind"] == "CPU":
         print("the devices are copies of one CPU, which they share: this shows what several devices cost, not what they bring")
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    write_text(path, json.dumps(rows, indent=2) + "\n")
     print(f"written to {path}\n")
     print_model()
 
@@ -96,17 +100,17 @@ def measure(implementation, config, counts, rounds, connection):
 
         @tf.function
         @on_every_replica
-        def add_up():
+        def add_up(shapes=shapes):
             return tf.add_n([tf.reduce_sum(x) for x in total([tf.random.uniform(shape) for shape in shapes])])
 
-        ready[n] = strategy, step, batch, add_up
+        ready[n] = strategy, functools.partial(step, *batch), add_up
         with strategy.scope():
             float(step(*batch)), float(add_up())
     times = {n: ([], []) for n in ready}
     for _ in range(rounds):
-        for n, (strategy, step, batch, add_up) in ready.items():
+        for n, (strategy, *works) in ready.items():
             with strategy.scope():
-                for measured, work in zip(times[n], (lambda: step(*batch), add_up)):
+                for measured, work in zip(times[n], works):
                     begin = time.perf_counter()
                     float(work())
                     measured.append(time.perf_counter() - begin)

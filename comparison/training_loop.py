@@ -12,6 +12,7 @@ from pathlib import Path
 import comparison
 from common.config import Every, UserError
 from common.device import be_deterministic, device_name, tf
+from common.output import write_text
 from comparison.worker import arithmetic
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
@@ -213,7 +214,6 @@ def run(config, rounds, path):
     )
     print(what)
     print_table(records)
-    path.parent.mkdir(parents=True, exist_ok=True)
     steps = {"loop": STEPS, "bare": STEPS, "unrolled": UNROLLED}
-    path.write_text(json.dumps({"what": what, "rounds": rounds, "steps": steps, "records": records}, indent=2) + "\n")
+    write_text(path, json.dumps({"what": what, "rounds": rounds, "steps": steps, "records": records}, indent=2) + "\n")
     print(f"\nmedians of {rounds} rounds in turns; written to {path}")

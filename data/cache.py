@@ -204,9 +204,7 @@ def _key(items, channels, config):
         "options": [config.data.dataset, str(config.data.image_size), channels, config.data.skip_bad],
         # where a layout maps mask values by itself
         "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
-        "colors": [config.data.colors.read_text(encoding="utf-8"), config.data.void_label is not None]
-        if config.data.colors
-        else None,
+        "colors": [config.data.colors, config.data.void_label is not None] if config.data.colors is not None else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]
             for item in items

@@ -76,7 +76,7 @@ def _reader(has_pages=False, colors=None):
 
 def _folder(config):
     """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
-    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors else None
+    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors is not None else None
     parts = [part for part in ("train", "val", "test") if _holds_images(data_dir / part)]
     if parts and (data_dir / "images").is_dir():
         raise UserError(f"{data_dir} holds images/ and {parts[0]}/images/: keep all images in one of the two ways")

@@ -1,6 +1,7 @@
 """What the numbers and colours in masks mean: decided once for a whole data set."""
 
 import re
+import reprlib
 from dataclasses import dataclass
 
 from common.cli import listed
@@ -205,28 +206,24 @@ def read_colors(config):
 
     Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.
     """
-    path, names, indices = config.data.colors, [], {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"--colors {path} is no text in UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    path, names, indices = config.data.colors.path, [], {}
+    for number, line in enumerate(config.data.colors.splitlines(), 1):
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        match = re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", line)
-        color = tuple(int(value) for value in match.groups()[1:]) if match else (256,)
-        if max(color) > 255 or "," in match[1]:
+        name, *numbers = line.rsplit(None, 3)
+        color = tuple(int(text) if re.fullmatch(r"\d{1,3}", text) else 256 for text in numbers)
+        if len(color) < 3 or max(color) > 255 or "," in name:
             raise UserError(
-                f"--colors {path}, line {number}: {line!r} must be a name and three numbers 0 to 255: sky 0 128 255"
+                f"--colors {path}, line {number}: {reprlib.repr(line)} must be a name and three numbers 0 to 255: sky 0 128 255"
             )
-        if match[1] in names or color in indices:
+        if name in names or color in indices:
             raise UserError(f"--colors {path}, line {number}: the name or the colour of {line!r} occurs before")
-        if match[1] == "void":
+        if name == "void":
             indices[color] = VOID
         else:
             indices[color] = len(names)
-            names.append(match[1])
+            names.append(name)
     if not 2 <= len(names) <= VOID:
         raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
     if max(config.network.classes or len(names), 2) != len(names):

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
+from common.output import count_earlier, refuse_foreign, scratch, write_text
 from common.pictures import class_names, draw_grid, expendable, legend, mask_colors
 from common.shapes import min_size, missing
-from common.text import say, write_json
+from common.text import say
 from data.cache import CORES
 from data.files import in_8_bits, on_scale
 from data.layouts import find_channels
@@ -328,14 +329,16 @@ def main(argv=None):
     args = parse(parser, argv)
     config = read_config(args)
     try:
-        args.output.mkdir(parents=True, exist_ok=True)
+        count_earlier(args.output.resolve())
+        scratch(args.output.resolve())
+        refuse_foreign(args.output / name for name in ("overview.json", "overview.png"))
     except OSError as error:
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = open_layout(config)
     summary, items, meaning = survey(layout, config)
     for line in describe(summary, _source(config)):
         say(line)
-    write_json(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False))
+    write_text(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     with expendable(args.output / "overview.png"):
         draw_overview(
             args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), summary["white"], config

@@ -6,11 +6,10 @@ import re
 import subprocess
 import sys
 
-from common.checkpoint import replacing
 from common.cli import listed
 from common.config import UserError
+from common.output import write_text
 from common.streams import SPLIT, generator
-from common.text import write_json
 
 SECONDS = 10  # for --group to match all names: of 5000 it takes 10 ms
 MATCH = (
@@ -201,5 +200,4 @@ def write_split(path, training, validation):
     """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images. Both are `Examples`."""
     found = {"train": training.names, "val": validation.names}
     found["checksums"] = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
-    with replacing(path) as part:
-        write_json(part, json.dumps(found, indent=1, ensure_ascii=False))
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")

@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import re
 import unicodedata
 
-from common.checkpoint import replacing
 from common.config import Size, UserError
 from common.metrics import class_scores, confusion, mean_over_classes
+from common.output import replacing
 from common.pictures import class_names
+from common.text import cell, say
 from data.files import read_mask
 from data.layouts import Item, Layout, image_files
 from data.meaning import by_index, mask_meaning, read_colors, trimap_classes
@@ -52,10 +54,12 @@ def truth_reader(masks, config, skip_bad):
 
     masks: stem of the image -> `Source` of its mask, from `find_masks`.
     """
-    colors = read_colors(config) if config.data.colors else None
+    with _in_words_of_predict():
+        colors = read_colors(config) if config.data.colors is not None else None
 
     def read(mask):
-        return read_mask(mask.path, page=mask.page, colors=colors)
+        with _in_words_of_predict():
+            return read_mask(mask.path, page=mask.page, colors=colors)
 
     present = {}
     for mask in tqdm(masks.values(), desc="reading masks", delay=1, leave=False, disable=None):
@@ -66,8 +70,21 @@ def truth_reader(masks, config, skip_bad):
     if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
         classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
     layout = Layout(items, None, classes)
-    table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
+    with _in_words_of_predict():
+        table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
     return lambda source: table[read(masks[source.stem])]
+
+
+@contextlib.contextmanager
+def _in_words_of_predict():
+    """What is wrong with a mask, without the advice to set options of the training: here they are those of the checkpoint."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r"--classes (\d+) takes", r"this network, with classes = \1, takes", str(error))
+        what, *advice = re.split(r"[:;] (?!.*\()|; ", text)
+        fits = [part for part in advice if not re.search(r"--[a-z]", part.replace("--evaluate", ""))]
+        raise UserError("; ".join([what, *fits, "true masks hold what the masks of the training held"])) from None
 
 
 def compare(source, mask, read_truth, classes):
@@ -99,9 +116,9 @@ def write_metrics(path, matrices, config):
     columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names)]
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", *columns])
-        writer.writerows([name, *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
+        writer.writerow(["image", *map(cell, columns)])
+        writer.writerows([cell(name), *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
     width = max(map(len, columns))
     print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
     for column, *values in zip(columns, *totals.values()):
-        print(f"{column:<{width}}" + "".join(f"{value:>20.4f}" for value in values))
+        say(f"{column:<{width}}" + "".join(f"{value:>20.4f}" for value in values))

@@ -30,6 +30,7 @@ from common import shapes
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.device import tf
 from common.losses import probabilities
+from common.output import MARK, is_ours, record_all, scratch, written_in
 from common.padding import any_size
 from common.weights import assign_weights
 from keras_impl.model import UNet, named_weights
@@ -45,30 +46,51 @@ from safetensors.numpy import save
 def replaced_folder(path, files):
     """Gives a new folder that takes the place of `path` at the end. If anything fails, what was at `path` stays.
 
-    Raises: UserError when `path` cannot be written, or holds anything but an earlier export, which is made of `files`.
+    Raises: UserError when `path` cannot be written, or holds anything but an earlier export, made of `files`, as it was
+    written.
     """
     target = Path(path).resolve()  # of a link, where it points; "." has a name
-    new, old = (target.with_name(f"{target.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     try:
-        found = set(os.listdir(target)) if target.exists() else set()
-        if found and not ("export.json" in found and found <= files):
-            raise UserError(f"--output {path} holds something else than an export of this kind: take another folder")
-        new.mkdir(parents=True)
-        yield new
-        if target.exists():  # no system call swaps two folders everywhere
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        if Path.cwd().is_relative_to(target):
+            raise UserError(f"--output {path} is or contains the working directory: name a folder of its own")
+        if target.exists() and not target.is_dir():
+            raise UserError(f"--output {path} is no folder: name another")
+        mark = scratch(target.parent)
+        new, old = mark / f"{os.getpid()}-export", mark / f"replaced-{target.name}"
+        if old.exists() and not target.exists():  # killed between the two renames below
+            old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+        refuse_changed(target, path, files)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            record_all(new)
+            refuse_changed(target, path, files)  # something may have come meanwhile
+            if target.exists() and any(target.iterdir()):  # no system call swaps two folders everywhere
+                target.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+
+
+def refuse_changed(target, path, files):
+    """Raises: UserError when the folder `target` holds anything that is not as an export made of `files` left it."""
+    for file in target.rglob("*") if target.is_dir() else ():
+        name = file.relative_to(target).as_posix()
+        top = name.partition("/")[0]
+        is_folder = file.is_dir() and not file.is_symlink() and "folder" in written_in(target).get(name, ())
+        if top != MARK and not (top in files and (is_folder or not file.is_symlink() and is_ours(file))):
+            raise UserError(f"--output {path} holds something else than an export of this kind: take another folder")
 
 
 def serving_function(model, network):

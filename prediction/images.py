@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from common.checkpoint import replacing
 from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
+from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names
 from common.text import say
 from data.files import count_pages, in_8_bits, on_scale, read_image
@@ -87,16 +87,17 @@ def outputs(source, folder, overlay, probabilities):
 def prepare_output(folder, results, inputs):
     """Makes `folder`, and those of the `results`, which are paths to come. inputs: [Source].
 
-    Raises: UserError when they cannot be written, or one of the inputs would be overwritten.
+    Raises: UserError when they cannot be written, or one of the inputs would be overwritten, or any other file that this
+    project did not write.
     """
     inputs = {source.path.resolve() for source in inputs}
     for path in results:
         if path.resolve() in inputs:
             raise UserError(f"{path} is an input and would be overwritten: choose another --output")
+    refuse_foreign(results)
     for parent in {folder, *(path.parent for path in results)}:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent).close()
+            tempfile.TemporaryFile(dir=scratch(parent.resolve())).close()
         except OSError as error:
             raise UserError(f"cannot write to --output {parent}: {error.strerror}") from None
 
@@ -127,6 +128,8 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
     mask = np.empty((height, width), np.uint8)
     with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
         for rows, columns, p in parts:
+            if not np.isfinite(p).all():
+                raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if save:
                 save(rows, columns, p)
@@ -151,19 +154,16 @@ def array_file(path, shape):
     It is written and not mapped into memory: there a full disk would kill the process, here it is an OSError.
     """
     _, width, channels = shape
-    try:
-        with replacing(path) as part, open(part, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            start = file.tell()
+    with replacing(path) as part, open(part, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        start = file.tell()
 
-            def save(rows, columns, values):
-                for row, line in zip(range(rows.start, rows.stop), values, strict=True):
-                    file.seek(start + 4 * channels * (row * width + columns.start))
-                    file.write(line.astype("<f4").tobytes())
+        def save(rows, columns, values):
+            for row, line in zip(range(rows.start, rows.stop), values, strict=True):
+                file.seek(start + 4 * channels * (row * width + columns.start))
+                file.write(line.astype("<f4").tobytes())
 
-            yield save
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        yield save
 
 
 def bands(*arrays):
@@ -202,7 +202,7 @@ def describe(source, mask, config):
     names = class_names(config.data.class_names, config.network.classes)
     counts = count_values(mask)[: len(names)]
     if (counts > 0).sum() == 1:
-        print(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", file=sys.stderr)
+        say(f"warning: {source}: every pixel of the mask is {names[counts.argmax()]}", sys.stderr)
     shown = [1] if config.network.classes == 1 else np.flatnonzero(counts)
     shares = ", ".join(f"{names[i]} {counts[i] / mask.size:.1%}" for i in shown)
     return f"{source}  {Size(*mask.shape)}  {shares}"

@@ -2,26 +2,8 @@
 
 import importlib
 
-from common.checkpoint import load_checkpoint, load_metadata
-from common.config import IMPLEMENTATIONS, Config, UserError
+from common.config import UserError
 from common.weights import assign_weights, fold_batch_norm
-
-
-def read_checkpoint(path):
-    """-> (config, weights by name, the implementation that trained).
-
-    Raises: UserError for a file that is missing, damaged, or not of this version of the project.
-    """
-    metadata = load_metadata(path)
-    if not {"config", "implementation"} <= metadata.keys():
-        raise UserError(f"{path} was not written by a train script of this project: train, or take another file")
-    try:
-        config = Config.from_dict(metadata["config"])
-    except UserError as error:
-        raise UserError(f"{path} is of another version of the project ({error}): train again, or use that version") from None
-    if metadata["implementation"] not in IMPLEMENTATIONS:  # it will be imported: no other name may come out of a file
-        raise UserError(f"{path} names an implementation that there is not: take a file that a train script wrote")
-    return config, load_checkpoint(path, config.network)[0], metadata["implementation"]
 
 
 def restore(implementation, network, weights):

@@ -97,7 +97,9 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         save_checkpoint(checkpoint, {}, {})
     assert checkpoint.read_bytes() == before
-    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name], "no half file stays behind"
+    assert {path.name for path in checkpoint.parent.rglob("*")} == {checkpoint.name, ".unet", "written"}, (
+        "no half file stays behind"
+    )
 
 
 def test_train_scripts_take_over_from_each_other(tmp_path):

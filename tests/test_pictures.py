@@ -107,7 +107,7 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
     assert texts(figures[0]) == [name, f"{name}\n24x16", name, name, name]
     draw_curves(tmp_path / "curves.png", {name: [{"epoch": 1, **ROW}, {"epoch": 2, **ROW}], "b": [{"epoch": 1, **ROW}]})
     assert {f"{name}, training", f"{name}, validation"} < set(texts(figures[1]))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*.png"):
         Image.open(path).load()
 
 

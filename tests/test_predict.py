@@ -13,6 +13,7 @@ import predict
 from common.checkpoint import save_checkpoint
 from common.config import Config, Names, Size, UserError
 from common.metrics import predicted_classes
+from common.output import write_text
 from common.padding import any_size
 from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
@@ -179,7 +180,7 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
         extra = ["--implementation", name, "--probabilities", "--overlay", *(["--tile", "52"] if name == "highlevel" else [])]
         assert run(trained(), folder, *extra, output=out) == 0
         stems = ["a", "b", "c", "größe 図"]
-        assert sorted(path.name for path in out.glob("*.*")) == [f"{stem}.png" for stem in stems]
+        assert sorted(path.name for path in out.glob("[!.]*.*")) == [f"{stem}.png" for stem in stems]
         results[name] = [np.load(out / "probabilities" / f"{stem}.npy") for stem in stems]
         for stem, p in zip(stems, results[name]):
             with Image.open(out / f"{stem}.png") as mask:
@@ -228,7 +229,7 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
     pages[1].save(tmp_path / "alone.png")
     run(trained(), tmp_path / "stack.tif", tmp_path / "alone.png", output=tmp_path / "out")
     names = ["alone.png", "stack_1.png", "stack_2.png", "stack_3.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".unet", *names]
     assert (tmp_path / "out" / "alone.png").read_bytes() == (tmp_path / "out" / "stack_2.png").read_bytes()
     assert capsys.readouterr().out.startswith("stack.tif[1]  60x60")
     masks = [Image.open(tmp_path / "out" / f"stack_{k}.png") for k in (1, 2, 3)]
@@ -273,14 +274,14 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "a.npy"
-    path.write_text("first")
+    write_text(path, "first")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as save:
             save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"] and path.read_text() == "first"
+    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy", ".unet", "written"} and path.read_text() == "first"
 
 
 @pytest.mark.parametrize(
@@ -362,8 +363,11 @@ def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.fromarray(np.where(mask[..., 0] == 200, 255, 0).astype(np.uint8)).save(tmp_path / "a.png")
     options = {"dataset": "folder", "data_dir": tmp_path, "colors": tmp_path / "colors.txt"}
-    run(trained(**options), tmp_path / "a.png", "--evaluate", tmp_path / "mask.png", output=tmp_path / "out")
-    assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
+    checkpoint = trained(**options)
+    for text in ("grass 0 128 0\ncow 200 0 0\n", "cow 0 128 0\ngrass 200 0 0\n", None):  # the run has stored the table
+        (tmp_path / "colors.txt").unlink() if text is None else (tmp_path / "colors.txt").write_text(text)
+        run(checkpoint, tmp_path / "a.png", "--evaluate", tmp_path / "mask.png", output=tmp_path / "out")
+        assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
 
 
 def test_trimaps_are_read_as_in_training(trained, tmp_path, monkeypatch):
@@ -406,7 +410,7 @@ def test_bad_images_can_be_skipped(trained, folder, tmp_path, capsys):
     assert "3 of 5 images" in captured.out
     left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
     assert "b.tif" in left_out[0] and "d.png is 50x3 pixels" in left_out[1] and len(left_out) == 2
-    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").iterdir()) == ["a.npy", "c.npy", "größe 図.npy"]
+    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").glob("*.npy")) == ["a.npy", "c.npy", "größe 図.npy"]
 
 
 def test_bad_masks_can_be_skipped(trained, folder, tmp_path, capsys):
@@ -482,6 +486,51 @@ def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, mon
 def noise_file(path):
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(noise(60, 60)[..., 0]).save(path)
+
+
+@pytest.mark.parametrize("values, options", [([0, 1, 7], {}), ([0, 128, 255], {}), ([0, 200], {"classes": 3}), ([255, 1], {})])
+def test_a_true_mask_that_does_not_fit_gets_no_advice_of_the_training(values, options, trained, folder, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for stem in ("a", "b", "c", "größe 図"):
+        Image.fromarray(np.resize(np.array(values, np.uint8), (61, 90))).save(tmp_path / "masks" / f"{stem}.png")
+    with pytest.raises(UserError, match="true masks hold what the masks of the training held") as error:
+        run(trained(**options), folder, "--evaluate", tmp_path / "masks", output=tmp_path / "out")
+    assert not re.search(r"--(classes|void-label|colors|class-names)", str(error.value)), error.value
+
+
+@pytest.mark.parametrize("extra", [["--export", "keras"], ["a.png"]])
+def test_weights_that_are_not_finite_are_refused(extra, tmp_path):
+    config = Config.of(filters=2, depth=1, channels=1, classes=1)
+    for name, value in (("head/bias", np.nan), ("down0/conv1/kernel", np.inf), ("down0/bn1/moving_variance", -1)):
+        weights = initial_weights(config.network)
+        weights[name].flat[0] = value
+        weights = {name: tf.Variable(value) for name, value in weights.items()}
+        save_checkpoint(tmp_path / "w.safetensors", weights, {}, config=config.as_dict(), implementation="lowlevel")
+        with pytest.raises(UserError, match=f"is of no use: {name} is not finite"):
+            predict.main(["--checkpoint", str(tmp_path / "w.safetensors"), "--output", str(tmp_path / "out"), *extra])
+
+
+def test_masks_drawn_or_corrected_by_hand_stay(trained, folder, tmp_path):
+    out = tmp_path / "out"
+    run(trained(), folder, "--overlay", output=out)
+    run(trained(), folder, "--overlay", output=out)  # its own it replaces
+    Image.open(out / "b.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(out / "b.png")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="b.png was not written by this project, or was changed since"):
+        run(trained(), folder, "--overlay", output=out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name in (b"=1+1.png", b"a\x1b[31mb.png", b"c\xff.png"):
+        noise_file(tmp_path / "in" / os.fsdecode(name))
+    run(trained(), tmp_path / "in", "--overlay", output=tmp_path / "out")
+    Path(tmp_path / "out").rename(tmp_path / "truth")
+    run(trained(), tmp_path / "in", "--evaluate", tmp_path / "truth", output=tmp_path / "out")
+    assert "\x1b" not in capsys.readouterr().out
+    names = [line.split(",")[0] for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines()[1:4]]
+    assert names == ["'=1+1.png", "a\\x1b[31mb.png", "c\\udcff.png"]
 
 
 # --- export ---

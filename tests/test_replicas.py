@@ -47,7 +47,8 @@ def tell_apart(implementation, connection):
         "the same dropout on each": [mock.patch.object(model, "drawn_for_batch", lambda draw, x: draw(x))],
     }
     if implementation == "highlevel":
-        faults["clipped before the sum"] = [mock.patch.object(step, "total", lambda x: x), mock.patch.object(step, "replicas", lambda: 1)]
+        alone_too = [("total", lambda x: x), ("replicas", lambda: 1)]
+        faults["clipped before the sum"] = [mock.patch.object(step, name, function) for name, function in alone_too]
     if implementation == "keras_impl":
         faults["clipped before the sum"] = [mock.patch.object(step, "average", lambda x: x)]
     apart = {}

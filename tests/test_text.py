@@ -4,7 +4,8 @@ import csv
 import io
 import json
 
-from common.text import cell, printable, say, write_json
+from common.output import write_text
+from common.text import cell, printable, say
 
 import pytest
 
@@ -42,5 +43,5 @@ def test_a_cell_is_no_formula(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_gives_the_name_back(tmp_path, name):
-    write_json(tmp_path / "a.json", json.dumps({name: [name]}, ensure_ascii=False))
+    write_text(tmp_path / "a.json", json.dumps({name: [name]}, ensure_ascii=False))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: [name]}

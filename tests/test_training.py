@@ -13,6 +13,7 @@ from pathlib import Path
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
+from common.output import scratch
 from comparison import runs
 from data import cache
 from training import run as loop
@@ -138,10 +139,10 @@ def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
 def test_a_folder_in_use_is_left_alone(tmp_path):
     from data.cache import try_lock
 
-    with try_lock(tmp_path / ".lock"):
+    with try_lock(scratch(tmp_path) / "lock"):
         with pytest.raises(UserError, match="is in use by another process: wait for it, or take another --run-dir"):
             train(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert {path.name for path in tmp_path.rglob("*")} == {".unet", "written", "lock"}
 
 
 def test_tensorboard_finds_scalars_and_images(tmp_path):
@@ -191,7 +192,7 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
         train(tmp_path / name, "--epochs", "1", *changed)
     config = Config.of(run_dir=tmp_path / "compare")
     assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"])) is True
-    assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
+    assert {path.name for path in (tmp_path / "compare").iterdir()} - {".unet"} == {"curves.png", "predictions.png"}
     table = capsys.readouterr().out.split("images/s")[-1]
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / name), "1"] for name in "ab"]
     for name, option in (("c", "--seed"), ("d", "--validation")):
@@ -253,7 +254,8 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
         train(run_dir, *options)
     comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir)])
     assert len(decoded) == 1
-    assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == ["fold0", "fold1"]
+    assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == [".unet", "fold0", "fold1"]
+    assert {path.name for path in (run_dir / ".unet").iterdir()} == {"lock", "written"}
 
 
 # stopping

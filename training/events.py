@@ -3,9 +3,11 @@
 `tf.summary.scalar` and `tf.summary.image` call that package and raise where it is not installed; `tf.summary.write` does not.
 """
 
+import os
 import sys
 
 from common.device import tf
+from common.text import say
 
 import numpy as np
 
@@ -14,7 +16,11 @@ class EventWriter:
     """Writes an event file into `folder`: `tensorboard --logdir runs` shows every run below it."""
 
     def __init__(self, folder):
-        self.folder, self.writer = folder, tf.summary.create_file_writer(str(folder))
+        self.folder, self.writer = folder, None
+        try:
+            self.writer = tf.summary.create_file_writer(os.fsencode(folder))  # names that are no UTF-8, too
+        except tf.errors.OpError as error:  # something else has that name
+            self._give_up(error)
 
     def scalars(self, values, step):
         """values: tag -> number, such as {"loss": 0.25}; step: of the training, counted from 1."""
@@ -43,6 +49,8 @@ class EventWriter:
                     tf.summary.write(tag, value, metadata=metadata)
             self.writer.flush()
         except tf.errors.OpError as error:  # a full disk, mostly
-            reason = error.message.splitlines()[0]
-            print(f"warning: no more events for TensorBoard in {self.folder}: {reason}", file=sys.stderr)
-            self.writer = None
+            self._give_up(error)
+
+    def _give_up(self, error):
+        say(f"warning: no more events for TensorBoard in {self.folder}: {error.message.strip()}", sys.stderr)
+        self.writer = None

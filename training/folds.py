@@ -2,6 +2,7 @@
 
 import shutil
 
+from common.output import scratch
 from training.folder import take_new_folder, write_config
 from training.report import list_folds
 
@@ -11,8 +12,8 @@ def train_folds(train, config):
 
     Folds of an interrupted cross-validation that `config.training.resume` finds finished are not trained again.
     """
-    cache = config.training.run_dir / "cache"  # without --cache the folds share one, until the last is done
     with take_new_folder(config):
+        cache = scratch(config.training.run_dir) / "cache"  # without --cache the folds share one, until the last is done
         write_config(config)
         for fold in range(config.data.folds):
             run_dir = config.training.run_dir / f"fold{fold}"

@@ -52,7 +52,8 @@ def spread(config):
     devices = _find_devices(training)
     if not training.workers:
         on_cpu = devices[0].startswith("CPU")
-        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice() if on_cpu else None)
+        sums = tf.distribute.ReductionToOneDevice() if on_cpu else None  # None: NCCL
+        strategy = tf.distribute.MirroredStrategy(devices, sums)
         with strategy.scope():
             yield
         return
@@ -100,7 +101,9 @@ def _give_up(training, when, error=None):
         except OSError:
             silent.append(f"worker {k} ({address})")
     who = ", ".join(silent) or f"one of the workers ({error.message.splitlines()[0][:100] if error else 'all answer by now'})"
-    how = "start all with the same --workers" if error is None else "what was saved before stays; --resume on all goes on with it"
+    how = (
+        "start all with the same --workers" if error is None else "what was saved before stays; --resume on all goes on with it"
+    )
     print(f"\nerror: worker {training.worker}: no word {when} from {who}: {how}", file=sys.stderr, flush=True)
     os._exit(1)  # TensorFlow's own end would wait for the others
 
@@ -153,7 +156,8 @@ def copy_from_chief(variables):
     if len(_workers()) > 1:
         for variable in variables.values():
             value = variable.numpy()
-            variable.assign(_sum(value.ravel() if is_chief() else np.zeros(value.size)).reshape(value.shape).astype(value.dtype))
+            total = _sum(value.ravel() if is_chief() else np.zeros(value.size))
+            variable.assign(total.reshape(value.shape).astype(value.dtype))
 
 
 def agree(facts):
@@ -169,7 +173,8 @@ def agree(facts):
     table = _sum(table.ravel()).reshape(n, -1)
     for name, column in zip(facts, table.T):
         if odd := [str(k) for k in range(n) if column[k] != column[0]]:
-            raise UserError(f"worker {', '.join(odd)} has another {name} than the chief: start all with the same options and data")
+            who = f"worker {', '.join(odd)}"
+            raise UserError(f"{who} has another {name} than the chief: start all with the same options and data")
 
 
 @dataclasses.dataclass

@@ -1,21 +1,22 @@
 """What a run leaves for its reader: figures of every epoch, pictures of its predictions, a table of its classes."""
 
 import csv
+import itertools
 import math
+import shlex
 import statistics
 
-from common.checkpoint import replacing
+from common.checkpoint import COLUMNS
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
+from common.output import replacing
 from common.pictures import class_names, difference_colors, draw_curves, draw_grid, image_colors, legend, mask_colors
+from common.text import cell, say
 from data.loader import validation_batches
 
 import numpy as np
+from PIL import Image
 
-COLUMNS = (
-    *("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_mean_iou", "val_accuracy"),
-    *("learning_rate", "images_per_second", "seconds"),
-)
 PICTURES = 4  # validation images in predictions.png
 
 
@@ -54,15 +55,17 @@ def read_history(run_dir):
     """
     path = run_dir / "history.csv"
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except OSError:
-        raise UserError(f"there is no {path}: train first, for instance `python -m {run_dir.name}.train`") from None
-    except (TypeError, ValueError):
+        command = f"python -m lowlevel.train --run-dir {shlex.quote(str(run_dir))}"
+        raise UserError(f"there is no {path}: train first, for instance with {command}") from None
+    except (TypeError, ValueError, KeyError, OverflowError, csv.Error):
         raise UserError(f"{path} is damaged: train again, or take another folder") from None
-    if not rows or set(rows[0]) != set(COLUMNS):
+    if not rows or any(set(row) != set(COLUMNS) for row in rows):
         raise UserError(f"{path} holds no epochs: train again, or take another folder")
-    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+    return rows
 
 
 def predict_some(config, validation, eval_step):
@@ -76,6 +79,17 @@ def predict_some(config, validation, eval_step):
         if len(found) >= PICTURES:
             return found[:PICTURES]
     return found
+
+
+def write_examples(run_dir, validation, classes):
+    """Some of the drawn images that validate as images/*.png, their masks as masks/*.png: to predict, to open, to evaluate."""
+    for name, image, mask in itertools.islice(zip(validation.names, validation.images, validation.masks), PICTURES):
+        mask = mask * np.uint8(255) if classes <= 2 else mask
+        for folder, values in (("images", image[..., 0] if image.shape[-1] == 1 else image), ("masks", mask)):
+            path = run_dir / folder / f"{name.replace(' ', '-')}.png"
+            if not path.exists():  # a run that goes on has them
+                with replacing(path) as part:
+                    Image.fromarray(values).save(part, "PNG")
 
 
 def draw_predictions(path, columns, title, config):
@@ -109,15 +123,15 @@ def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config.data.class_names, config.network.classes)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
-    with open(config.training.run_dir / "classes.csv", "w", newline="", encoding="utf-8") as file:
+    with replacing(config.training.run_dir / "classes.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "iou", "dice", "pixels"])
-        writer.writerows([name, f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
+        writer.writerows([cell(name), f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
     width = max(map(len, [*names, "mean IoU"]))
     print(f"{'class':<{width}}     IoU    dice  pixels in the truth")
     for name, *measures, pixels in rows:
         shown = "".join(f"{'-' if math.isnan(value) else f'{value:.4f}':>8}" for value in measures)
-        print(f"{name:<{width}}{shown}  {pixels:>19,}")
+        say(f"{name:<{width}}{shown}  {pixels:>19,}")
     if config.network.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
 
@@ -129,9 +143,12 @@ def list_folds(config):
     for k in range(config.data.folds):
         run_dir = config.training.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
-        with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
-            classes = list(csv.DictReader(file))
-        of_classes = {f"{measure} of {row['name']}": float(row[measure]) for row in classes for measure in ("iou", "dice")}
+        try:
+            with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
+                classes = list(csv.DictReader(file))
+            of_classes = {f"{measure} of {row['name']}": float(row[measure]) for row in classes for measure in ("iou", "dice")}
+        except (OSError, TypeError, ValueError, KeyError, csv.Error):
+            raise UserError(f"{run_dir / 'classes.csv'} is missing or damaged: remove {run_dir}, and --resume") from None
         folds[f"fold{k}, epoch {best['epoch']}"] = {name: best[name] for name in measures} | of_classes
     columns, names = [*measures, *of_classes], [row["name"] for row in classes]  # the same in every fold
     mean, deviation = {}, {}
@@ -148,7 +165,7 @@ def list_folds(config):
     for name in names:
         iou, dice = f"iou of {name}", f"dice of {name}"
         print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    with open(config.training.run_dir / "folds.csv", "w", newline="", encoding="utf-8") as file:
+    with replacing(config.training.run_dir / "folds.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", *columns])
         writer.writerows([label, *(values[name] for name in columns)] for label, values in rows.items())

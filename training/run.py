@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -11,6 +12,7 @@ import time
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from common.config import Stopped, UserError
 from common.device import device_name
+from common.output import discard, replacing
 from common.pictures import expendable, image_colors, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
@@ -19,8 +21,8 @@ from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
 from training import replicas
 from training.events import EventWriter
-from training.folder import take_new_folder, write_config
-from training.report import draw_results, evaluate, list_classes, predict_some, write_history
+from training.folder import STEP, take_new_folder, write_config
+from training.report import draw_results, evaluate, list_classes, predict_some, write_examples, write_history
 from training.schedule import learning_rate, stops_early
 from training.summary import print_summary
 
@@ -98,14 +100,14 @@ class Run:
                     f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
                 )
             self.lock = take_new_folder(config)
-            for left_over in self.run_dir.glob("*.part"):  # of a process that was killed while it wrote
-                left_over.unlink()
             if self.options.resume and self.last.exists():
                 self._restore(self.last)
             elif self.options.checkpoint:
                 self._start_from(self.options.checkpoint)
             self._write_split()
             write_config(config)
+            if config.data.dataset == "synthetic":
+                write_examples(self.run_dir, self.validation, config.network.classes)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
 
@@ -128,6 +130,8 @@ class Run:
     def _restore(self, path):
         """All that the run knew when it wrote `path`."""
         metadata = self._load(path)
+        if not {"step", "rows", "losses"} <= metadata.keys():
+            raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
         if metadata.get("steps_per_epoch") != self.steps_per_epoch:
             raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
@@ -161,7 +165,8 @@ class Run:
         path = self.run_dir / "split.json"
         if self.step and self.options.resume:
             check_split(path, self.training, self.validation)
-        write_split(path, self.training, self.validation)
+        if not (self.options.resume and path.exists()):
+            write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
         self.started = self.checked = time.perf_counter()
@@ -313,28 +318,30 @@ class Run:
         if self.options.keep > 1 and self.last.exists():
             step = load_metadata(self.last)["step"]
             older = self.last.with_name(f"step-{step}.safetensors")
-            older.unlink(missing_ok=True)
-            try:
-                os.link(self.last, older)  # at no moment is there no last.safetensors
-            except OSError:  # a file system without hard links
-                shutil.copy2(self.last, older)
+            with replacing(older) as part:
+                try:
+                    os.link(self.last, part)  # at no moment is there no last.safetensors
+                except OSError:  # a file system without hard links
+                    shutil.copy2(self.last, part)
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
-        older = sorted(self.last.parent.glob("step-*.safetensors"), key=lambda path: int(path.stem.split("-")[1]))
-        for path in older[: len(older) - (self.options.keep - 1)]:
-            path.unlink()
+        found = {int(match[1]): match[0] for path in self.run_dir.iterdir() if (match := re.fullmatch(STEP, path.name))}
+        for step in sorted(found)[: len(found) - (self.options.keep - 1)]:
+            discard(self.run_dir / found[step])
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
         if self.chief:
             self._report()
         replicas.from_chief(lambda: None)  # the others stay until the chief is ready
-        if self.stop.arrived and not self.signal:  # while the pictures were drawn: of a cross-validation there may be more to do
+        if self.stop.arrived and not self.signal:  # while pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.stop.arrived)
 
     def _report(self):
         config, best = self.config, self.best
-        assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors")[0])
+        if best is None:
+            raise UserError(f"{self.last} says that all is done, and knows of no epoch: it is damaged, start a new run")
+        assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors", config.network)[0])
         beside = ""
         if config.data.dataset == "synthetic" and config.network.classes <= 2:
             beside = f" (Otsu's threshold: {otsu_dice(self.validation.images, self.validation.masks):.4f})"

@@ -1,6 +1,5 @@
 """How a train script starts: from the command line, or from the run that it goes on with."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import Config, Stopped, UserError, Weights, flag, marked
 from common.device import be_deterministic
+from training.folder import read_config as read_run_config
 from training.folds import train_folds
 from training.replicas import spread, start_workers, with_cluster
 
@@ -48,11 +48,7 @@ def resumed(args, given):
     """
     if args.preset:
         raise UserError("--resume goes on with the options of its run: leave --preset out")
-    path, free = args.run_dir / "config.json", set(marked("free"))
-    try:
-        stored = Config.from_dict(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"there is no run to --resume in {args.run_dir}: {path} cannot be read") from None
+    free, stored = set(marked("free")), Config.from_dict(read_run_config(args.run_dir))
     for name in sorted(given - free - {"resume"}):
         wanted, had = getattr(args, name), stored.flat[name]
         if wanted != had and wanted != Weights():  # "balanced" has become numbers

@@ -1,0 +1,141 @@
+"""Files of others among what is written: whatever is called in whatever order, they stay to the byte."""
+
+import random
+from pathlib import Path
+
+import compare
+import predict
+from common.checkpoint import save_checkpoint
+from common.config import Config, UserError
+from common.output import is_ours, write_text
+from common.weights import initial_weights
+from data import overview
+from prediction.export import export
+from training.folder import FILES, take_new_folder, write_config
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SEED = 16
+NAMES = [*FILES, "images/a.png", "a.png", "overlays/a.png", "metrics.csv", "export.json", "model.keras", "cache/mine.txt"]
+NAMES += ["fold0/mine.txt", "last.safetensors.7.part", "mine.part", ".lock", "step-3.safetensors", "step-x.safetensors"]
+NAMES += ["overview.json", "overview.png", "parity.json", "parity.png", "events/mine", "notes.txt", "probabilities/a.npy"]
+
+
+class Variable:
+    def __init__(self, value):
+        self.value = value
+
+    def numpy(self):
+        return self.value
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    """What is slow, and no writer: the network, the drawing of figures, the making of an export's file."""
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
+    monkeypatch.setattr("prediction.export.write_keras", lambda folder, *_: (folder / "model.keras").write_text("model"))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_text(str(id(self))))
+
+
+def pretend_run(run_dir, seed, resume):
+    """What a train script writes, without the training."""
+    config = Config.of(filters=2, depth=1, channels=1, classes=1, seed=seed, run_dir=run_dir, resume=resume)
+    with take_new_folder(config):
+        write_config(config)
+        weights = {name: Variable(value) for name, value in initial_weights(config.network).items()}
+        for name in ("best.safetensors", "last.safetensors"):
+            about = dict(config=config.replace(resume=False).as_dict(), implementation="lowlevel")
+            save_checkpoint(run_dir / name, weights, {"iterations": Variable(np.int64(seed))}, **about)
+        write_text(run_dir / "history.csv", f"{seed}")
+
+
+def act(rng, root, folders, checkpoint):
+    """One thing that a user may do."""
+    folder = rng.choice(folders)
+    kind = rng.randrange(6)
+    if kind == 0:
+        pretend_run(folder, rng.randrange(9), rng.random() < 0.3)
+    elif kind == 1:
+        what = [str(root / "photos"), *rng.sample(["--overlay", "--probabilities"], rng.randint(0, 2))]
+        what += ["--evaluate", str(root / "truth")] if rng.random() < 0.5 else []
+        predict.main([*what, "--checkpoint", str(checkpoint), "--output", str(folder)])
+    elif kind == 2:
+        export("keras", "keras_impl", Config.of(filters=2, depth=1, channels=1, classes=1), {}, folder)
+    elif kind == 3:
+        overview.main(["--images", "4", "--image-size", "16", "--depth", "1", "--output", str(folder)])
+    elif kind == 4:
+        compare.main(["runs", str(checkpoint.parent), "--run-dir", str(folder)])
+    else:
+        with take_new_folder(Config.of(run_dir=folder)):
+            pass
+
+
+def mine(root, kept):
+    """The files that must be there as they are: path -> content."""
+    lost = [path for path, content in kept.items() if not path.is_file() or path.read_bytes() != content]
+    return [str(path.relative_to(root)) for path in lost]
+
+
+class Runs:
+    """Stands for `comparison.runs`: writes what that writes."""
+
+    @staticmethod
+    def add_options(parser):
+        parser.add_argument("run_dirs", type=Path, nargs="*")
+
+    @staticmethod
+    def run(config, args):
+        for name in compare.COMMANDS["runs"]:
+            write_text(config.training.run_dir / name, "picture")
+
+
+def play(steps, tmp_path, monkeypatch):
+    """Users at work, and after each step a look at what is theirs."""
+    rng, done, refused = random.Random(SEED), 0, 0
+    for name, value in (("photos", 200), ("truth", 255)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((16, 16), value, np.uint8) * np.eye(16, dtype=np.uint8)).save(tmp_path / name / "a.png")
+    pretend_run(tmp_path / "trained", 0, False)
+    checkpoint = tmp_path / "trained" / "best.safetensors"
+    monkeypatch.setattr(compare, "importlib", type("", (), {"import_module": staticmethod(lambda name: Runs)}))
+    kept, root = (
+        {path: path.read_bytes() for path in (tmp_path / "photos", tmp_path / "truth") for path in path.iterdir()},
+        None,
+    )
+    for step in range(steps):
+        if step % 15 == 0:  # another user
+            root = tmp_path / f"work{step}"
+            (root / "b").mkdir(parents=True)
+            (root / "linked").symlink_to(root / "b", target_is_directory=True)
+            folders = [root, root / "new", root / "b", root / "linked", tmp_path / "photos", root / "new" / "images"]
+            monkeypatch.chdir(root if step % 2 else tmp_path)
+        for _ in range(rng.randint(0, 2)):  # the user's own files, new or in place of what was written
+            path = rng.choice(folders) / rng.choice(NAMES)
+            if path.resolve() not in kept and not (path.parent.exists() and not path.parent.is_dir()) and not path.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(rng.randbytes(8))
+                kept[path.resolve()] = path.read_bytes()
+        try:
+            act(rng, tmp_path, folders, checkpoint)
+            done += 1
+        except UserError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+        assert not mine(tmp_path, kept), f"seed {SEED}, step {step}"
+        assert not any(is_ours(path) for path in kept)
+    print(f"{done} done, {refused} refused, {len(kept)} files kept")
+    assert done > steps / 10 and refused > steps / 10
+
+
+@pytest.mark.parametrize("steps", [60, pytest.param(1500, marks=pytest.mark.slow)])
+def test_files_of_others_stay_to_the_byte(steps, stubs, tmp_path, monkeypatch):
+    play(steps, tmp_path, monkeypatch)
+
+
+def test_the_loss_of_a_file_is_seen(stubs, tmp_path, monkeypatch):
+    """Planted: whatever is there is taken for the project's."""
+    monkeypatch.setattr("common.output.is_ours", lambda path: True)
+    with pytest.raises(AssertionError, match="step"):
+        play(60, tmp_path, monkeypatch)
