@@ -34,8 +34,8 @@ def float32_variables():
     """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
 
     def master_weights(getter, name, dtype, trainable, **kwargs):
-        # on several devices: what is written to a moving statistic is the mean over all of them
-        # (by default that mean is made at each read, for which all devices have to come)
+        # what several devices write to a moving statistic becomes their mean (by default it is
+        # made at each read instead, for which all devices have to come)
         mean = tf.VariableAggregation.NONE if trainable else tf.VariableAggregation.MEAN
         kwargs |= {"synchronization": tf.VariableSynchronization.AUTO, "aggregation": mean}
         if dtype != tf.bfloat16:
@@ -53,7 +53,7 @@ class GlobalBatchNormalization(layers.BatchNormalization):
         return moments(inputs)
 
 
-def global_batch_normalization(x, training, name, **settings):
+def global_batch_norm(x, training, name, **settings):
     """layers.batch_normalization, on several devices."""
     return GlobalBatchNormalization(name=name, _scope=name, **settings)(x, training=training)
 
@@ -148,10 +148,9 @@ class UNet(tf.Module):
             )
             if network.batch_norm != "none":
                 fused, momentum = network.batch_norm == "fused", network.bn_momentum
-                one = replicas() == 1
-                batch_norm = layers.batch_normalization if one else global_batch_normalization
+                normalize = layers.batch_normalization if replicas() == 1 else global_batch_norm
                 # in a tf.function it moves its statistics by itself, without UPDATE_OPS
-                x = batch_norm(
+                x = normalize(
                     x, training=training, fused=fused, momentum=momentum,
                     epsilon=network.bn_epsilon, name=f"{name}/bn{k}",
                 )  # fmt: skip

@@ -127,9 +127,9 @@ def double_conv(x, filters, name, network):
         )(x)
         if network.batch_norm != "none":
             fused, momentum = network.batch_norm == "fused", network.bn_momentum
-            stock = layers.BatchNormalization
-            whole = GlobalBatchNormalization if tf.distribute.has_strategy() else stock
-            bn = FusedBatchNormalization if fused else whole
+            several = tf.distribute.has_strategy()
+            stock = GlobalBatchNormalization if several else layers.BatchNormalization
+            bn = FusedBatchNormalization if fused else stock
             x = bn(momentum=momentum, epsilon=network.bn_epsilon, name=f"{name}_bn{k}")(x)
         x = layers.Activation(network.activation)(x)
     return x
