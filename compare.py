@@ -4,6 +4,7 @@
     python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
+    python compare.py seeds        trained with several seeds each, do their results differ by more than chance?
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import UserError
 
-COMMANDS = ("parity", "graph", "relay", "bench", "runs")
+COMMANDS = ("parity", "graph", "relay", "seeds", "bench", "runs")
 
 
 def read_command_line(argv):
@@ -36,7 +37,8 @@ def read_command_line(argv):
         parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
     args.given = given_options(parser, argv)
-    if name not in ("bench", "runs") and (args.jit or args.deterministic):
+    is_told = name in ("bench", "runs", "seeds") or name == "parity" and (args.save or args.against)
+    if not is_told and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
     args.only = args.precision if "precision" in args.given else None
     if name in ("parity", None):  # which chooses the normalization that goes with a precision
