@@ -1,4 +1,4 @@
-"""Layer by layer, also when all is well: each activation and each gradient of the three, how far apart, how much of it, and where."""
+"""Layer by layer, also when all is well: each activation and gradient of the three, how far apart, how much, and where."""
 
 import itertools
 from typing import NamedTuple
@@ -39,7 +39,10 @@ def apart(x, y):
 
 
 def look(implementation, case, batches, weights):
-    """What one implementation makes of the first batch, layer by layer. -> rung -> {name -> array}, gradients from the head back"""
+    """What one implementation makes of the first batch, layer by layer. -> rung -> {name -> array}
+
+    Activations from the image on, gradients from the head backwards.
+    """
     probe, (images, masks), rungs = finder.Probe(implementation, case), batches[0], {}
     for training, mode in ((False, "inference"), (True, "training")):
         probe.start(weights)
@@ -72,37 +75,35 @@ def print_table(title, rows):
     for rung, layers in itertools.groupby(rows, key=lambda key: key[0]):
         print(rung)
         for key in layers:
-            cells = [f"{f'{a}, {100 * a.share:.0f} %' if a.relative else a:>32}" for a in rows[key].values()]
+            cells = [f"{f'{a}, {100 * a.share:.0f} %' if a.relative else '0':>32}" for a in rows[key].values()]
             worst = max(rows[key].values())
             print(f"  {key[1]:<26}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
 
 
 def draw(tables, path):
-    """Layers down, pairs across, a panel for each of `tables` (title -> rows of `compare`) and rung; 0 is left white.
+    """Layers down, pairs across, a panel for each rung; 0, which has no logarithm, is white and marked.
 
-    The colour is log10 of the largest difference over the layer's largest value.
+    The colour is log10 of the largest difference over the layer's largest value. tables: title -> rows of `compare`.
     """
-    rungs = list(dict.fromkeys(rung for rows in tables.values() for rung, _ in rows))
-    layers = {rung: [name for of, name in next(iter(tables.values())) if of == rung] for rung in rungs}
-    pairs = list(next(iter(next(iter(tables.values())).values())))
-    values = {
-        (title, rung): np.array([[rows[rung, name][pair].relative for pair in pairs] for name in layers[rung]])
-        for title, rows in tables.items()
-        for rung in rungs
-    }
-    found = np.concatenate([np.ravel(v) for v in values.values()])
-    found = np.log10(found[(found > 0) & np.isfinite(found)])
-    low, high = (np.floor(found.min()), max(np.ceil(found.max()), np.floor(found.min()) + 1)) if found.size else (-17, 0)
-    figure = Figure(figsize=(3.4 * len(rungs), 0.16 * max(map(len, layers.values())) * len(tables) + 3), layout="constrained")
-    axes = figure.subplots(len(tables), len(rungs), squeeze=False)
-    for (title, rung), axis in zip(values, axes.flat):
-        shown = np.log10(np.where(values[title, rung] > 0, values[title, rung], np.nan))
-        image = axis.imshow(shown, cmap="cividis", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-        for row, column in np.argwhere(values[title, rung] == 0):
-            axis.text(column, row, "0", ha="center", va="center", fontsize=5, color="0.5")
-        axis.set_title(f"{title}\n{rung}", fontsize=8)
-        axis.set_xticks(range(len(pairs)), [pair.replace(" - ", "\n") for pair in pairs], fontsize=6)
-        axis.set_yticks(range(len(layers[rung])), layers[rung], fontsize=5)
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, label="log10 of the largest difference, over the largest value")
-    bar.ax.set_xlabel("0: white", fontsize=8)
+    layers = {}
+    for rung, name in next(iter(tables.values())):
+        layers.setdefault(rung, []).append(name)
+    columns = [(title, pair) for title, rows in tables.items() for pair in next(iter(rows.values()))]
+    figure = Figure(figsize=(14, 0.15 * max(map(len, layers.values())) + 3), layout="constrained")
+    axes = figure.subplots(1, len(layers))
+    for axis, (rung, names) in zip(axes, layers.items()):
+        values = np.array([[tables[title][rung, name][pair].relative for title, pair in columns] for name in names])
+        shown = np.log10(np.where(values > 0, values, np.nan))
+        image = axis.imshow(shown, cmap="cividis", vmin=-16, vmax=0, aspect="auto", interpolation="nearest")
+        for row, column in np.argwhere(values == 0):
+            axis.text(column, row, "0", ha="center", va="center", fontsize=6, color="0.5")
+        axis.set_title(rung, fontsize=10)
+        axis.set_xticks(range(len(columns)), [f"{pair}, {title.split(', ')[-1]}" for title, pair in columns], fontsize=7)
+        axis.tick_params(axis="x", rotation=90)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        for k in range(3, len(columns), 3):  # between the tiers
+            axis.axvline(k - 0.5, color="0.5", lw=0.5)
+    label = "log10 of the largest difference, over the layer's largest value; white: 0"
+    figure.colorbar(image, ax=axes, shrink=0.6).set_label(label, fontsize=8)
+    figure.suptitle(" | ".join(tables), fontsize=8)
     save_figure(figure, path)

@@ -146,10 +146,7 @@ def tolerance(rung, pair, case, scale):
     if rung == "moments, 1 step" and precision == "float64":
         return 2**-20 * scale, "Keras takes its constants through float32, so that 1 - beta_1 is 2**-24 / 0.1 off"
     if rung in FIRST_STEP:
-        return (
-            rounding.SUM * unit * scale,
-            "some hundred operations lie behind a gradient, and each may round another way, by its unit",
-        )
+        return rounding.SUM * unit * scale, "128 roundings make a sum, see comparison/rounding.py: each may round another way"
     if rung == "moving statistics, 1 step":
         if precision == "float64" and "highlevel" in pair:
             return 2**-22 * scale, "tf.layers take 1 - momentum through float32"

@@ -1,4 +1,4 @@
-"""A record that travels: what the ladder saw on one machine, and where another one, version, device or precision departs from it.
+"""A record that travels: what the ladder saw on one machine, and where another, or a version or precision, departs from it.
 
 The record holds no arrays but of each its size, a checksum, its largest value and a sample. What another machine needs to make
 them again follows from the configuration: weights, images and masks are drawn by numpy from its seed, and need no data set.
@@ -10,7 +10,7 @@ import json
 from typing import NamedTuple
 
 import comparison
-from common.config import Config, UserError
+from common.config import Config, UserError, flag
 from comparison import report, rounding
 from comparison.by_layer import Apart, apart, look
 from comparison.ladder import observe
@@ -52,9 +52,8 @@ def take(config, steps):
     case = Case("record", config, steps, exact=False)
     weights, batches = draw_inputs(case)
     drawn = {f"{what}, step {k + 1}": x for k, batch in enumerate(batches) for what, x in zip(("images", "masks"), batch)}
-    seen = {"inputs": {"weights": weights, "batches": drawn}} | {
-        name: see(name, case, batches, weights) for name in comparison.IMPLEMENTATIONS
-    }
+    seen = {"inputs": {"weights": weights, "batches": drawn}}
+    seen |= {name: see(name, case, batches, weights) for name in comparison.IMPLEMENTATIONS}
     return {
         **dict(config=config.as_dict(), steps=steps, arithmetic=rounding.arithmetic(config.network.precision)),
         "environment": report.environment(),
@@ -164,10 +163,8 @@ def against(path, given):
         print(f"first difference: {' '.join(parted[0][:3])}: {parted[0][-1]}")
     if beyond:
         who, rung, name, departure = beyond[0]
-        where = f"{who}, {rung}, {name}: {departure}, {departure.over:.0f} times as much as rounding explains"
-        print(
-            f"NOT the same: {len(beyond)} arrays depart by more than {new['arithmetic']} arithmetic explains; the first in {where}"
-        )
+        where = f"{who}, {rung}, {name}: {departure}, {departure.over:.1f} times the bound"
+        print(f"NOT the same: {len(beyond)} arrays depart by more than rounding explains; the first: {where}")
     else:
         share = max(departure.over for *_, departure in flat)
         print(f"the same network: what departs is at most {100 * share:.1g} % of what rounding explains")

@@ -2,16 +2,17 @@
 
 Every bound in `comparison` that is neither 0 nor measured by itself is made here, of the precision and of the network.
 
-What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most, but
-for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41,
-theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several threads: n, what
-comes one after the other, is 1024 at most, however large the sum. That makes 128 u. bfloat16 and TF32 are summed in float32, and what
-is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up to twice the usual rounding.
+What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most,
+but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
+Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
+threads: n, what comes one after the other, is 1024 at most, however large the sum. That makes 128 u. bfloat16 and TF32 are
+summed in float32, and what is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up
+to twice the usual rounding.
 
 What the network makes of it. An operation that is off by 128 u of its products has computed with weights that are 128 u off
 (Higham 2002, "Accuracy and stability of numerical algorithms", section 1.5). So two runs in float64, one with all weights and
-pixels off by that in random directions, the other by as much in the opposite ones, show how far that carries each layer: through
-its depth, through a normalization that divides by little, through a maximum that another pixel wins, through the steps of Adam.
+pixels off by that in random directions, the other by as much in the opposite ones, show how far that carries each layer:
+through its depth, a normalization that divides by little, a maximum that another pixel wins, the steps of Adam.
 """
 
 import dataclasses
