@@ -26,9 +26,10 @@ WHAT = {
     "full": "other batch and image sizes too, hours on a CPU",
     "data": "the input pipeline, and whether training waits for it",
     "loop": "what the training loop costs besides the step",
+    "latency": "one image at a time, and beside it what Keras's predict takes",
     "profile": "where the time of a step goes, by kind of operation",
 }
-ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6}
+ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6, "latency": 10}
 TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the clock is read before and after it
 
 
@@ -56,8 +57,10 @@ def run(config, args):
     if is_matrix:
         run_matrix(config, args.given, args.what, rounds, output / "bench.json", args.against)
         return True
-    from comparison import pipeline, profile, training_loop
+    from comparison import latency, pipeline, profile, training_loop
 
+    if args.what == "latency":
+        latency.run(config, rounds, output / "latency.json")
     if args.what == "data":
         pipeline.run(config, rounds, output / "pipeline.json")
     if args.what == "loop":
