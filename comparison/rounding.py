@@ -50,12 +50,12 @@ def explained(look, case, batches, weights, unit):
     wide = dataclasses.replace(case, config=case.config.replace(precision="float64", batch_norm=batch_norm, jit=False))
     rng = np.random.default_rng(0)
     signs = {name: rng.choice([-1, 1], w.shape) for name, w in weights.items() if name != "dropout/state"}
-    pixels = [rng.choice([-1, 1], images.shape) for images, _ in batches]
+    pixels = [rng.choice([-1, 1], np.shape(images)) for images, _ in batches]
     ahead, behind = (
         look(
             "lowlevel",
             wide,
-            [(images * (1 + step * sign), masks) for (images, masks), sign in zip(batches, pixels)],
+            [(np.asarray(images) * (1 + step * sign), masks) for (images, masks), sign in zip(batches, pixels)],
             weights | {name: weights[name] * (1 + step * sign) for name, sign in signs.items()},
         )
         for step in (unit, -unit)
