@@ -167,7 +167,7 @@ def against(path, given):
         print(f"NOT the same: {len(beyond)} arrays depart by more than rounding explains; the first: {where}")
     else:
         share = max(departure.over for *_, departure in flat)
-        print(f"the same network: what departs is at most {100 * share:.1g} % of what rounding explains")
+        print(f"the same network: what departs is at most {100 * share:.2g} % of what rounding explains")
     output = config.training.run_dir / "against.json"
     fields = ("who", "rung", "name", "relative", "ulp", "same", "allowed")
     rows = [dict(zip(fields, (*row, d.apart.relative, d.apart.ulp, d.same, d.allowed))) for *row, d in flat]

@@ -136,7 +136,7 @@ def verdict(difference, p, smallest):
     """In a sentence or two, for who has never heard of a permutation test."""
     if not smallest:
         return "The three end with the same dice, to the last digit, with every seed."
-    chance = f"the mean dice differ by {difference:.5f}, and dealt out by chance as much in {100 * p:.2g} of 100 cases"
+    chance = f"the mean dice differ by {difference:.5f}, and dealt out by chance as much in {100 * p:.3g} of 100 cases"
     if p <= LEVEL:
         return f"The three do NOT end in the same place: {chance}. They differ by more than rounding explains."
     noticed = f"Had one been better by {smallest:.5f}, this would have been noticed in {10 * POWER:.0f} of 10 such comparisons."
