@@ -1,7 +1,6 @@
 """Where bits cannot agree: the golden record, layer by layer, what rounding explains, results beyond chance, latency."""
 
 import json
-from pathlib import Path
 
 import compare
 import comparison
@@ -139,6 +138,7 @@ def test_seeds_fails_when_one_learns_less(tmp_path, monkeypatch, capsys):
         compare.main(["seeds", "--seeds", "5"])
 
 
+@pytest.mark.slow
 def test_a_trainer_starts_anew_with_every_seed(implementation):
     """Traced once, and yet the same seed gives the same dice after another one: weights and moments were taken back."""
     from data.loader import load_examples
@@ -149,6 +149,7 @@ def test_a_trainer_starts_anew_with_every_seed(implementation):
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_latency(tmp_path, capsys):
     arguments = "bench --latency --rounds 1 --image-size 16 --depth 1 --filters 2 --images 6".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
@@ -158,4 +159,4 @@ def test_latency(tmp_path, capsys):
         *(("keras_impl", call) for call in ("predict", "predict_on_batch")),
     }
     assert all(0 < row["p50"] <= row["p90"] <= row["p99"] and len(row["seconds"]) == 20 for row in rows)
-    assert Path(tmp_path / "latency.json").exists() and "model.predict" in capsys.readouterr().out
+    assert "model.predict" in capsys.readouterr().out
