@@ -5,6 +5,7 @@
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py replicas     several devices and hosts against one: the same training?
+    python compare.py seeds        trained with several seeds each, do their results differ by more than chance?
     python compare.py bench        images per second in training and in inference, on the GPU if there is one
     python compare.py runs DIR...  what the train scripts made of it: curves on each other, predictions side by side
 
@@ -20,20 +21,13 @@ from common.config import UserError
 from common.output import count_earlier, refuse_foreign, scratch
 
 COMMANDS = {  # and what each writes into --run-dir
-    "parity": ["parity.json", "parity.png"],
+    "parity": ["parity.json", "parity.png", "layers.png", "against.json"],
     "graph": ["graph.json"],
     "relay": ["relay.json"],
     "replicas": ["replicas.json"],
-    "bench": [
-        "bench.json",
-        "scaling.json",
-        "bench.png",
-        "roofline.png",
-        "pipeline.json",
-        "loop.json",
-        "profile.json",
-        "profile.png",
-    ],
+    "seeds": ["seeds.json"],
+    "bench": ["bench.json", "pipeline.json", "loop.json", "profile.json", "latency.json", "scaling.json"]
+    + ["bench.png", "roofline.png", "profile.png"],
     "runs": ["curves.png", "predictions.png"],
 }
 
@@ -54,7 +48,8 @@ def read_command_line(argv):
         parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
     args.given, args.command = given_options(parser, argv), name
-    if name not in ("bench", "runs") and (args.jit or args.deterministic):
+    is_told = name in ("bench", "runs", "seeds") or name == "parity" and (args.save or args.against)
+    if not is_told and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
     args.only = args.precision if "precision" in args.given else None
     if name in ("parity", None):  # which chooses the normalization that goes with a precision

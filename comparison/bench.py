@@ -27,9 +27,10 @@ WHAT = {
     "full": "other batch and image sizes too, hours on a CPU",
     "data": "the input pipeline, and whether training waits for it",
     "loop": "what the training loop costs besides the step",
+    "latency": "one image at a time, and beside it what Keras's predict takes",
     "profile": "where the time of a step goes, by kind of operation",
 }
-ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6}
+ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6, "latency": 10}
 TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the clock is read before and after it
 
 
@@ -41,7 +42,15 @@ def add_options(parser):
     group.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default: 5 to 9)")
     against = "another version, in the same rounds: a git revision or a folder; or an older bench.json, without a verdict"
     group.add_argument("--against", metavar="COMMIT", help=against)
-    parser.set_defaults(what="default", images=40)
+    parser.conflict_handler = "resolve"  # of a training it is one number
+    words = "training on so many devices of this host, 1 first, and what a sum over them costs"
+    what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
+    parser.set_defaults(what="default", images=40, devices=1)
+
+
+def _counts(text):
+    """`1,2,4`"""
+    return [count(number) for number in text.split(",")]
 
 
 def run(config, args):
@@ -52,13 +61,20 @@ def run(config, args):
         raise UserError(f"--against compares images per second, and not with --{args.what}")
     if args.what == "profile" and args.rounds:
         raise UserError("--profile has no --rounds: it profiles 10 steps")
+    if args.scaling:
+        from comparison import scaling
+
+        scaling.run(config, args.scaling, args.rounds or ROUNDS["quick"], output / "scaling.json")
+        return True
     if config.training.deterministic and args.what not in ("loop", "profile"):
         raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
     if is_matrix:
         run_matrix(config, args.given, args.what, rounds, output / "bench.json", args.against)
         return True
-    from comparison import pipeline, profile, training_loop
+    from comparison import latency, pipeline, profile, training_loop
 
+    if args.what == "latency":
+        latency.run(config, rounds, output / "latency.json")
     if args.what == "data":
         pipeline.run(config, rounds, output / "pipeline.json")
     if args.what == "loop":

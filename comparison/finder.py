@@ -5,11 +5,9 @@ from common.device import tf
 from common.layers import table
 from common.losses import segmentation_loss
 from common.weights import assign_weights, initial_weights, is_trainable
-from comparison import exact
+from comparison import exact, rounding
 
 import numpy as np
-
-ROUNDING = {"float32": 2**-24, "float64": 2**-53, "bfloat16": 2**-9}  # of one operation, relative
 
 # The operations that every implementation of a layer ends in, whatever API called it.
 KINDS = {
@@ -82,8 +80,9 @@ class Probe:
         self.train_step = code.make_train_step(self.model, config, self.optimizer)
         self.start()
 
-    def start(self):
-        assign_weights(self.weights, initial_weights(self.config.network))
+    def start(self, weights=None):
+        """From `weights`, canonical name -> array, or from the first ones."""
+        assign_weights(self.weights, weights or initial_weights(self.config.network))
 
     def gradients(self, images, masks):
         """Canonical name -> array, from the head backwards: the order in which the chain rule goes."""
@@ -107,7 +106,7 @@ def locate(a, b, case, batches):
     config = case.config
     first_step, moved, share = 0.0, 0.0, 0.0
     if not case.exact:
-        first_step, moved, share = 128 * ROUNDING[config.network.precision], 1e-3, 0.02
+        first_step, moved, share = rounding.SUM * rounding.ROUNDING[config.network.precision], 1e-3, 0.02
     elif config.training.jit:
         first_step, moved = 1e-4, 1e-3
     probes = [Probe(name, case) for name in (a, b)]

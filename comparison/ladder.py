@@ -7,8 +7,8 @@ import comparison
 from common.device import be_deterministic, tf
 from common.losses import segmentation_loss
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
-from comparison import exact, finder
-from comparison.finder import ROUNDING
+from comparison import exact, finder, rounding
+from comparison.rounding import ROUNDING
 from comparison.ways import Case
 
 import numpy as np
@@ -37,10 +37,10 @@ class Check:
         return {name: None if value == np.inf else value for name, value in values.items()}
 
 
-def observe(implementation, case, batches):
-    """Runs one implementation up the ladder, from the canonical initial weights.
+def observe(implementation, case, batches, initial=None):
+    """Runs one implementation up the ladder, from the canonical initial weights, or from others.
 
-    batches: list of (images, masks), of which step k takes number k, over and over.
+    batches: list of (images, masks), of which step k takes number k, over and over. initial: canonical name -> array.
 
     Returns: rung -> {name -> array}.
     """
@@ -48,7 +48,7 @@ def observe(implementation, case, batches):
     code = (exact if case.exact else comparison).load(implementation)
     model = code.UNet(config.network)
     weights = code.named_weights(model)
-    initial = initial_weights(config.network)
+    initial = initial or initial_weights(config.network)
     trainable = {name: w for name, w in weights.items() if is_trainable(name)}
     images, masks = batches[0]
 
@@ -137,8 +137,6 @@ def tolerance(rung, pair, case, scale):
     """
     if rung == "structure":
         return 0.0, "names and shapes are the contract"
-    if tf.config.list_physical_devices("GPU"):
-        return 1e-4 * max(scale, 1), "a guess, not measured: a GPU's libraries may choose another algorithm for each graph"
     if case.exact:
         return 0.0, "the same kernels on the same numbers in the same order"
     training, precision = case.config.training, case.config.network.precision
@@ -148,7 +146,7 @@ def tolerance(rung, pair, case, scale):
     if rung == "moments, 1 step" and precision == "float64":
         return 2**-20 * scale, "Keras takes its constants through float32, so that 1 - beta_1 is 2**-24 / 0.1 off"
     if rung in FIRST_STEP:
-        return 128 * unit * scale, "some hundred operations lie behind a gradient, and each may round another way, by its unit"
+        return rounding.SUM * unit * scale, "128 roundings make a sum, see comparison/rounding.py: each may round another way"
     if rung == "moving statistics, 1 step":
         if precision == "float64" and "highlevel" in pair:
             return 2**-22 * scale, "tf.layers take 1 - momentum through float32"
@@ -184,11 +182,16 @@ def climb(case, batches):
             words = " ".join(str(error).split())[:300]
             failed = Check(case, "structure", name, words, np.inf, 0, 0.0, "names and shapes are the contract")
             return [failed], {}, f"{name}: {words}"
-    checks = []
+    checks, explained = [], {}
+    if tf.config.list_physical_devices("GPU"):  # whose libraries may choose another algorithm for each graph
+        unit = rounding.of_a_sum(rounding.arithmetic(case.config.network.precision))
+        explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
     for rung, values in rungs["lowlevel"].items():
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
         for a, b in itertools.combinations(comparison.IMPLEMENTATIONS, 2):
             allowed, reason = tolerance(rung, (a, b), case, scale)
+            if (rounded := max(explained.get(rung, {}).values(), default=0.0)) > allowed:
+                allowed, reason = rounded, rounding.REASON
             worst, d, ulp = difference(rungs[a][rung], rungs[b][rung])
             checks.append(Check(case, rung, f"{a} - {b}", worst, d, ulp, allowed, reason))
     losses = {name: [float(loss) for loss in rungs[name][f"losses, {case.steps} steps"].values()] for name in rungs}

@@ -13,8 +13,7 @@ from common.layers import table
 from common.losses import segmentation_loss
 from common.shapes import margin, min_size, missing
 from common.weights import assign_weights, initial_weights, is_trainable
-from comparison import oracle
-from comparison.finder import ROUNDING
+from comparison import oracle, rounding
 from comparison.ladder import Check, difference
 from comparison.ways import EXACT_CONSTANTS, Case
 
@@ -133,12 +132,12 @@ def right_within(case, weights, batches):
     nudge, training, rng = 2.0**-30, case.config.training, np.random.default_rng(0)
     right = formulas(case, weights, batches)
     nudged = formulas(case, {name: w * (1 + nudge * rng.choice([-1, 1], w.shape)) for name, w in weights.items()}, batches)
-    unit, allowed = 128 * ROUNDING[case.config.network.precision], {}
+    unit, allowed = rounding.of_a_sum(case.config.network.precision), {}
     for rung, values in right.items():
         scale = max((float(np.abs(value).max()) for value in values.values()), default=0.0)
         moved = max((float(np.abs(nudged[rung][name] - value).max()) for name, value in values.items()), default=0.0)
         difference = unit * (scale + moved / nudge)
-        reason = "128 roundings: some hundred operations lie behind a gradient, and these weights make so much of a rounding"
+        reason = "128 roundings make a sum, see comparison/rounding.py, and these weights make so much of a rounding"
         if training.optimizer == "adam" and rung.startswith(("losses", "weights")):
             # a step is alpha m / (sqrt(v) + epsilon): as a function of the gradient it is steepest where that is 0
             steepest = training.learning_rate * (1 - training.beta_2) ** 0.5 / training.epsilon

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import comparison
 from common.cli import count
-from common.config import VOID, Size, UserError, marked
+from common.config import VOID, Config, Size, UserError, marked
 from common.output import write_text
 from common.pictures import save_figure
 from comparison.ways import ARCHITECTURES, cases
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # a long way to go with --all: with a small network
+NOTHING = "nothing to compare with this --config and --precision: bfloat16 is for the default alone"
 
 
 def add_options(parser):
@@ -33,11 +34,19 @@ def add_options(parser):
     group.add_argument(
         "--all", action="store_const", const="all", dest="config", help="the same as --config all: 10 to 30 minutes"
     )
-    group.add_argument("--steps", type=count, metavar="N", help="training steps (default: 10; with --all 100)")
+    group.add_argument("--steps", type=count, metavar="N", help="training steps (default: 10; with --all 100, with --save 2)")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument("--layers", action="store_true", help="every activation and gradient by layer, as a table and a picture")
+    what.add_argument("--save", type=Path, metavar="FILE", help="write what the three compute, for another machine to compare")
+    what.add_argument("--against", type=Path, metavar="FILE", help="where this machine, version or precision departs from FILE")
 
 
 def run(config, args):
     """The command. Returns: whether every check passed. Raises: UserError when there is nothing to compare."""
+    if args.save or args.against:
+        return run_record(config, args)
+    if args.layers and args.config == "all":
+        raise UserError("--layers looks into one network: choose it with --config")
     names, steps = [args.config], args.steps or 10
     if args.config == "all":
         names, steps = list(ARCHITECTURES), args.steps or 100
@@ -46,7 +55,54 @@ def run(config, args):
             small.pop("image_size", None)
         config = config.replace(**small)
     todo = [case for name in names for case in cases(name, config, steps, args.only)]
-    return climb_all(todo, config.training.run_dir / "parity.json")
+    if args.layers:
+        return run_layers(todo, config.training.run_dir / "layers.png")
+    passed = climb_all(todo, config.training.run_dir / "parity.json")
+    if args.config == "all" and not args.only:
+        from comparison import replicas
+
+        of_devices = Config.of(**replicas.SMALL, images=40)
+        passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
+    return passed
+
+
+def run_record(config, args):
+    """--save and --against. Returns: whether what departs is explained."""
+    from common.device import be_deterministic, tf
+    from comparison import record
+
+    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
+    if config.training.deterministic:
+        be_deterministic()
+    precision = args.only or "float32"
+    if args.against:
+        given = {name: getattr(args, name) for name in args.given} | ({"precision": precision} if args.only else {})
+        return record.against(args.against, given | {"run_dir": config.training.run_dir})
+    record.save(config.replace(precision=precision), args.steps or 2, args.save)
+    return True
+
+
+def run_layers(todo, path):
+    """--layers: the first case of each tier, layer by layer; the picture goes to `path`. Returns: True."""
+    from common.device import be_deterministic, tf
+    from comparison import by_layer
+
+    tf.get_logger().setLevel("ERROR")  # as above
+    tables, batches = {}, {}
+    for exact in (False, True):  # determinism cannot be switched off again
+        case = next((case for case in todo if case.exact == exact and not case.config.training.jit), None)
+        if case is None:
+            continue
+        if exact:
+            be_deterministic()
+        case, examples = prepare(case, batches)
+        tables[case.title] = by_layer.compare(case, examples)
+        by_layer.print_table(case.title, tables[case.title])
+    if not tables:
+        raise UserError(NOTHING)
+    by_layer.draw(tables, path)
+    print(f"\ndrawn to {path}")
+    return True
 
 
 def with_void(masks):
@@ -126,7 +182,7 @@ def climb_all(todo, path):
     from comparison import ladder, outside
 
     if not todo:
-        raise UserError("nothing to compare with this --config and --precision: bfloat16 is for the default alone")
+        raise UserError(NOTHING)
     checks, losses, batches = [], {}, {}
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):

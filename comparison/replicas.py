@@ -42,11 +42,14 @@ TOLERANCE = {
 }
 
 
+STEPS = 20
+
+
 def add_options(parser):
     """Adds the options of `compare.py replicas` to those of the configuration."""
     parser.set_defaults(**SMALL)
     parser.add_argument_group("replicas").add_argument(
-        "--steps", type=count, default=20, metavar="N", help="training steps (default: %(default)s)"
+        "--steps", type=count, default=STEPS, metavar="N", help="training steps (default: %(default)s)"
     )
 
 

@@ -185,12 +185,17 @@ def print_ratios(old, new, same_rounds):
         print(f"{len(before)} rows of the old record were not measured now")
 
 
-def print_changes(old, new):
-    """What differs between two records besides the speeds, which were measured at other times and get no verdict."""
-    for name, value in new["environment"].items():
-        before = old["environment"].get(name)
+def print_environment(old, new):
+    """What differs between two `environment`s."""
+    for name, value in new.items():
+        before = old.get(name)
         if before != value and name != "load_before":
             print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")
+
+
+def print_changes(old, new):
+    """What differs between two records besides the speeds, which were measured at other times and get no verdict."""
+    print_environment(old["environment"], new["environment"])
     for name, value in new["config"].items():
         before = old["config"].get(name)
         if before != value and name not in ("run_dir", "images", *SETTING):

@@ -29,7 +29,7 @@ def kernel_off(monkeypatch):
     def conv2d(x, weights, name, padding="same"):
         if name == "down1/conv2":
             kernel = weights[f"{name}/kernel"]
-            weights = {**weights, f"{name}/kernel": kernel + tf.one_hot(0, kernel.shape[-1]) * 1e-3}
+            weights = {**weights, f"{name}/kernel": kernel + tf.one_hot(0, kernel.shape[-1], dtype=kernel.dtype) * 1e-3}
         return right(x, weights, name, padding)
 
     monkeypatch.setattr(lowlevel.model, "conv2d", conv2d)

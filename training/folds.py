@@ -1,24 +1,96 @@
-"""Cross-validation: a run for each fold, in a folder of its own."""
+"""Cross-validation: a run for each fold, in a folder of its own; one after the other, or side by side on several devices."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from queue import Queue
 
+from common.cli import run_script
+from common.config import Config, Stopped, UserError
 from common.output import scratch
 from training.folder import take_new_folder, write_config
 from training.report import list_folds
 
 
-def train_folds(train, config):
+def train_folds(implementation, train, config):
     """Calls `train(config)` for each of `config.data.folds`, and then tells mean and deviation.
 
+    With several `config.training.devices` as many folds train at a time, each in a process with a device of its own.
     Folds of an interrupted cross-validation that `config.training.resume` finds finished are not trained again.
     """
     with take_new_folder(config):
         cache = scratch(config.training.run_dir) / "cache"  # without --cache the folds share one, until the last is done
         write_config(config)
+        folds = []
         for fold in range(config.data.folds):
             run_dir = config.training.run_dir / f"fold{fold}"
-            print(f"fold {fold + 1} of {config.data.folds}", flush=True)
-            train(config.replace(fold=fold, run_dir=run_dir, cache=config.data.cache or cache))
+            folds.append(config.replace(fold=fold, run_dir=run_dir, cache=config.data.cache or cache, devices=1))
+        if config.training.devices > 1:
+            side_by_side(implementation, folds, config.training.devices)
+        else:
+            for fold in folds:
+                print(f"fold {fold.data.fold + 1} of {config.data.folds}", flush=True)
+                train(fold)
         if not config.data.cache:
             shutil.rmtree(cache, ignore_errors=True)
     list_folds(config)
+
+
+def side_by_side(implementation, folds, devices):
+    """Trains `folds`, a list of `Config`s, as many at a time as there are devices, each in a process of its own.
+
+    Raises: UserError when a fold fails, after those that have begun; Stopped after a signal, when all have stopped.
+    """
+    free = Queue()
+    for device in range(devices):
+        free.put(device)
+    failed = []
+
+    def run(config):
+        if failed:
+            return
+        device, fold = free.get(), config.data.fold
+        command = [sys.executable, "-m", "training.folds", implementation, str(device), str(devices)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            process.stdin.write(json.dumps(config.as_dict()))
+            process.stdin.close()
+            for line in process.stdout:
+                print(f"fold {fold}: {line}", end="", flush=True)
+        free.put(device)
+        if process.returncode:
+            failed.append((fold, process.returncode))
+
+    print(f"{len(folds)} folds, {devices} at a time, each on a device of its own", flush=True)
+    with ThreadPoolExecutor(devices) as pool:
+        waiting = [pool.submit(run, config) for config in folds]
+        try:
+            for future in waiting:
+                future.result()
+        except KeyboardInterrupt:  # the processes have got it too, and save
+            failed.append((None, 128 + 2))
+    if failed:
+        fold, code = failed[0]
+        if code > 128:
+            raise Stopped("stopped between the folds", code - 128)
+        raise UserError(f"fold {fold} failed, as it says above; the others stay, and --resume goes on with what is missing")
+
+
+def main():
+    """A fold in a process of its own: `python -m training.folds IMPLEMENTATION DEVICE DEVICES`, its `Config` comes as JSON."""
+    implementation, device, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
+    from common.device import be_deterministic
+
+    config = Config.from_dict(json.load(sys.stdin))
+    if config.training.deterministic:
+        be_deterministic()
+    import_module(f"{implementation}.train").train(config)
+
+
+if __name__ == "__main__":
+    run_script(main)

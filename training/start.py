@@ -27,7 +27,7 @@ def train_as_told(implementation, train, argv, description):
             with spread(config):
                 train(config)
         else:
-            train_folds(train, config)
+            train_folds(implementation, train, config)
     except Stopped as stopped:
         command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.training.run_dir))}"
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None

@@ -1,0 +1,87 @@
+"""How long does one image take, from the call to the answer? All three, folded and not, beside what users of Keras type."""
+
+import collections
+import functools
+import json
+
+import comparison
+from common.config import UserError
+from common.device import device_name, tf
+from common.output import write_text
+from common.weights import assign_weights, fold_batch_norm, initial_weights
+from comparison import report
+from comparison.bench import draw_batch
+from comparison.worker import arithmetic, forward, seconds
+from data.loader import load_examples
+
+import numpy as np
+from tqdm import tqdm
+
+WARM_UP, TURN = 10, 20  # calls
+TRACED = {"traced": "tf.function", "folded": "tf.function, batch norm folded"}
+TYPED = {"predict": "model.predict", "predict_on_batch": "model.predict_on_batch"}  # of Keras alone
+
+
+def work(implementation, config, images, connection):
+    """The process of one implementation. Says which calls it has; receives one, answers with the seconds of `TURN` of them."""
+    code, calls = comparison.load(implementation), {}
+    batch = tf.constant(images)  # on the device before the clock starts
+    for call in TRACED if config.network.batch_norm != "none" else ["traced"]:
+        network, weights = config.network, initial_weights(config.network)
+        if call == "folded":
+            network, weights = fold_batch_norm(network, weights)
+        model = code.UNet(network)
+        assign_weights(code.named_weights(model), weights)
+        calls[call] = functools.partial(forward(model, config), batch)
+        if implementation == "keras_impl" and call == "traced":
+            model.compile(jit_compile=config.training.jit)
+            calls["predict"] = functools.partial(model.predict, images, verbose=0)
+            calls["predict_on_batch"] = functools.partial(model.predict_on_batch, images)
+    for call in calls.values():
+        seconds(call, WARM_UP)
+    connection.send(list(calls))
+    while call := connection.recv():
+        connection.send([seconds(calls[call], 1) for _ in range(TURN)])
+
+
+def measure(config, images, rounds):
+    """-> {(implementation, call): [seconds of each call]}. The processes take turns, and nobody always comes first."""
+    names, found = comparison.IMPLEMENTATIONS, collections.defaultdict(list)
+    processes, connections = zip(*(comparison.start_process(work, name, config, images) for name in names))
+    try:
+        turns = [(k, call) for k in range(len(names)) for call in comparison.ask(connections[k])]
+        for n in tqdm(range(rounds), desc="bench: latency", unit="round", leave=False, disable=None):
+            first = n * len(turns) // rounds
+            for k, call in turns[first:] + turns[:first]:
+                found[names[k], call] += comparison.ask(connections[k], call)
+    except EOFError:
+        raise UserError("a process of the benchmark ended; its last words are above") from None
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return {key: found[key] for key in ((names[k], call) for k, call in turns)}
+
+
+def run(config, rounds, path):
+    """Measures a batch of one image, prints the table, writes JSON to `path`."""
+    config, training, _ = load_examples(config.replace(batch_size=1))
+    images, _ = draw_batch(config, 1, config.data.crop_size or training.sizes[0])
+    about = report.environment()
+    found = measure(config, images, rounds)
+    height, width = images.shape[1:3]
+    what = (
+        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
+        f"{arithmetic(config)}, one image of {height}x{width}, XLA {'on' if config.training.jit else 'off'}"
+    )
+    records, reference = [], None
+    print(f"{what}\n\n{'milliseconds of a call':<46}{'p50':>9}{'p90':>9}{'p99':>9}{'p50 to the first':>18}")
+    for (name, call), times in found.items():
+        p50, p90, p99 = np.percentile(times, [50, 90, 99])
+        reference = reference or p50
+        records.append(dict(implementation=name, call=call, p50=p50, p90=p90, p99=p99, seconds=times))
+        print(f"{f'{name}, {(TRACED | TYPED)[call]}':<46}", end="")
+        print("".join(f"{1000 * p:>9.2f}" for p in (p50, p90, p99)) + f"{p50 / reference:>18.2f}")
+    record = dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, records=records)
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    print(f"\n{rounds * TURN} calls each, one at a time, in {rounds} rounds in turns; written to {path}")

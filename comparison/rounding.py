@@ -1,0 +1,67 @@
+"""How far apart float arithmetic alone may carry two computations of the same formulas: on two machines, devices or compilers.
+
+Every bound in `comparison` that is neither 0 nor measured by itself is made here, of the precision and of the network.
+
+What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most,
+but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
+Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
+threads: n, what comes one after the other, is 1024 at most, however large the sum. That makes 128 u. bfloat16 and TF32 are
+summed in float32, and what is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up
+to twice the usual rounding.
+
+What the network makes of it. An operation that is off by 128 u of its products has computed with weights that are 128 u off
+(Higham 2002, "Accuracy and stability of numerical algorithms", section 1.5). So two runs in float64, one with all weights and
+pixels off by that in random directions, the other by as much in the opposite ones, show how far that carries each layer:
+through its depth, a normalization that divides by little, a maximum that another pixel wins, the steps of Adam.
+"""
+
+import dataclasses
+
+import numpy as np
+
+ROUNDING = {"float32": 2**-24, "float64": 2**-53, "bfloat16": 2**-9, "tf32": 2**-11}  # of one operation, relative
+SUM = 128  # roundings of a sum: 4 sqrt(1024)
+REASON = "what rounding does: two float64 runs, weights and pixels off by the rounding of a sum, part as far"
+
+
+def of_a_sum(precision):
+    """The rounding of a sum, relative to its products."""
+    if precision in ("bfloat16", "tf32"):
+        return 8 * ROUNDING[precision] + SUM * ROUNDING["float32"]
+    return SUM * ROUNDING[precision]
+
+
+def arithmetic(precision):
+    """The precision of the kernels that now run: TF32 for float32 on a GPU that has it, unless it is switched off."""
+    from common.device import tf
+    from comparison.worker import has_tf32
+
+    is_tf32 = precision == "float32" and has_tf32() and tf.config.experimental.tensor_float_32_execution_enabled()
+    return "tf32" if is_tf32 else precision
+
+
+def explained(look, case, batches, weights, unit):
+    """How far apart rounding by `unit`, see `of_a_sum`, may carry two runs. -> rung -> {name -> largest absolute difference}
+
+    look: function(implementation, case, batches, weights) -> rung -> {name -> array}, as `ladder.observe`.
+    batches: [(images, masks)]. weights: canonical name -> array.
+    """
+    batch_norm = "none" if case.config.network.batch_norm == "none" else "explicit"  # the fused has no float64 kernel
+    wide = dataclasses.replace(case, config=case.config.replace(precision="float64", batch_norm=batch_norm, jit=False))
+    rng = np.random.default_rng(0)
+    signs = {name: rng.choice([-1, 1], w.shape) for name, w in weights.items() if name != "dropout/state"}
+    pixels = [rng.choice([-1, 1], np.shape(images)) for images, _ in batches]
+    ahead, behind = (
+        look(
+            "lowlevel",
+            wide,
+            [(np.asarray(images) * (1 + step * sign), masks) for (images, masks), sign in zip(batches, pixels)],
+            weights | {name: weights[name] * (1 + step * sign) for name, sign in signs.items()},
+        )
+        for step in (unit, -unit)
+    )
+
+    def bound(x, y):
+        return float(2 * unit * np.abs(x).max(initial=0) + np.abs(x - y).max(initial=0))
+
+    return {rung: {name: bound(x, behind[rung][name]) for name, x in values.items()} for rung, values in ahead.items()}
