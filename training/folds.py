@@ -13,6 +13,7 @@ from common.cli import run_script
 from common.config import Config, Stopped, UserError
 from common.output import scratch
 from training.folder import take_new_folder, write_config
+from training.replicas import find_devices, passing_signals
 from training.report import list_folds
 
 
@@ -30,7 +31,7 @@ def train_folds(implementation, train, config):
             run_dir = config.training.run_dir / f"fold{fold}"
             folds.append(config.replace(fold=fold, run_dir=run_dir, cache=config.data.cache or cache, devices=1))
         if config.training.devices > 1:
-            side_by_side(implementation, folds, config.training.devices)
+            side_by_side(implementation, folds, config.training)
         else:
             for fold in folds:
                 print(f"fold {fold.data.fold + 1} of {config.data.folds}", flush=True)
@@ -40,50 +41,45 @@ def train_folds(implementation, train, config):
     list_folds(config)
 
 
-def side_by_side(implementation, folds, devices):
-    """Trains `folds`, a list of `Config`s, as many at a time as there are devices, each in a process of its own.
+def side_by_side(implementation, folds, training):
+    """Trains `folds`, a list of `Config`s, as many at a time as `training.devices`, each in a process with one of them.
 
     Raises: UserError when a fold fails, after those that have begun; Stopped after a signal, when all have stopped.
     """
-    free = Queue()
-    for device in range(devices):
+    free, processes, failed = Queue(), [], []
+    for device in range(len(find_devices(training))):
         free.put(device)
-    failed = []
 
     def run(config):
-        if failed:
-            return
         device, fold = free.get(), config.data.fold
-        command = [sys.executable, "-m", "training.folds", implementation, str(device), str(devices)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        if not failed:
+            command = [sys.executable, "-m", "training.folds", implementation, str(device)]
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command, **pipes, start_new_session=True)
+            processes.append(process)
             process.stdin.write(json.dumps(config.as_dict()))
             process.stdin.close()
             for line in process.stdout:
                 print(f"fold {fold}: {line}", end="", flush=True)
+            if process.wait():
+                failed.append((fold, process.returncode))
         free.put(device)
-        if process.returncode:
-            failed.append((fold, process.returncode))
 
-    print(f"{len(folds)} folds, {devices} at a time, each on a device of its own", flush=True)
-    with ThreadPoolExecutor(devices) as pool:
-        waiting = [pool.submit(run, config) for config in folds]
-        try:
-            for future in waiting:
-                future.result()
-        except KeyboardInterrupt:  # the processes have got it too, and save
-            failed.append((None, 128 + 2))
+    print(f"{len(folds)} folds, {training.devices} at a time, each in a process and on a device of its own", flush=True)
+    with passing_signals(processes), ThreadPoolExecutor(training.devices) as pool:
+        list(pool.map(run, folds))
     if failed:
         fold, code = failed[0]
         if code > 128:
             raise Stopped("stopped between the folds", code - 128)
-        raise UserError(f"fold {fold} failed, as it says above; the others stay, and --resume goes on with what is missing")
+        raise UserError(f"fold {fold} failed, as it says above; what is there stays, and --resume goes on with what is missing")
 
 
 def main():
-    """A fold in a process of its own: `python -m training.folds IMPLEMENTATION DEVICE DEVICES`, its `Config` comes as JSON."""
-    implementation, device, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else None
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
+    """A fold in a process of its own: `python -m training.folds IMPLEMENTATION DEVICE`, with its `Config` as JSON."""
+    implementation, device = sys.argv[1], int(sys.argv[2])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) and visible[0] else str(device)
     from common.device import be_deterministic
 
     config = Config.from_dict(json.load(sys.stdin))

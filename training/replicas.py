@@ -49,7 +49,7 @@ def spread(config):
     if training.replicas == 1:
         yield
         return
-    devices = _find_devices(training)
+    devices = find_devices(training)
     if not training.workers:
         on_cpu = devices[0].startswith("CPU")
         sums = tf.distribute.ReductionToOneDevice() if on_cpu else None  # None: NCCL
@@ -75,7 +75,7 @@ def spread(config):
         _give_up(training, "any more", error)
 
 
-def _find_devices(training):
+def find_devices(training):
     """The names of the devices of this host: GPUs, or copies of the CPU where there are none."""
     gpus, n = tf.config.list_physical_devices("GPU"), training.devices
     if gpus:
@@ -208,13 +208,23 @@ def start_workers(implementation, argv, n):
     addresses = str(Addresses(free_addresses(n)))
     of_all = [word for before, word in zip(["", *argv], argv) if "--local-workers" not in (before, word.partition("=")[0])]
     command = [sys.executable, "-m", f"{implementation}.train", *of_all, "--workers", addresses, "--worker"]
-    processes = [subprocess.Popen([*command, str(k)]) for k in range(n)]
+    processes = [subprocess.Popen([*command, str(k)], start_new_session=True) for k in range(n)]
+    with passing_signals(processes):
+        codes = [process.wait() for process in processes]
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+@contextlib.contextmanager
+def passing_signals(processes):
+    """Ctrl-C and SIGTERM are for the processes in this list, which save and stop: they are passed on to them."""
 
     def pass_on(number, frame):
         for process in processes:
             process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # Ctrl-C reaches every process of the terminal
-    codes = [process.wait() for process in processes]
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
+    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
