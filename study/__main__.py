@@ -1,0 +1,45 @@
+"""The study page, docs/study.html: the three columns row by row, and what each row becomes.
+
+    python -m study               makes the page from the code, study/notes.md and study/measured.json
+    python -m study --measure     measures first, for this machine and the network that the options tell: up to 10 minutes
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from common.cli import make_parser, parse, read_config, run_script
+from common.config import UserError
+
+MEASURED = Path(__file__).parent / "measured.json"
+
+
+def read_command_line(argv):
+    parser = make_parser("python -m study", __doc__)
+    parser.set_defaults(images=40)
+    group = parser.add_argument_group("study")
+    group.add_argument("--measure", action="store_true", help="measure first")
+    group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help="the measurements (default: study/measured.json)")
+    group.add_argument("--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help="the page (default: %(default)s)")
+    args = parse(parser, argv)
+    return args, read_config(args)
+
+
+def main(argv=None):
+    args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
+    try:
+        from study.page import make_page
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs {error.name} for its colours: pip install -r requirements-dev.txt") from None
+    if args.measure:
+        from study.measure import measure
+
+        text = json.dumps(measure(config), separators=(",", ":")).replace('"rows":', '"rows":\n').replace('}},"', '}},\n"')
+        args.measured.write_text(text + "\n", encoding="utf-8")
+    page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
+    args.output.write_text(page, encoding="utf-8")
+    print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    run_script(main)
