@@ -83,9 +83,10 @@ def watch_gradients(found):
     def gradient(op_name, attrs, n, inputs, outputs, *rest):
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        # of its outputs only those are told that the gradient reads; else it is the last that reads the inputs and is still due
+        # told are only the inputs and outputs that the gradient reads; else it is the last of its kind that is still due
         made = [t.op for t in outputs or () if tf.is_tensor(t)]
         made += [op for t in inputs or () if tf.is_tensor(t) for op in reversed(t.consumers())]
+        made += reversed(graph.get_operations())
         forward = next((op for op in made if op.type == op_name and (id(graph), op.name) not in done), None)
         result = original(op_name, attrs, n, inputs, outputs, *rest)
         added = graph.get_operations()[before:]

@@ -65,7 +65,7 @@
   function walk(by) {
     let k = current ? rows.indexOf(current) : -1;
     const fits = matches.length ? new Set(matches) : null;
-    do k += by; while (rows[k] && fits && !fits.has(rows[k]));
+    do k += by; while (rows[k] && (rows[k].hidden || fits && !fits.has(rows[k])));
     if (!rows[k]) return;
     const was = kept;
     light(rows[k]);
@@ -75,7 +75,12 @@
   }
 
   const rowOf = event => event.target.closest && event.target.closest(".row");
-  document.addEventListener("mouseover", event => { const row = rowOf(event); if (row && !kept && wide.matches) light(row); });
+  let pointer = "";
+  document.addEventListener("mouseover", event => {
+    const row = rowOf(event), at = event.screenX + " " + event.screenY;
+    if (row && !kept && wide.matches && at !== pointer) light(row);  // a row that scrolls below a mouse at rest is not meant
+    pointer = at;
+  });
   document.addEventListener("focusin", event => { const row = rowOf(event); if (row && !kept) light(row); });
   document.addEventListener("click", event => {
     const row = rowOf(event);
@@ -110,6 +115,7 @@
     const off = [...document.querySelectorAll('.columns [aria-pressed="false"]')].map(b => b.dataset.column);
     root.dataset.hide = off.join(" ");
     root.style.setProperty("--shown", 3 - off.length);
+    for (const row of rows) row.hidden = ![...row.querySelectorAll(".cell:not(.none)")].some(cell => !off.includes(cell.dataset.of));
     if (current) current.scrollIntoView({ block: "nearest" });
   });
   document.getElementById("heat").addEventListener("change", event => {
@@ -146,7 +152,7 @@
     if (!row) return;
     if (wide.matches) keep(row);
     else { light(row); const more = row.querySelector(".more"); if (more) more.open = true; }
-    row.scrollIntoView({ block: "center" });
+    row.scrollIntoView({ block: wide.matches ? "center" : "start" });
     row.focus({ preventScroll: true });
   }
   addEventListener("hashchange", follow);

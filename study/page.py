@@ -46,12 +46,14 @@ PARTS = (
     (r"forward/head|/loss$|/logits$", "head"),
     (r"model/(double_conv|batch_norm|conv2d)", "down bottom up"),
 )
-STAGES = {
-    "traced": ("as traced", "the operations that Python asked TensorFlow for"),
-    "optimized": ("optimized", "what TensorFlow's graph optimizer leaves of them: this is executed"),
-    "stablehlo": ("StableHLO", "what the XLA compiler would be given instead"),
-    "gradient, traced": ("its gradient", "operations that the way back adds for this row, as traced"),
+STAGES = {  # stage -> (its title, the word that explains it)
+    "traced": ("as traced", "tracing"),
+    "optimized": ("optimized", "graph-optimizer"),
+    "stablehlo": ("StableHLO", "stablehlo"),
+    "gradient, traced": ("its gradient", "gradient-way-back"),
 }
+UNLISTED = ("imports", "imports-2", "path", "setup", "setup-highlevel", "script")  # not in the map
+STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gradients", "apply"))
 HEAT = {"time": "share of a step's time", "operations": "operations as traced", "memory": "kept for the way back"}
 
 
@@ -109,6 +111,7 @@ def colored(text):
             if piece:
                 piece = html.escape(piece, quote=False)
                 lines[-1] += f'<span class="{color}">{piece}</span>' if color and piece.strip() else piece
+                lines[-1] += "<wbr>" * (not color and piece[-1] in "([.=")  # where a long line may go on in the next
     return lines
 
 
@@ -136,16 +139,11 @@ def counted(of):
 
 def operations_table(measured):
     """What a row becomes, or an empty string."""
-    lines = []
-    for stage, (title, meaning) in STAGES.items():
-        lines += [(measured.get(stage), title, meaning)]
-        lines += [
-            (value, f"{title}, {key.rpartition(', ')[2]}", f"with --batch-norm {key.rpartition(', ')[2]}")
-            for key, value in measured.items()
-            if key.startswith(f"{stage}, ") and key not in STAGES
-        ]
+    lines = [(measured.get(stage), f'<a href="#word/{word}">{title}</a>') for stage, (title, word) in STAGES.items()]
+    for stage, (title, _) in STAGES.items():  # with the other batch normalization
+        lines += [(of, f"{title}, {key.split(', ')[-1]}") for key, of in measured.items() if key.startswith(f"{stage}, ")]
     body = ""
-    for columns, title, meaning in lines:
+    for columns, title in lines:
         if not columns:
             continue
         kinds = sorted(set().union(*columns.values()), key=lambda k: -max(c.get(k, 0) for c in columns.values()))
@@ -156,10 +154,10 @@ def operations_table(measured):
             for kind in kinds:
                 differs = len({c.get(kind, 0) for c in columns.values()}) > 1 and len(columns) > 1
                 if kind in of:
-                    items += f'<li{" class=ne" if differs else ""}>{kind}&nbsp;<b>{of[kind]:,}</b></li>'
+                    items += f'<li{" class=ne" if differs else ""}>{kind} <b>{of[kind]:,}</b></li>'
             listed = f'<ul class="ops">{items}</ul>' if of else ""
             cells += f'<td data-of="{name}"><b class="sum">{counted(of):,}</b>{listed}</td>'
-        body += f'<tr><th scope="row">{title}<small>{meaning}</small></th>{cells}</tr>'
+        body += f'<tr><th scope="row">{title}</th>{cells}</tr>'
     if not body:
         return ""
     heads = "".join(f'<th scope="col" data-of="{name}">{name}</th>' for name in IMPLEMENTATIONS)
@@ -246,6 +244,11 @@ def u_diagram(measured):
     def shape(part, row, title, drawing):
         out.append(f'<a href="#{row}" data-part="{part}" aria-label="{title}"><title>{title}</title>{drawing}</a>')
 
+    def arrow(x, y, way, length):
+        """With a wider area around it, which is easier to hit."""
+        left, top, w, h = (x, y - 6, length, 12) if way == "h" else (x - 6, min(y, y + length), 12, abs(length))
+        return f'<rect class="hit" x="{left}" y="{top}" width="{w}" height="{h}"/><path d="M{x} {y}{way}{length}" class="arrow"/>'
+
     def block(x, y, w):
         return f'<rect x="{x}" y="{y}" width="{w}" height="{box}" rx="3"/>'
 
@@ -256,14 +259,14 @@ def u_diagram(measured):
             shape("bottom", "model/forward/double_conv", f"bottom: {at} pixels, {channels} channels", block(left + i * 7, y, right - left - 14 * i + 30))
             continue
         a, b = left + i * 7, right - i * 7
-        shape("skip", "model/forward/up/concat", f"skip of level {i}", f'<path d="M{a + 32} {y + box / 2}H{b - 3}" class="arrow"/>')
+        shape("skip", "model/forward/up/concat", f"skip of level {i}", arrow(a + 32, y + box / 2, "h", b - a - 35))
         shape("down", "model/forward/down/double_conv", f"down{i}: {at} pixels, {channels} channels", block(a, y, 30))
         shape("up", "model/forward/up/double_conv", f"up{i}: {at} pixels, {channels} channels", block(b, y, 30))
-        shape("pool", "model/forward/down/pool", f"pooling below level {i}", f'<path d="M{a + 16} {y + box + 1}v{step - box - 3}" class="arrow"/>')
-        shape("deconv", "model/forward/up/deconv", f"up-convolution to level {i}", f'<path d="M{b + 14} {y + step - 1}v-{step - box - 3}" class="arrow"/>')
-    shape("input", "model/forward/input", "the image", f'<path d="M2 {14 + box / 2}h15" class="arrow"/>')
-    shape("head", "model/forward/head", "head: the logits", f'<path d="M{right + 32} {14 + box / 2}h15" class="arrow"/>')
-    head = '<marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="5" markerHeight="5" orient="auto"><path d="M0 0L6 3L0 6z"/></marker>'
+        shape("pool", "model/forward/down/pool", f"pooling below level {i}", arrow(a + 16, y + box + 1, "v", step - box - 3))
+        shape("deconv", "model/forward/up/deconv", f"up-convolution to level {i}", arrow(b + 14, y + step - 1, "v", box + 3 - step))
+    shape("input", "model/forward/input", "the image", arrow(2, 14 + box / 2, "h", 15))
+    shape("head", "model/forward/head", "head: the logits", arrow(right + 32, 14 + box / 2, "h", 15))
+    head = '<marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="7" markerHeight="7" markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L6 3L0 6z"/></marker>'
     height = 14 + (depth + 1) * step
     return f'<svg class="u" viewBox="0 0 184 {height}" role="group" aria-label="The U: each part leads to its rows"><defs>{head}</defs>{"".join(out)}</svg>'
 
@@ -307,7 +310,10 @@ def body(measured):
                 continue
             if group(row.name) != last:
                 last = group(row.name)
-                menu.append(f'<li><a href="#{row.name}" data-group="{module}/{last}" class="p-{phase(row.name)}">{last}</a></li>')
+                if last not in UNLISTED:
+                    menu.append(f'<li><a href="#{row.name}" data-group="{module}/{last}" class="p-{phase(row.name)}">{last}</a></li>')
+            elif row.name in STEP:
+                menu.append(f'<li class="sub"><a href="#{row.name}" class="p-{phase(row.name)}">{row.name.split("/")[-1]}</a></li>')
             cells = ""
             for name in IMPLEMENTATIONS:
                 part, style = row.parts.get(name), ""
@@ -362,7 +368,8 @@ def make_page(measured):
     """The whole page as text."""
     table, menu, wordlist, listed = body(measured)
     page = (HERE / "page.html").read_text(encoding="utf-8")
-    legend = "".join(f'<li class="p-{name}">{name}</li>' for name, _ in PHASES)
+    order = ("forward", "loss", "backward", "optimizer", "loop", "around")
+    legend = "".join(f'<li class="p-{name}">{name}</li>' for name in order)
     parts = {
         "STYLE": (HERE / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
