@@ -1,7 +1,7 @@
 """The study page, docs/study.html: the three columns row by row, and what each row becomes.
 
-    python -m study               makes the page from the code, study/notes.md and study/measured.json
-    python -m study --measure     measures first, for this machine and the network that the options tell: up to 10 minutes
+python -m study               makes the page from the code, study/notes.md and study/measured.json
+python -m study --measure     measures first, for this machine and the network that the options tell: up to 10 minutes
 """
 
 import json
@@ -19,8 +19,12 @@ def read_command_line(argv):
     parser.set_defaults(images=40)
     group = parser.add_argument_group("study")
     group.add_argument("--measure", action="store_true", help="measure first")
-    group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help="the measurements (default: study/measured.json)")
-    group.add_argument("--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help="the page (default: %(default)s)")
+    group.add_argument(
+        "--measured", type=Path, default=MEASURED, metavar="FILE", help="the measurements (default: study/measured.json)"
+    )
+    group.add_argument(
+        "--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help="the page (default: %(default)s)"
+    )
     args = parse(parser, argv)
     return args, read_config(args)
 

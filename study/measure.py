@@ -162,7 +162,11 @@ def operations(implementation, config, images, masks):
     def where(name):
         """The rows of an operation of the optimized graph, whose name may have been changed a little."""
         name = name.split(":")[0]
-        for candidate in (name, re.sub(r"^(ArithmeticOptimizer|ConstantFolding|Func)/(\w+?_)?", "", name), re.sub(r"-folded-\d+$|/(_\d+__cf__\d+|eightbit.*)$", "", name)):
+        for candidate in (
+            name,
+            re.sub(r"^(ArithmeticOptimizer|ConstantFolding|Func)/(\w+?_)?", "", name),
+            re.sub(r"-folded-\d+$|/(_\d+__cf__\d+|eightbit.*)$", "", name),
+        ):
             if candidate in at:
                 return at[candidate], forward_of.get(candidate, [])
         return [], []

@@ -154,14 +154,16 @@ def operations_table(measured):
             for kind in kinds:
                 differs = len({c.get(kind, 0) for c in columns.values()}) > 1 and len(columns) > 1
                 if kind in of:
-                    items += f'<li{" class=ne" if differs else ""}>{kind} <b>{of[kind]:,}</b></li>'
+                    items += f"<li{' class=ne' if differs else ''}>{kind} <b>{of[kind]:,}</b></li>"
             listed = f'<ul class="ops">{items}</ul>' if of else ""
             cells += f'<td data-of="{name}"><b class="sum">{counted(of):,}</b>{listed}</td>'
         body += f'<tr><th scope="row">{title}</th>{cells}</tr>'
     if not body:
         return ""
     heads = "".join(f'<th scope="col" data-of="{name}">{name}</th>' for name in IMPLEMENTATIONS)
-    caption = "What it becomes <small>≠ marks a count that differs between the columns; constants and names are not counted</small>"
+    caption = (
+        "What it becomes <small>≠ marks a count that differs between the columns; constants and names are not counted</small>"
+    )
     return f'<table class="becomes"><caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -230,9 +232,13 @@ def panel(row, note, of_traps, all_traps, measured, totals):
     parts = f'<div class="note">{told}</div>' if told else ""
     parts += f'<div class="table">{table}</div>' if table else ""
     parts += f'<div class="numbers">{numbers}</div>' if numbers else ""
-    kinds = [word for word, there in (("note", note), ("traps", of_traps), ("operations", table), ("figures", numbers)) if there]
+    kinds = [
+        word for word, there in (("note", note), ("traps", of_traps), ("operations", table), ("figures", numbers)) if there
+    ]
     name = row.name.split("/", 1)[1]
-    return f'<details class="more"><summary><b>{name}</b> {", ".join(kinds)}</summary><div class="panel">{parts}</div></details>'
+    return (
+        f'<details class="more"><summary><b>{name}</b> {", ".join(kinds)}</summary><div class="panel">{parts}</div></details>'
+    )
 
 
 def u_diagram(measured):
@@ -247,7 +253,9 @@ def u_diagram(measured):
     def arrow(x, y, way, length):
         """With a wider area around it, which is easier to hit."""
         left, top, w, h = (x, y - 6, length, 12) if way == "h" else (x - 6, min(y, y + length), 12, abs(length))
-        return f'<rect class="hit" x="{left}" y="{top}" width="{w}" height="{h}"/><path d="M{x} {y}{way}{length}" class="arrow"/>'
+        return (
+            f'<rect class="hit" x="{left}" y="{top}" width="{w}" height="{h}"/><path d="M{x} {y}{way}{length}" class="arrow"/>'
+        )
 
     def block(x, y, w):
         return f'<rect x="{x}" y="{y}" width="{w}" height="{box}" rx="3"/>'
@@ -256,14 +264,24 @@ def u_diagram(measured):
         y = 14 + i * step
         at, channels = size_ // 2**i, filters * 2**i
         if i == depth:
-            shape("bottom", "model/forward/double_conv", f"bottom: {at} pixels, {channels} channels", block(left + i * 7, y, right - left - 14 * i + 30))
+            shape(
+                "bottom",
+                "model/forward/double_conv",
+                f"bottom: {at} pixels, {channels} channels",
+                block(left + i * 7, y, right - left - 14 * i + 30),
+            )
             continue
         a, b = left + i * 7, right - i * 7
         shape("skip", "model/forward/up/concat", f"skip of level {i}", arrow(a + 32, y + box / 2, "h", b - a - 35))
         shape("down", "model/forward/down/double_conv", f"down{i}: {at} pixels, {channels} channels", block(a, y, 30))
         shape("up", "model/forward/up/double_conv", f"up{i}: {at} pixels, {channels} channels", block(b, y, 30))
         shape("pool", "model/forward/down/pool", f"pooling below level {i}", arrow(a + 16, y + box + 1, "v", step - box - 3))
-        shape("deconv", "model/forward/up/deconv", f"up-convolution to level {i}", arrow(b + 14, y + step - 1, "v", box + 3 - step))
+        shape(
+            "deconv",
+            "model/forward/up/deconv",
+            f"up-convolution to level {i}",
+            arrow(b + 14, y + step - 1, "v", box + 3 - step),
+        )
     shape("input", "model/forward/input", "the image", arrow(2, 14 + box / 2, "h", 15))
     shape("head", "model/forward/head", "head: the logits", arrow(right + 32, 14 + box / 2, "h", 15))
     head = '<marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="7" markerHeight="7" markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L6 3L0 6z"/></marker>'
@@ -303,7 +321,9 @@ def body(measured):
         plain = {name: rows.source(name, module).splitlines() for name in IMPLEMENTATIONS}
         lines = {name: colored(rows.source(name, module)) for name in IMPLEMENTATIONS}
         heads = "".join(f'<div class="head" data-of="{name}"><b>{name}</b>/{module}.py</div>' for name in IMPLEMENTATIONS)
-        out.append(f'<section class="file" aria-label="{module}.py"><h2 id="{module}">{module}.py</h2><div class="heads">{heads}</div>')
+        out.append(
+            f'<section class="file" aria-label="{module}.py"><h2 id="{module}">{module}.py</h2><div class="heads">{heads}</div>'
+        )
         menu.append(f'<li class="of"><a href="#{module}">{module}.py</a></li>')
         for row in table:
             if not row.name.startswith(module + "/"):
@@ -311,15 +331,23 @@ def body(measured):
             if group(row.name) != last:
                 last = group(row.name)
                 if last not in UNLISTED:
-                    menu.append(f'<li><a href="#{row.name}" data-group="{module}/{last}" class="p-{phase(row.name)}">{last}</a></li>')
+                    menu.append(
+                        f'<li><a href="#{row.name}" data-group="{module}/{last}" class="p-{phase(row.name)}">{last}</a></li>'
+                    )
             elif row.name in STEP:
-                menu.append(f'<li class="sub"><a href="#{row.name}" class="p-{phase(row.name)}">{row.name.split("/")[-1]}</a></li>')
+                menu.append(
+                    f'<li class="sub"><a href="#{row.name}" class="p-{phase(row.name)}">{row.name.split("/")[-1]}</a></li>'
+                )
             cells = ""
             for name in IMPLEMENTATIONS:
                 part, style = row.parts.get(name), ""
                 if part:
                     heat = heat_of(row, name)
-                    shown = {"time": f"{heat['time']:.1f} %", "operations": f"{heat['operations']:,}", "memory": size(heat["memory"])}
+                    shown = {
+                        "time": f"{heat['time']:.1f} %",
+                        "operations": f"{heat['operations']:,}",
+                        "memory": size(heat["memory"]),
+                    }
                     style = "".join(f' data-{h}="{shown[h]}"' for h in HEAT if heat[h])
                     bars = ";".join(f"--{h}:{heat[h] / most[h]:.3f}" for h in HEAT if heat[h])
                     style += f' style="{bars}"' if bars else ""
@@ -330,10 +358,14 @@ def body(measured):
             more = panel(row, note, of_traps, all_traps, numbers.get(row.name, {}), totals)
             classes = f"row p-{phase(row.name)}" + " gap" * space + " noted" * bool(note)
             attributes = f'class="{classes}" id="{row.name}" data-part="{parts}" data-group="{module}/{last}"'
-            mark = f'<a class="mark" href="#{row.name}" aria-label="link to {row.name}" tabindex="-1">{"¶" if note else "#"}</a>'
+            mark = (
+                f'<a class="mark" href="#{row.name}" aria-label="link to {row.name}" tabindex="-1">{"¶" if note else "#"}</a>'
+            )
             out.append(f'<article {attributes} aria-label="{row.name}">{mark}<div class="cells">{cells}</div>{more}</article>')
         out.append("</section>")
-    wordlist = "".join(f'<div id="word/{slug(word)}"><dt>{word}</dt><dd>{paragraphs(text)}</dd></div>' for word, text in glossary.items())
+    wordlist = "".join(
+        f'<div id="word/{slug(word)}"><dt>{word}</dt><dd>{paragraphs(text)}</dd></div>' for word, text in glossary.items()
+    )
     listed = ""
     for anchor, (title, effect, prose, code) in all_traps.items():
         users = [name for name, (of, _) in told.items() if anchor in of]
@@ -349,10 +381,14 @@ def summary(measured):
     c, totals = measured["config"], measured["totals"]
     h, w, channels = c["image"]
     network = f"filters {c['filters']}, depth {c['depth']}, batches of {c['batch_size']} images of {w}×{h}×{channels}, {c['activation']}, "
-    network += f"{c['batch_norm']} batch normalization, {c['padding']} padding, {c['loss']} loss, {c['optimizer']}, {c['precision']}"
+    network += (
+        f"{c['batch_norm']} batch normalization, {c['padding']} padding, {c['loss']} loss, {c['optimizer']}, {c['precision']}"
+    )
     lines = ""
     for title, key in (("operations as traced", "traced"), ("after the optimizer", "optimized"), ("in StableHLO", "stablehlo")):
-        lines += f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{totals[n][key]:,}</td>" for n in IMPLEMENTATIONS) + "</tr>"
+        lines += (
+            f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{totals[n][key]:,}</td>" for n in IMPLEMENTATIONS) + "</tr>"
+        )
     cells = "".join(f"<td>{size(totals[n]['kept'])}</td>" for n in IMPLEMENTATIONS)
     lines += f'<tr><th scope="row">kept for the way back</th>{cells}</tr>'
     lost = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)

@@ -158,7 +158,11 @@ def starts(text):
                     visit(statement.body, place, below, statement.end_lineno)
                     other = getattr(statement, "orelse", [])
                     if other:
-                        line = max(n for n in range(statement.lineno, other[0].lineno + 1) if re.match(r" *(else|elif)\b", lines[n - 1]))
+                        line = max(
+                            n
+                            for n in range(statement.lineno, other[0].lineno + 1)
+                            if re.match(r" *(else|elif)\b", lines[n - 1])
+                        )
                         add(line, *filter(None, (place, half, "sgd" if place == "make_optimizer" else "else")))
                         visit(other, place, below, statement.end_lineno)
 

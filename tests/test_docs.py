@@ -106,7 +106,9 @@ def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
     known = {"--logdir"}  # of tensorboard
     for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
-        main = {"predict.py": predict.main, "overview": data.overview.main, "study": study.__main__.main}.get(words[0], compare.main)
+        main = {"predict.py": predict.main, "overview": data.overview.main, "study": study.__main__.main}.get(
+            words[0], compare.main
+        )
         with pytest.raises(SystemExit):
             main([*words[1:], "--help"])
         known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))

@@ -45,7 +45,9 @@ def test_what_the_mirror_pairs_stands_in_one_row():
             for name, node in functions(implementation, module):
                 if name in MIRRORED[module] and isinstance(node, ast.FunctionDef):
                     key = "UNet" if name == "__call__" else name
-                    pairs.setdefault(key, []).append([rows.find(table, implementation, module, s.lineno) for s in mirrored(node)])
+                    pairs.setdefault(key, []).append(
+                        [rows.find(table, implementation, module, s.lineno) for s in mirrored(node)]
+                    )
         for function, columns in pairs.items():
             assert columns[0] == columns[1] == columns[2], f"{module}.py, {function}"
             assert columns[0]
@@ -140,7 +142,10 @@ def test_every_operation_has_a_row():
         assert rows_["model/double_conv/bn"]["traced"]["FusedBatchNormV3"] == 6
         assert rows_["model/double_conv/bn"]["stablehlo"]["batch_norm_training"] == 6
         assert rows_["model/forward/up/deconv"]["gradient, traced"]["Conv2D"] == 1
-        assert rows_["model/forward/down/double_conv"]["traced"]["Elu"] == 2 and rows_["model/forward/double_conv"]["traced"]["Elu"] == 2
+        assert (
+            rows_["model/forward/down/double_conv"]["traced"]["Elu"] == 2
+            and rows_["model/forward/double_conv"]["traced"]["Elu"] == 2
+        )
         # what every ELU leaves for its gradient: 2 images of 16x16 and of 8x8 pixels, float32; two blocks above and one below
         kept = 4 * 2 * (4 * 16 * 16 * 2 + 2 * 8 * 8 * 4)
         assert rows_["model/double_conv/activation"]["kept"]["bytes"] == kept
@@ -158,7 +163,12 @@ def test_measure_a_small_network(tmp_path):
         assert measured["totals"][name]["ms, without a row"] < 0.1 * measured["totals"][name]["ms"]
     row = measured["rows"]["model/double_conv/bn"]
     assert {"traced", "optimized", "stablehlo", "gradient, traced", "traced, explicit", "ms", "kept", "parity"} <= row.keys()
-    assert all(d == 0 for of in measured["rows"].values() for f in of.get("parity", {}).get("to the last bit", {}).values() for d, _, _ in f)
+    assert all(
+        d == 0
+        for of in measured["rows"].values()
+        for f in of.get("parity", {}).get("to the last bit", {}).values()
+        for d, _, _ in f
+    )
     assert "Conv2D" in page.make_page(json.loads(json.dumps(measured)))
 
 
