@@ -19,12 +19,10 @@ def read_command_line(argv):
     parser.set_defaults(images=40)
     group = parser.add_argument_group("study")
     group.add_argument("--measure", action="store_true", help="measure first")
-    group.add_argument(
-        "--measured", type=Path, default=MEASURED, metavar="FILE", help="the measurements (default: study/measured.json)"
-    )
-    group.add_argument(
-        "--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help="the page (default: %(default)s)"
-    )
+    words = "the measurements (default: study/measured.json)"
+    group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help=words)
+    words = "the page (default: %(default)s)"
+    group.add_argument("--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help=words)
     args = parse(parser, argv)
     return args, read_config(args)
 

@@ -1,7 +1,7 @@
 """What each row becomes: operations, gradients, time, memory, and how far the three are apart there.
 
-An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a call
-counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
+An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a
+call counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
 """
 
 import collections
@@ -162,11 +162,8 @@ def operations(implementation, config, images, masks):
     def where(name):
         """The rows of an operation of the optimized graph, whose name may have been changed a little."""
         name = name.split(":")[0]
-        for candidate in (
-            name,
-            re.sub(r"^(ArithmeticOptimizer|ConstantFolding|Func)/(\w+?_)?", "", name),
-            re.sub(r"-folded-\d+$|/(_\d+__cf__\d+|eightbit.*)$", "", name),
-        ):
+        shorter = re.sub(r"^(ArithmeticOptimizer|ConstantFolding)/|-folded-\d+$", "", name)
+        for candidate in (name, shorter):
             if candidate in at:
                 return at[candidate], forward_of.get(candidate, [])
         return [], []

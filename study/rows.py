@@ -1,8 +1,8 @@
 """The six files of the columns as rows: what does the same thing in all three stands beside each other.
 
-A file is cut into parts, a statement each (of a compound one its first lines), with the comments above it. A part is named by what
-it does: `TOPICS` reads that off its code, and what they do not know is named after what it binds or calls. Parts of the same name,
-in the same order, make a row. Nothing here knows a line number, so that the rows follow the code when it changes.
+A file is cut into parts, a statement each (of a compound one its first lines), with the comments above it. A part is named by
+what it does: `TOPICS` reads that off its code, and what they do not know is named after what it binds or calls. Parts of the
+same name, in the same order, make a row. Nothing here knows a line number, so that the rows follow the code when it changes.
 """
 
 import ast
