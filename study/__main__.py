@@ -27,6 +27,12 @@ def read_command_line(argv):
     return args, read_config(args)
 
 
+def as_text(measured):
+    """JSON with a row in a line, so that a change shows where it is."""
+    rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in measured["rows"].items())
+    return json.dumps(measured | {"rows": {}}, indent=1).replace('"rows": {}', f'"rows": {{\n{rows}\n}}') + "\n"
+
+
 def main(argv=None):
     args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
     try:
@@ -36,8 +42,7 @@ def main(argv=None):
     if args.measure:
         from study.measure import measure
 
-        text = json.dumps(measure(config), separators=(",", ":")).replace('"rows":', '"rows":\n').replace('}},"', '}},\n"')
-        args.measured.write_text(text + "\n", encoding="utf-8")
+        args.measured.write_text(as_text(measure(config)), encoding="utf-8")
     page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
     args.output.write_text(page, encoding="utf-8")
     print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
