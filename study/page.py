@@ -146,7 +146,7 @@ def operations_table(measured):
     for columns, title in lines:
         if not columns:
             continue
-        kinds = sorted(set().union(*columns.values()), key=lambda k: -max(c.get(k, 0) for c in columns.values()))
+        kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
         cells = ""
         for name in IMPLEMENTATIONS:
             of = columns.get(name, {})
