@@ -38,6 +38,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 
+keras.utils.set_random_seed(0)  # for the network at the end; the others are given their weights
+
 # %% [markdown]
 # ## 1. Data
 #
