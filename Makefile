@@ -1,10 +1,11 @@
 # make compare   proves the three implementations equal and measures their speed
 # make test      runs the tests and the lint
-# Both make the virtual environment .venv first, once. PYTHON=python3.12 picks another interpreter.
+# make tour      opens the notebook docs/tour.py
+# Each makes the virtual environment .venv first, once. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 
-.PHONY: compare test
+.PHONY: compare test tour
 
 compare: .venv/installed
 	.venv/bin/python compare.py
@@ -13,6 +14,10 @@ test: .venv/installed-dev
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+tour: .venv/installed-dev
+	.venv/bin/jupytext --to ipynb --output runs/tour.ipynb docs/tour.py
+	.venv/bin/jupyter notebook runs/tour.ipynb
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \

@@ -48,3 +48,15 @@ def collect(config, images, masks):
             function.get_concrete_function(*arguments)
             texts[program, name] = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
     return traced, optimized, texts
+
+
+def collect_one(implementation, config, images, masks):
+    """Of one train step: (its graph as traced, its optimized graphs, the graph that goes to XLA, its StableHLO text)."""
+    arguments = images, masks
+    step = programs(implementation, config.replace(jit=False))["train step"]
+    with context.collect_graphs(optimized=True) as optimized:
+        step(*arguments)
+    compiled = programs(implementation, config.replace(jit=True))["train step"]
+    graph = compiled.get_concrete_function(*arguments).graph
+    text = compiled.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+    return step.get_concrete_function(*arguments).graph, optimized, graph, text

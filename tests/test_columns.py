@@ -94,27 +94,27 @@ def header(statement):
     return [node for value in values for node in (value if isinstance(value, list) else [value])]
 
 
-def rows(node, comments):
-    """[(kind of statement, names bound, shared functions called, shape)] of a function, without what has no row beside it."""
-    found = []
+def mirrored(node):
+    """The statements of a function that have a row beside them in the other columns, from the outside in."""
     for statement in node.body:
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):  # the docstring
             continue
-        text = ast.unparse(statement).split("\n")[0].rstrip(":")
-        inner = statement.body if isinstance(statement, ast.If | ast.For | ast.With) else []
-        if not any(text.startswith(only) for only in ONLY):
-            nodes = [n for part in header(statement) for n in ast.walk(part)]
-            bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - {
-                "weights",
-                "images",
-                "_",
-            }
-            called = {getattr(n.func, "id", getattr(n.func, "attr", "")) for n in nodes if isinstance(n, ast.Call)}
-            end = statement.lineno if inner else statement.end_lineno
-            shape = [comments[line] for line in range(statement.lineno, end + 1) if line in comments]
-            found.append((type(statement).__name__, sorted(bound), sorted(called & SHARED), shape))
-        if inner:
-            found += rows(statement, comments)
+        if not any(ast.unparse(statement).split("\n")[0].rstrip(":").startswith(only) for only in ONLY):
+            yield statement
+        if isinstance(statement, ast.If | ast.For | ast.With):
+            yield from mirrored(statement)
+
+
+def rows(node, comments):
+    """[(kind of statement, names bound, shared functions called, shape)] of a function, without what has no row beside it."""
+    found = []
+    for statement in mirrored(node):
+        nodes = [n for part in header(statement) for n in ast.walk(part)]
+        bound = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - {"weights", "images", "_"}
+        called = {getattr(n.func, "id", getattr(n.func, "attr", "")) for n in nodes if isinstance(n, ast.Call)}
+        end = statement.lineno if isinstance(statement, ast.If | ast.For | ast.With) else statement.end_lineno
+        shape = [comments[line] for line in range(statement.lineno, end + 1) if line in comments]
+        found.append((type(statement).__name__, sorted(bound), sorted(called & SHARED), shape))
     return found
 
 
@@ -199,6 +199,7 @@ BELOW["training"] = BELOW["data"] | {"training"}
 BELOW |= {name: BELOW["training"] | {name} for name in IMPLEMENTATIONS}
 BELOW["prediction"] = BELOW["training"] | {*IMPLEMENTATIONS, "prediction"}
 BELOW["comparison"] = BELOW["training"] | {*IMPLEMENTATIONS, "comparison"}
+BELOW["study"] = BELOW["comparison"] | {"study"}
 OWN = {*BELOW, "compare", "predict", "tests"}
 
 

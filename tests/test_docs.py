@@ -8,6 +8,7 @@ from pathlib import Path
 import compare
 import data.overview
 import predict
+import study.__main__
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import IMPLEMENTATIONS, UserError
 
@@ -34,7 +35,7 @@ def commands(text):
     blocks = [*FENCED.findall(text), *(textwrap.dedent(block) for block in INDENTED.findall(prose))]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", prose)
-    return [shlex.split(line, comments=True) for line in lines if re.match(r"python (-m \w+\.|\w+\.py)", line)]
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"python (-m (\w+\.|study)|\w+\.py)", line)]
 
 
 class Parsed(Exception):
@@ -60,6 +61,8 @@ def read(words, monkeypatch):
         module, *argv = words[1:]
         if module == "data.overview":
             return read_overview(argv, monkeypatch)
+        if module == "study":
+            return study.__main__.read_command_line(argv)
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         parser = make_parser(module, "")
         args = parse(parser, argv)
@@ -102,8 +105,10 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
     known = {"--logdir"}  # of tensorboard
-    for words in (["predict.py"], ["overview"], *(["compare.py", name] for name in compare.COMMANDS)):
-        main = {"predict.py": predict.main, "overview": data.overview.main}.get(words[0], compare.main)
+    for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
+        main = {"predict.py": predict.main, "overview": data.overview.main, "study": study.__main__.main}.get(
+            words[0], compare.main
+        )
         with pytest.raises(SystemExit):
             main([*words[1:], "--help"])
         known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
@@ -183,6 +188,6 @@ def test_files_that_are_named_exist(page):
 def test_the_reading_order_names_every_file():
     text = TEXTS[ROOT / "docs" / "anatomy.md"]
     listed = re.findall(r"`(\w+/\w+\.py)`", text.partition("What imports what")[0])
-    rooms = ("common", "data", "training", *IMPLEMENTATIONS, "prediction", "comparison")
+    rooms = ("common", "data", "training", *IMPLEMENTATIONS, "prediction", "comparison", "study")
     files = {f"{room}/{path.name}" for room in rooms for path in (ROOT / room).glob("*.py") if path.stem != "__init__"}
     assert sorted(listed) == sorted(files), "a file comes once in the reading order of docs/anatomy.md"

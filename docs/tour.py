@@ -1,0 +1,260 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A tour: from images to a network that is trained, compared and understood
+#
+# Fifteen minutes of reading, some three of running. `make tour` opens it as a notebook; a test executes every cell.
+#
+# There is one U-Net here, written three times: in raw TensorFlow operations, in `tf.layers`, and in Keras 3. We look at data, give
+# all three the same weights, see that they compute the same numbers, train one, predict, step into a trap, and end with the same
+# network in forty lines of stock Keras.
+
+# %%
+import os
+import sys
+
+while not os.path.exists("compare.py"):  # up to the project's folder
+    os.chdir("..")
+sys.path.insert(0, os.getcwd())
+
+import comparison
+from common.config import Config, Size
+from common.device import tf
+from common.losses import segmentation_loss
+from common.metrics import class_scores, confusion, predicted_classes
+from common.weights import assign_weights, initial_weights
+from data.loader import load_examples, training_batches, validation_batches
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+
+keras.utils.set_random_seed(0)  # for the network at the end; the others are given their weights
+
+# %% [markdown]
+# ## 1. Data
+#
+# Cells as a microscope would show them, drawn with their exact masks. For your own images put them into `my_data/images/` and
+# `my_data/masks/` under equal names, and say `dataset="folder", data_dir=Path("my_data"), crop_size=Size(128, 128)` in the place of
+# `images` and `image_size`. For Oxford-IIIT Pet, with its three classes (pet, background, border), it is `dataset="oxford_pet"`
+# and the folder with its `images/` and `annotations/`; `classes` and `channels` are then found in the data.
+
+# %%
+settings = dict(filters=8, depth=3, batch_size=8, epochs=8, images=120, image_size=Size(64, 64))
+config, training, validation = load_examples(Config.of(**settings))
+config.network
+
+# %%
+images, masks = next(iter(training_batches(config, training)))
+print(images.shape, images.dtype, float(tf.reduce_min(images)), float(tf.reduce_max(images)))
+print(masks.shape, masks.dtype, np.unique(masks))
+
+
+def show(columns, titles):
+    """A row of pictures for each of the first images, three at most."""
+    rows = min(3, len(columns[0]))
+    figure, axes = plt.subplots(rows, len(columns), figsize=(2 * len(columns), 2 * rows), squeeze=False)
+    for row, line in enumerate(axes):
+        for axis, values, title in zip(line, columns, titles):
+            axis.imshow(np.squeeze(values[row]), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(title if row == 0 else "", fontsize=9)
+            axis.set_axis_off()
+    display(figure)
+    plt.close(figure)
+
+
+show([images, masks], ["image", "mask"])
+
+# %% [markdown]
+# ## 2. Three networks from one dictionary of weights
+#
+# `initial_weights` draws a value for each canonical name, with NumPy. The same seed would give other numbers in every API.
+
+# %%
+weights = initial_weights(config.network)
+print(len(weights), "arrays; the first:", *[(name, value.shape) for name, value in list(weights.items())[:3]], sep="\n    ")
+
+models = {}
+for name in comparison.IMPLEMENTATIONS:
+    code = comparison.load(name)
+    models[name] = code.UNet(config.network)
+    assign_weights(code.named_weights(models[name]), weights)
+
+# %% [markdown]
+# The same images through all three. The difference is 0: not small, but 0, for the same kernels run on the same numbers.
+
+# %%
+logits = {name: tf.function(model)(images, training=False).numpy() for name, model in models.items()}
+for name in comparison.IMPLEMENTATIONS[1:]:
+    print(f"lowlevel - {name}: largest difference of the logits {np.abs(logits['lowlevel'] - logits[name]).max():.1e}")
+assert all(np.allclose(logits["lowlevel"], of, atol=1e-5) for of in logits.values())
+
+# %% [markdown]
+# ## 3. One training step, and its gradients
+#
+# Here rounding comes in. Keras adds the one bias of the head with another operation, so that its gradient adds up the same numbers
+# in another order: its last places differ.
+
+# %%
+gradients = {}
+for name, model in models.items():
+    variables = {key: w for key, w in comparison.load(name).named_weights(model).items() if w.trainable}
+    with tf.GradientTape() as tape:
+        loss = segmentation_loss(masks, model(images, training=True), config)
+    gradients[name] = {key: g.numpy() for key, g in tape.gradient(loss, variables).items()}
+    print(f"{name:<12} loss {float(loss):.7f}")
+
+for name in comparison.IMPLEMENTATIONS[1:]:
+    apart = {key: np.abs(g - gradients[name][key]).max() for key, g in gradients["lowlevel"].items()}
+    worst = max(apart, key=apart.get)
+    print(f"lowlevel - {name}: {sum(d > 0 for d in apart.values())} of {len(apart)} differ, most {worst}: {apart[worst]:.1e}")
+
+# %%
+steps = {}
+for name, model in models.items():
+    code = comparison.load(name)
+    assign_weights(code.named_weights(model), weights)
+    steps[name] = code.make_train_step(model, config)
+    print(f"{name:<12}", *[f"{float(steps[name](images, masks)):.6f}" for _ in range(3)])
+
+# %% [markdown]
+# `python compare.py parity` does this for every weight, gradient and step, as written and to the last bit.
+#
+# ## 4. Training
+#
+# One of them, for some epochs: the loss of each step, and the dice on images that it does not train on. `python -m lowlevel.train`
+# does the same, and keeps checkpoints, curves and pictures.
+
+# %%
+chosen = "lowlevel"
+code = comparison.load(chosen)
+model = code.UNet(config.network)
+train_step, eval_step = code.make_train_step(model, config), code.make_eval_step(model, config)
+
+
+def validation_dice():
+    """Of the foreground, over all validation images."""
+    matrix = 0
+    for images, masks in validation_batches(config, validation):
+        _, probabilities = eval_step(images, masks)
+        matrix = matrix + confusion(np.squeeze(masks, -1), predicted_classes(probabilities.numpy()), config.network.classes)
+    return class_scores(matrix)[1][1]
+
+
+losses, dices = [], []
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+handle = display(figure, display_id=True)
+per_epoch = len(training.names) // config.training.batch_size
+for step, (images, masks) in enumerate(training_batches(config, training), 1):
+    losses.append(float(train_step(images, masks)))
+    if step % per_epoch == 0:
+        dices.append(validation_dice())
+        for axis, values, title in ((left, losses, "loss of each step"), (right, dices, "validation dice of each epoch")):
+            axis.clear()
+            axis.plot(values)
+            axis.set_title(title, fontsize=9)
+        handle.update(figure)
+plt.close(figure)
+print(f"validation dice {dices[-1]:.3f}")
+
+# %% [markdown]
+# ## 5. Predicting
+#
+# `python predict.py` does that for images of any size, in windows if they are large.
+
+# %%
+images, masks = next(iter(validation_batches(config, validation)))
+_, probabilities = eval_step(images, masks)
+show([images, masks, probabilities.numpy(), probabilities.numpy() > 0.5], ["image", "truth", "probability", "mask"])
+
+# %% [markdown]
+# ## 6. A trap
+#
+# Which variance is stored? The fused kernel normalizes with the variance of the batch, sum/N, and stores sum/(N-1); Keras stores
+# sum/N. Training does not notice. Inference does: by 1/N of the variance, which is most at the bottom of the U, where N is small.
+# [differences.md](differences.md) has 25 more of these.
+
+# %%
+x = np.random.default_rng(0).normal(1, 2, [4, 2, 2, 3]).astype(np.float32)
+fused = tf.compat.v1.layers.BatchNormalization(momentum=0.0)  # a momentum of 0 stores the batch's own statistics
+stock = keras.layers.BatchNormalization(momentum=0.0)
+a, b = fused(x, training=True), stock(x, training=True)
+n = 4 * 2 * 2
+print("outputs in training apart by", float(np.abs(a - b).max()))
+print("stored variances, ratio", fused.moving_variance.numpy() / stock.moving_variance.numpy(), "N/(N-1) =", n / (n - 1))
+np.testing.assert_allclose(fused.moving_variance.numpy() / stock.moving_variance.numpy(), n / (n - 1), rtol=1e-5)
+
+# %% [markdown]
+# ## 7. The same U-Net in forty lines of stock Keras
+#
+# Nothing of this project is in the next cell but its images. If you only want a network, this is what you write.
+
+# %%
+from keras import callbacks, layers
+
+
+def block(x, filters):
+    for _ in range(2):
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.Activation("elu")(x)
+    return x
+
+
+def stock_unet(filters, depth):
+    inputs = x = keras.Input([None, None, 1])
+    skips = []
+    for i in range(depth):
+        x = block(x, filters * 2**i)
+        skips.append(x)
+        x = layers.MaxPooling2D()(x)
+    x = block(x, filters * 2**depth)
+    for i in reversed(range(depth)):
+        x = layers.Conv2DTranspose(filters * 2**i, 2, strides=2)(x)
+        x = block(layers.Concatenate()([skips[i], x]), filters * 2**i)
+    return keras.Model(inputs, layers.Conv2D(1, 1, activation="sigmoid")(x))
+
+
+def arrays(examples):
+    return np.stack(examples.images) / np.float32(255), np.stack(examples.masks)[..., None].astype(np.float32)
+
+
+stock = stock_unet(config.network.filters, config.network.depth)
+stock.compile(keras.optimizers.Adam(1e-3), loss="dice", metrics=[keras.metrics.BinaryIoU([1])], jit_compile=False)
+os.makedirs("runs/tour", exist_ok=True)
+history = stock.fit(
+    *arrays(training),
+    validation_data=arrays(validation),
+    batch_size=config.training.batch_size,
+    epochs=config.training.epochs,
+    verbose=0,
+    callbacks=[
+        callbacks.CSVLogger("runs/tour/history.csv"),
+        callbacks.ModelCheckpoint("runs/tour/best.keras", save_best_only=True),
+        callbacks.EarlyStopping(patience=5, restore_best_weights=True),
+    ],
+)
+
+# %%
+x, truth = arrays(validation)
+predicted = predicted_classes(stock.predict(x, verbose=0))
+stock_dice = class_scores(confusion(np.squeeze(truth, -1).astype(int), predicted, 1))[1][1]
+print(f"validation dice: {chosen} {dices[-1]:.3f}, stock Keras {stock_dice:.3f}")
+
+# %% [markdown]
+# What these forty lines do not give: images of any size, padding at their borders, masks whose values have to be understood, more
+# classes with void and weights, augmentation, a run that goes on where it stopped with the same batches and dropout masks, one
+# checkpoint for three APIs, and a proof that the network is what the paper says. Keras's dice is also another loss: summed over the
+# whole batch, where ours is the mean over the images.
+#
+# Where to go from here: [the study page](study.html) shows what each line of the three columns becomes,
+# [anatomy.md](anatomy.md) follows one image through a training step.

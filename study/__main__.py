@@ -1,0 +1,52 @@
+"""The study page, docs/study.html: the three columns row by row, and what each row becomes.
+
+python -m study               makes the page from the code, study/notes.md and study/measured.json
+python -m study --measure     measures first, for this machine and the network that the options tell: up to 10 minutes
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from common.cli import make_parser, parse, read_config, run_script
+from common.config import UserError
+
+MEASURED = Path(__file__).parent / "measured.json"
+
+
+def read_command_line(argv):
+    parser = make_parser("python -m study", __doc__)
+    parser.set_defaults(images=40)
+    group = parser.add_argument_group("study")
+    group.add_argument("--measure", action="store_true", help="measure first")
+    words = "the measurements (default: study/measured.json)"
+    group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help=words)
+    words = "the page (default: %(default)s)"
+    group.add_argument("--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help=words)
+    args = parse(parser, argv)
+    return args, read_config(args)
+
+
+def as_text(measured):
+    """JSON with a row in a line, so that a change shows where it is."""
+    rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in measured["rows"].items())
+    return json.dumps(measured | {"rows": {}}, indent=1).replace('"rows": {}', f'"rows": {{\n{rows}\n}}') + "\n"
+
+
+def main(argv=None):
+    args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
+    try:
+        from study.page import make_page
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs {error.name} for its colours: pip install -r requirements-dev.txt") from None
+    if args.measure:
+        from study.measure import measure
+
+        args.measured.write_text(as_text(measure(config)), encoding="utf-8")
+    page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
+    args.output.write_text(page, encoding="utf-8")
+    print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,354 @@
+"""What each row becomes: operations, gradients, time, memory, and how far the three are apart there.
+
+An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a
+call counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
+"""
+
+import collections
+import datetime
+import itertools
+import platform
+import re
+import traceback
+from pathlib import Path
+from unittest import mock
+
+import comparison
+from common.config import UserError
+from common.device import be_deterministic, device_name, tf
+from common.layers import table
+from comparison import finder, ladder, profile
+from comparison.programs import collect_one
+from comparison.ways import EXACT_CONSTANTS, Case
+from data.loader import load_examples, training_batches
+from study import rows
+
+import keras
+from tensorflow.python import pywrap_tfe  # to learn which operation a gradient belongs to, which no public function tells
+from tensorflow.python.eager import backprop
+
+STEPS = 5
+NO_WORK = {"Const", "Placeholder", "NoOp", "Identity", "IdentityN", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval"}
+VIEWS = NO_WORK | {"ReadVariableOp", "Shape", "ShapeN", "Cast"}  # nothing that is kept: weights, sizes, and casts of weights
+
+
+class Places:
+    """The rows of a column's lines."""
+
+    def __init__(self, implementation):
+        self.rows = {}
+        for row in rows.all_rows():
+            if part := row.parts.get(implementation):
+                module = row.name.split("/")[0]
+                path = str(rows.ROOT / implementation / f"{module}.py")
+                self.rows |= {(path, line): row.name for line in range(part.first, part.last + 1)}
+
+    def of(self, frames):
+        """Of Python frames, the rows, from the outermost to the innermost, each once."""
+        return list(dict.fromkeys(self.rows[f.filename, f.lineno] for f in frames if (f.filename, f.lineno) in self.rows))
+
+
+class Layers:
+    """Which Keras layer made an operation, and which rows made the layer."""
+
+    def __init__(self, places):
+        self.places, self.made, self.operations = places, {}, {}
+
+    @tf.autograph.experimental.do_not_convert
+    def remember(self, layer):
+        self.made.setdefault(layer.name, self.places.of(traceback.extract_stack()))
+
+    def watch(self):
+        original = keras.layers.Layer.__call__
+
+        def call(layer, *args, **kwargs):
+            graph = tf.compat.v1.get_default_graph()
+            before = len(graph.get_operations())
+            self.remember(layer)
+            result = original(layer, *args, **kwargs)
+            for op in graph.get_operations()[before:]:
+                self.operations.setdefault(op.name, layer.name)  # a layer within a layer comes first
+            return result
+
+        return mock.patch.object(keras.layers.Layer, "__call__", call)
+
+    def of(self, op):
+        return self.made.get(self.operations.get(op.name), [])
+
+
+def watch_gradients(found):
+    """While a tape goes back, found[name of an operation] becomes the name of the one whose gradient it belongs to."""
+    original, done = backprop._gradient_function, set()
+
+    def gradient(op_name, attrs, n, inputs, outputs, *rest):
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        # told are only the inputs and outputs that the gradient reads; else it is the last of its kind that is still due
+        made = [t.op for t in outputs or () if tf.is_tensor(t)]
+        made += [op for t in inputs or () if tf.is_tensor(t) for op in reversed(t.consumers())]
+        made += reversed(graph.get_operations())
+        forward = next((op for op in made if op.type == op_name and (id(graph), op.name) not in done), None)
+        result = original(op_name, attrs, n, inputs, outputs, *rest)
+        added = graph.get_operations()[before:]
+        done.update((id(graph), op.name) for op in added + [forward] * bool(forward))
+        for op in added if forward else ():
+            found[op.name] = forward.name
+        return result
+
+    pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient)
+    return lambda: pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
+
+
+def named_gradients(operations):
+    """The same for tf.gradients, which calls what belongs to the gradient of `a/b` "gradients/a/b_grad/..."."""
+    found = {}
+    for op in operations:
+        match = re.match(r"gradients(?:_\d+)?/(.+?)_grad/", op.name)
+        if match:
+            found[op.name] = match[1]
+    return found
+
+
+def bytes_of(tensor):
+    return tensor.shape.num_elements() * tensor.dtype.size if tensor.shape.is_fully_defined() else 0
+
+
+def located(text):
+    """[(kind, name)] of the operations in a StableHLO text, with the operation of TensorFlow that each was made of."""
+    places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.MULTILINE))
+
+    def name(place):
+        for _ in range(9):
+            if match := re.match(r'"([^"]*)"', place):
+                return match[1].split("@")[0]
+            alias = re.search(r"#loc\d+", place)
+            if not alias:
+                break
+            place = places[alias[0]]
+        return ""
+
+    found, region = [], None
+    for line in text.splitlines():
+        match = re.search(r"stablehlo\.(\w+)", line)
+        end = re.match(r"\s*\}\) ?(:|\{)", line)
+        if region and end:
+            match, region = (None, region), None
+        elif region or not match or match[1] in ("constant", "return"):
+            continue
+        elif line.rstrip().endswith("({"):
+            region = match[1]
+            continue
+        place = re.search(r" loc\((.*)\)$", line)
+        found.append((match[1], name(place[1]) if place else ""))
+    return found
+
+
+def operations(implementation, config, images, masks):
+    """-> (row -> what its lines become, {operation's name: (rows, rows of its forward operation)}, totals)."""
+    places = Places(implementation)
+    layers, backward = Layers(places), {}
+    with layers.watch():
+        stop = watch_gradients(backward)
+        try:
+            graph, optimized, compiled, text = collect_one(implementation, config, images, masks)
+        finally:
+            stop()
+    made = {op.name: op for op in graph.get_operations()}
+    everything = [*compiled.get_operations(), *made.values()]  # Keras gives the second model of a process other names
+    backward = backward or named_gradients(everything)
+    at = {op.name: list(dict.fromkeys(places.of(op.traceback) + layers.of(op))) for op in everything}
+    forward_of = {name: at.get(forward, []) for name, forward in backward.items()}
+
+    def where(name):
+        """The rows of an operation of the optimized graph, whose name may have been changed a little."""
+        name = name.split(":")[0]
+        shorter = re.sub(r"^(ArithmeticOptimizer|ConstantFolding)/|-folded-\d+$", "", name)
+        for candidate in (name, shorter):
+            if candidate in at:
+                return at[candidate], forward_of.get(candidate, [])
+        return [], []
+
+    found = collections.defaultdict(lambda: collections.defaultdict(collections.Counter))
+    totals = collections.Counter()
+
+    def add(stage, kind, name):
+        if kind in NO_WORK:
+            return
+        rows_, forward = where(name)
+        totals[stage] += 1
+        totals[f"{stage}, without a row"] += not rows_
+        for row in rows_:
+            found[row][stage][kind] += 1
+        for row in set(forward):
+            found[row][f"gradient, {stage}"][kind] += 1
+
+    for name, op in made.items():
+        add("traced", op.type, name)
+    for graph_def in optimized:
+        for nodes in (graph_def.node, *(f.node_def for f in graph_def.library.function)):
+            for node in nodes:
+                add("optimized", node.op, node.name)
+    for kind, name in located(text):
+        add("stablehlo", kind, name)
+
+    kept = {}
+    gradient_rows = "train/make_train_step/gradients"
+    for name, op in made.items():
+        if gradient_rows in at[name]:
+            for tensor in op.inputs:
+                if gradient_rows not in at[tensor.op.name] and tensor.op.type not in VIEWS:
+                    kept[tensor.name] = tensor
+    for tensor in kept.values():
+        totals["kept"] += bytes_of(tensor)
+        for row in at[tensor.op.name]:
+            found[row]["kept"]["bytes"] += bytes_of(tensor)
+    return found, where, totals
+
+
+def times(found, where, measured):
+    """Adds the milliseconds that `profile.measure` found to the rows. -> what has no row."""
+    lost = 0.0
+    for name, ms in measured["operations"].items():
+        rows_, forward = where(name)
+        lost += ms * (not rows_)
+        for row in rows_:
+            found[row]["ms"]["forward"] += ms
+        for row in set(forward):
+            found[row]["ms"]["gradient"] += ms
+    return lost
+
+
+LAYER_ROWS = {
+    "conv": "model/double_conv/conv",
+    "bn": "model/double_conv/bn",
+    "act": "model/double_conv/activation",
+    "pool": "model/forward/down/pool",
+    "deconv": "model/forward/up/deconv",
+    "concat": "model/forward/up/concat",
+    "dropout": "model/forward/dropout",
+    "head": "model/forward/head",
+}
+RUNG_ROWS = {
+    "logits in inference": ["train/make_eval_step/logits"],
+    "logits in training": ["train/make_train_step/logits"],
+    "loss": ["train/make_train_step/loss"],
+    "gradients": ["train/make_train_step/gradients"],
+    "moving statistics, 1 step": ["model/double_conv/bn", "model/batch_norm/move", "model/batch_norm/kernel/move"],
+    f"losses, {STEPS} steps": ["train/train/loop", "train/make_train_step/return"],
+    f"weights, {STEPS} steps": ["train/make_train_step/apply"],
+}
+
+
+def layer_row(name):
+    """The row of a layer by its canonical name, such as "up0/conv1"."""
+    return LAYER_ROWS[re.sub(r"\d", "", name.split("/")[-1]).replace("bias", "bn")]
+
+
+def parity(case, batches, connection):
+    """A process that sends row -> what is compared -> for each pair (largest difference, ulp, where)."""
+    if case.exact:
+        be_deterministic()
+    images, masks = batches[0]
+    values = {}
+    for name in comparison.IMPLEMENTATIONS:
+        seen = values[name] = collections.defaultdict(lambda: collections.defaultdict(dict))
+        probe = finder.Probe(name, case)
+        for layer, array in finder.activations(probe.model, case.config, images, True):
+            seen[layer_row(layer)]["output, in training"][layer] = array
+        for rung, arrays in ladder.observe(name, case, batches).items():
+            for row in RUNG_ROWS.get(rung, ()):
+                seen[row][rung] = arrays
+            if rung == "gradients":
+                for weight, array in arrays.items():
+                    seen[layer_row(weight.rpartition("/")[0])]["gradients of its weights"][weight] = array
+            if rung == "moments, 1 step":
+                for slot in ("m", "v"):
+                    of_slot = {key: array for key, array in arrays.items() if key.endswith(f"/{slot}")}
+                    if of_slot:
+                        optimizer = {"adam": "Adam", "sgd": "SGD"}[case.config.training.optimizer]
+                        seen[f"train/{optimizer}/apply/{slot}"][f"{slot}, after 1 step"] = of_slot
+    first = values[comparison.IMPLEMENTATIONS[0]]
+    pairs = list(itertools.combinations(comparison.IMPLEMENTATIONS, 2))
+    answer = {}
+    for row, whats in first.items():
+        answer[row] = {}
+        for what in whats:
+            found = [ladder.difference(values[a][row][what], values[b][row][what]) for a, b in pairs]
+            answer[row][what] = [[float(f"{d:.2g}"), int(ulp), worst] for worst, d, ulp in found]
+    connection.send(answer)
+
+
+def ask(work, *args):
+    process, connection = comparison.start_process(work, *args)
+    try:
+        answer = connection.recv()
+    except (EOFError, ConnectionResetError):
+        raise UserError(f"the process of {work.__name__} ended; its last words are above") from None
+    process.wait()
+    return answer
+
+
+def processor():
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def short(number):
+    return float(f"{number:.3g}")
+
+
+def measure(config):
+    """Everything that the page shows of numbers, as one dictionary for JSON. Raises: UserError with XLA."""
+    if config.training.jit:
+        raise UserError("--jit makes one operation of a whole step: leave it out, StableHLO is measured anyway")
+    config, examples, _ = load_examples(config)
+    batches = [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(STEPS)]
+    images, masks = batches[0]
+    network, training = config.network, config.training
+    found = {"rows": collections.defaultdict(dict), "totals": {}}
+
+    def note(row, key, implementation, value):
+        found["rows"][row].setdefault(key, {})[implementation] = value
+
+    profiles = profile.collect(config, images, masks)
+    other = {"fused": "explicit", "explicit": "fused"}.get(network.batch_norm)
+    other = None if network.precision == "float64" else other
+    for name in comparison.IMPLEMENTATIONS:
+        of, where, totals = operations(name, config, images, masks)
+        measured = profiles["train", name]
+        totals["ms"] = short(sum(measured["operations"].values()))
+        totals["ms, without a row"] = short(times(of, where, measured))
+        found["totals"][name] = {key: value for key, value in totals.items()}
+        for row, stages in of.items():
+            for stage, counter in stages.items():
+                if stage == "kept":
+                    note(row, stage, name, counter["bytes"])
+                elif stage == "ms":
+                    note(row, stage, name, {part: short(ms) for part, ms in counter.items()})
+                else:
+                    note(row, stage, name, dict(counter.most_common()))
+        if other:
+            changed, _, _ = operations(name, config.replace(batch_norm=other), images, masks)
+            for row, stages in changed.items():
+                if "batch_norm" in row or row == "model/double_conv/bn":
+                    for stage in ("traced", "gradient, traced"):
+                        if stages[stage] and stages[stage] != of.get(row, {}).get(stage):
+                            note(row, f"{stage}, {other}", name, dict(stages[stage].most_common()))
+    tiers = {"as written": Case("", config, STEPS, exact=False)}
+    tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
+    for tier, case in tiers.items():
+        for row, whats in ask(parity, case, batches).items():
+            found["rows"][row].setdefault("parity", {})[tier] = whats
+    flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{processor()}, {device_name()}",
+        "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
+        "config": {k: v for k, v in config.flat.items() if k in flat}
+        | {"batch_size": training.batch_size, "image": [int(n) for n in images.shape[1:]]},
+        "layers": [[layer.name, layer.kind, list(layer.outputs)] for layer in table(network, images.shape[1:3])],
+        "totals": found["totals"],
+        "rows": dict(sorted(found["rows"].items())),
+    }

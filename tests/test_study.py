@@ -1,0 +1,185 @@
+"""The study page: rows, notes, measurements, and docs/study.html, which must not go stale."""
+
+import ast
+import html
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from common.config import Config, Size
+from comparison.programs import programs
+from study import page, rows
+from study.__main__ import MEASURED, read_command_line
+from study.measure import operations
+from tests.conftest import IMPLEMENTATIONS
+from tests.test_columns import MIRRORED, functions, mirrored
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "study.html"
+SMALL = dict(channels=1, classes=1, filters=2, depth=1, batch_size=2, image_size=Size(16, 16))
+
+
+# --- rows ---
+
+
+@pytest.mark.parametrize("module", rows.MODULES)
+def test_every_line_is_in_exactly_one_row(module, implementation):
+    table = rows.rows(module)
+    lines = [n for row in table if (part := row.parts.get(implementation)) for n in range(part.first, part.last + 1)]
+    assert lines == list(range(1, len(rows.source(implementation, module).splitlines()) + 1)), "in order, none twice"
+
+
+def test_names_are_unique():
+    names = [row.name for row in rows.all_rows()]
+    assert len(names) == len(set(names)) > 100
+    assert "model/double_conv/bn" in names, "the link in the README"
+
+
+def test_what_the_mirror_pairs_stands_in_one_row():
+    """tests/test_columns.py compares the columns statement by statement: the page must not tear its pairs apart."""
+    for module in rows.MODULES:
+        table, pairs = rows.rows(module), {}
+        for implementation in IMPLEMENTATIONS:
+            for name, node in functions(implementation, module):
+                if name in MIRRORED[module] and isinstance(node, ast.FunctionDef):
+                    key = "UNet" if name == "__call__" else name
+                    # what is returned may be the head itself, or the model that ends in it
+                    lines = [s.lineno for s in mirrored(node) if not isinstance(s, ast.Return)]
+                    pairs.setdefault(key, []).append([rows.find(table, implementation, module, line) for line in lines])
+        for function, columns in pairs.items():
+            assert columns[0] == columns[1] == columns[2], f"{module}.py, {function}"
+        assert sum(len(columns[0]) for columns in pairs.values()) > 15, "something is compared"
+
+
+def test_rows_follow_the_code():
+    """A line more above moves nothing; a new statement is a row of its own; another order is told apart."""
+    sources = {name: rows.source(name, "model") for name in IMPLEMENTATIONS}
+    before = [row.name for row in rows.rows("model", sources)]
+    old = "            skips.append(x)\n"
+    assert sources["highlevel"].count(old) == 1
+    sources["highlevel"] = sources["highlevel"].replace(old, old + "            extra = tf.identity(x)\n")
+    sources["lowlevel"] = sources["lowlevel"].replace("import tensorflow as tf\n", "import tensorflow as tf\n\n\n")
+    after = rows.rows("model", sources)
+    assert [row.name for row in after if row.name != "model/forward/down/extra"] == before
+    (new,) = (row for row in after if row.name == "model/forward/down/extra")
+    assert list(new.parts) == ["highlevel"]
+
+
+# --- notes ---
+
+
+def test_notes_belong_to_rows_that_exist():
+    found, glossary = page.notes()
+    names, all_traps = {row.name for row in rows.all_rows()}, page.traps()
+    assert not found.keys() - names
+    assert 25 <= len(found) and all(text.strip() for _, text in found.values()) and len(glossary) >= 8
+    unknown = {trap for of, _ in found.values() for trap in of} - all_traps.keys()
+    assert not unknown
+    told = {trap for of, _ in found.values() for trap in of}
+    assert all_traps.keys() == told, "every trap stands at some row"
+
+
+def test_links_within_the_page_lead_somewhere():
+    text = PAGE.read_text(encoding="utf-8")
+    ids = set(re.findall(r'\bid="([^"]+)"', text))
+    targets = {html.unescape(target) for target in re.findall(r'href="#([^"]+)"', text)}
+    assert not targets - ids
+    assert len(re.findall(r'\bid="([^"]+)"', text)) == len(ids)
+
+
+# --- the page ---
+
+
+def test_the_page_is_up_to_date():
+    """`python -m study` writes what is committed: rows, notes, traps, and the measurements as they lie there."""
+    made = page.make_page(json.loads(MEASURED.read_text(encoding="utf-8")))
+    assert PAGE.read_text(encoding="utf-8") == made, "run python -m study"
+    assert len(made.encode()) < 1.5e6
+
+
+def test_the_sources_in_the_page_are_the_files(implementation):
+    """By a way of its own: the lines of the page with their numbers, blank ones where a number is missing."""
+    text = PAGE.read_text(encoding="utf-8")
+    for module in rows.MODULES:
+        section = re.search(rf'<section class="file" aria-label="{module}\.py">.*?</section>', text, re.DOTALL)[0]
+        shown = {}
+        for cell in re.findall(rf'<div class="cell" data-of="{implementation}".*?</pre></div>', section, re.DOTALL):
+            for n, line in re.findall(r'<span class="l" data-n="(\d+)" style="--i:\d+">(.*?)\n</span>', cell, re.DOTALL):
+                shown[int(n)] = html.unescape(re.sub(r"<[^>]+>", "", line))
+        lines = (ROOT / implementation / f"{module}.py").read_text(encoding="utf-8").splitlines()
+        assert [shown.get(n, "") for n in range(1, len(lines) + 1)] == lines
+
+
+def test_nothing_comes_from_the_network():
+    text = PAGE.read_text(encoding="utf-8")
+    assert not re.search(r'(src|<link[^>]*href)="(?!data:)', text) and "@import" not in text and "url(http" not in text
+
+
+# --- the measurements ---
+
+
+def test_measured_rows_exist():
+    """A row that was renamed would lose its figures in silence."""
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    assert not measured["rows"].keys() - {row.name for row in rows.all_rows()}, "run python -m study --measure"
+    assert MEASURED.stat().st_size < 3e5
+
+
+def traced(implementation, config, images, masks):
+    """`collect_one` without XLA, which refuses to be deterministic as this process is."""
+    graph = programs(implementation, config)["train step"].get_concrete_function(images, masks).graph
+    return graph, [], graph, ""
+
+
+def test_every_operation_has_a_row(monkeypatch):
+    monkeypatch.setattr("study.measure.collect_one", traced)
+    tf.random.set_seed(0)  # tf.layers draw weights before they are replaced
+    images = np.random.default_rng(0).random([2, 16, 16, 1], np.float32)
+    config = Config.of(**SMALL)
+    found = {}
+    for name in IMPLEMENTATIONS:
+        found[name], _, totals = operations(name, config, images, (images > 0.5).astype(np.float32))
+        assert totals["traced, without a row"] == 0 and totals["traced"] > 100
+        rows_ = found[name]
+        assert rows_["model/double_conv/conv"]["traced"]["Conv2D"] == 6  # two in each of three blocks
+        assert rows_["model/double_conv/conv"]["gradient, traced"]["Conv2DBackpropFilter"] == 6
+        assert rows_["model/double_conv/bn"]["traced"]["FusedBatchNormV3"] == 6
+        assert rows_["model/forward/up/deconv"]["gradient, traced"]["Conv2D"] == 1
+        assert (
+            rows_["model/forward/down/double_conv"]["traced"]["Elu"] == 2
+            and rows_["model/forward/double_conv"]["traced"]["Elu"] == 2
+        )
+        # what every ELU leaves for its gradient: 2 images of 16x16 and of 8x8 pixels, float32; two blocks above and one below
+        kept = 4 * 2 * (4 * 16 * 16 * 2 + 2 * 8 * 8 * 4)
+        assert rows_["model/double_conv/activation"]["kept"]["bytes"] == kept
+    apply = "train/make_train_step/apply"
+    assert found["highlevel"][apply]["traced"]["ResourceApplyAdam"] == found["keras_impl"][apply]["traced"]["Square"] == 22
+    assert found["lowlevel"][apply]["traced"]["Pow"] == 2 and found["keras_impl"][apply]["traced"]["Pow"] == 44
+    assert found["keras_impl"]["model/forward/head"]["traced"]["AddV2"] == 1
+    assert found["lowlevel"]["model/conv2d/return"]["traced"]["BiasAdd"] == 1
+
+
+@pytest.mark.slow
+def test_measure_a_small_network(tmp_path):
+    options = "--filters 2 --depth 1 --batch-size 2 --image-size 16 --images 12".split()
+    out = ["--measured", tmp_path / "measured.json", "--output", tmp_path / "study.html"]
+    subprocess.run([sys.executable, "-m", "study", "--measure", *options, *out], cwd=ROOT, check=True)
+    measured = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))
+    for name in IMPLEMENTATIONS:
+        assert measured["totals"][name]["ms, without a row"] < 0.1 * measured["totals"][name]["ms"]
+    row = measured["rows"]["model/double_conv/bn"]
+    assert {"traced", "optimized", "stablehlo", "gradient, traced", "traced, explicit", "ms", "kept", "parity"} <= row.keys()
+    exact = [of["parity"]["to the last bit"] for of in measured["rows"].values() if "parity" in of]
+    assert exact and all(d == 0 for whats in exact for found in whats.values() for d, _, _ in found)
+    assert "Conv2D" in (tmp_path / "study.html").read_text(encoding="utf-8")
+
+
+def test_command_line():
+    args, config = read_command_line(["--measure", "--filters", "8", "--loss", "dice_ce"])
+    assert args.measure and config.network.filters == 8 and config.training.loss == "dice_ce"

@@ -1,0 +1,193 @@
+"""docs/study.html in Debian's Chromium: what a reader does with mouse, keys, a small screen, a printer."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "study.html"
+URL = PAGE.as_uri()
+MEASURED = json.loads((Path(__file__).parents[1] / "study" / "measured.json").read_text(encoding="utf-8"))
+BN = "model/double_conv/bn"
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
+            yield browser
+
+
+@pytest.fixture
+def look(browser):
+    """look(anchor, width, ...) -> the page, with `page.errors` and `page.requests`."""
+    contexts = []
+
+    def look(anchor="", width=1600, height=1000, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options))
+        page = contexts[-1].new_page()
+        page.requests, page.errors = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto(URL + anchor)
+        return page
+
+    yield look
+    for context in contexts:
+        assert not [error for page in context.pages for error in page.errors]
+        context.close()
+
+
+def row(page, name):
+    return page.locator(f'[id="{name}"]')
+
+
+def lit(page):
+    return page.eval_on_selector_all(".row.lit", "rows => rows.map(row => row.id)")
+
+
+def test_hovering_lights_three_columns_and_shows_the_panel(look):
+    page = look()
+    name = "model/forward/up/concat"
+    row(page, name).scroll_into_view_if_needed()
+    row(page, name).locator(".cell").nth(2).hover()
+    assert lit(page) == [name]
+    assert row(page, name).locator(".cell:not(.none)").count() == 3
+    assert row(page, name).evaluate("row => getComputedStyle(row).backgroundColor") == "rgb(253, 243, 212)"
+    assert page.locator("#what").text_content() == name
+    assert page.locator(".u a.here").first.get_attribute("data-part") == "skip"
+
+
+def test_the_panel_holds_the_figures_that_were_measured(look):
+    page = look(f"#{BN}")
+    table = page.locator("#content .becomes")
+    titles = {"traced": "as traced", "optimized": "optimized", "stablehlo": "StableHLO", "gradient, traced": "its gradient"}
+    for stage, title in titles.items():
+        line = table.locator("tr", has=page.get_by_role("rowheader", name=title, exact=True))
+        for name, counts in MEASURED["rows"][BN][stage].items():
+            shown = line.locator(f'td[data-of="{name}"] li').all_inner_texts()
+            texts = [re.fullmatch(r"(?:≠\s)?(\w+) ([\d,]+)", text).groups() for text in shown]
+            assert {kind: int(number.replace(",", "")) for kind, number in texts} == counts
+    ms, total = MEASURED["rows"][BN]["ms"]["lowlevel"], MEASURED["totals"]["lowlevel"]["ms"]
+    assert f"{100 * ms['forward'] / total:.1f} %" in page.locator("#content .cost").inner_text()
+
+
+def test_keys(look):
+    page = look()
+    page.locator(".row").first.focus()
+    names = page.eval_on_selector_all(".row", "rows => rows.map(row => row.id)")
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    assert lit(page) == [names[3]] and page.evaluate("document.activeElement.id") == names[3]
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#" + names[2])
+    row(page, names[5]).hover()
+    assert lit(page) == [names[2]], "what is kept open stays"
+    page.keyboard.press("Escape")
+    assert "#" not in page.url
+    page.keyboard.press("Escape")
+    assert page.locator("#dock").is_hidden()
+    page.keyboard.press("2")
+    assert row(page, BN).locator('[data-of="highlevel"]').first.is_hidden()
+    page.keyboard.press("/")
+    page.keyboard.type("FusedBatchNormGradV3")
+    assert 0 < page.locator(".row:not(.dim)").count() < 40
+    page.keyboard.press("Enter")
+    assert "FusedBatchNormGradV3" in row(page, lit(page)[0]).text_content()
+
+
+def test_a_link_leads_to_its_row(look):
+    page = look(f"#{BN}")
+    assert lit(page) == [BN] and row(page, BN).locator(".cells").is_visible()
+    box = row(page, BN).bounding_box()
+    assert 0 < box["y"] < 600
+    page.locator(".u a[data-part=deconv]").first.click()
+    assert lit(page) == ["model/forward/up/deconv"]
+    page.goto(URL + "#no/such/row")
+
+
+def test_bars_and_tiers(look):
+    page = look(f"#{BN}")
+    assert page.locator("#content .proof.exact").is_hidden() and page.locator("#content .proof.written").is_visible()
+    page.select_option("#tier", "exact")
+    assert page.locator("#content .proof.exact").is_visible() and page.locator("#content .proof.written").is_hidden()
+    page.select_option("#heat", "operations")
+    cell = row(page, BN).locator(".cell").first
+    assert cell.evaluate("cell => getComputedStyle(cell, '::after').content") == '"126"'
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_wider_than_the_screen(look, width):
+    page = look(f"#{BN}", width=width, height=844)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 390:
+        assert row(page, BN).locator(".more .becomes").is_visible(), "the panel is below the row"
+        left = row(page, BN).locator(".cell").evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().left)")
+        assert len(set(left)) == 1, "the columns are stacked"
+
+
+def test_dark_and_no_request(look):
+    dark, light = look(color_scheme="dark"), look(color_scheme="light")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert dark.evaluate(paper) == "rgb(20, 24, 28)" and light.evaluate(paper) == "rgb(252, 252, 251)"
+    light.click("#theme")
+    assert light.evaluate(paper) == "rgb(20, 24, 28)"
+    requests = [url.partition("#")[0] for url in light.requests if not url.startswith("data:")]
+    assert requests == [URL], "nothing is asked of the network"
+
+
+def test_without_javascript(look):
+    page = look(java_script_enabled=False)
+    assert row(page, BN).locator(".cell").nth(2).is_visible() and page.locator(".tools").is_hidden()
+    row(page, BN).locator("summary").click()
+    assert row(page, BN).locator(".becomes").is_visible()
+
+
+def test_it_prints_on_a4(look, tmp_path):
+    page = look()
+    data = page.pdf(prefer_css_page_size=True)
+    sizes = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox ?\[([^\]]*)\]", data)}
+    assert len(sizes) == 1
+    _, _, width, height = sizes.pop()
+    assert abs(width - 842) < 2 and abs(height - 595) < 2, "landscape"
+
+
+VIEWS = [("dark", 1600), ("light", 390)]
+
+
+def violations(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return "\n".join(f"{v['id']}: {v['help']}: {[n['target'] for n in v['nodes'][:5]]}" for v in found)
+
+
+@pytest.mark.parametrize("scheme, width", VIEWS)
+def test_rules_of_accessibility(look, scheme, width):
+    """On a page with few rows and traps, for axe-core looks at every element: the whole takes 25 s."""
+    page = look(f"#{BN}", width=width, color_scheme=scheme)
+    rest = ".row:not(.lit):nth-of-type(n + 4), .text section:nth-of-type(n + 2)"
+    page.evaluate("rest => document.querySelectorAll(rest).forEach(element => element.remove())", rest)
+    assert 5 < page.locator(".row").count() < 10
+    assert not violations(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme, width", [("light", 1600), *VIEWS])
+def test_rules_of_accessibility_on_every_row(look, scheme, width):
+    assert not violations(look(f"#{BN}", width=width, color_scheme=scheme))
+
+
+def test_broken_rules_are_seen(look):
+    page = look()
+    faint = '<p style="color: #ccc; background: #fff">faint</p>'
+    page.evaluate("body => { document.body.innerHTML = body; }", f"<main><h1>a</h1><button></button>{faint}</main>")
+    assert {"button-name", "color-contrast"} <= {line.split(":")[0] for line in violations(page).splitlines()}
