@@ -25,7 +25,9 @@ class Parser(argparse.ArgumentParser):
     """Raises `UserError` and never exits by itself, but for --help."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        # resolve: a command may have an option of the configuration in a form of its own
+        options |= dict(conflict_handler="resolve", formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         message = printable(message)

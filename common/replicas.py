@@ -23,9 +23,14 @@ def total(x):
     return x if replicas() == 1 else tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
+def share(tensors):
+    """Each of `tensors` by the number of replicas: for what adds up over them by itself."""
+    return tensors if replicas() == 1 else [x / replicas() for x in tensors]
+
+
 def average(tensors):
     """The mean of each of `tensors` over all replicas, the same in each of them."""
-    return tensors if replicas() == 1 else [x / replicas() for x in total(tensors)]
+    return share(total(tensors))
 
 
 def batch_mean(x):

@@ -42,7 +42,6 @@ def add_options(parser):
     group.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default: 5 to 9)")
     against = "another version, in the same rounds: a git revision or a folder; or an older bench.json, without a verdict"
     group.add_argument("--against", metavar="COMMIT", help=against)
-    parser.conflict_handler = "resolve"  # of a training it is one number
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
     parser.set_defaults(what="default", images=40, devices=1)

@@ -11,7 +11,6 @@ holds the same network, row by row.
 """
 
 import contextlib
-import functools
 import warnings
 
 from common.padding import check_size
@@ -46,16 +45,11 @@ def float32_variables():
         yield
 
 
-class GlobalBatchNormalization(layers.BatchNormalization):
-    """With `fused=False` its moments are those of the batch on all devices."""
-
-    def _moments(self, inputs, *_, **__):
-        return moments(inputs)
-
-
 def global_batch_norm(x, training, name, **settings):
-    """layers.batch_normalization, on several devices."""
-    return GlobalBatchNormalization(name=name, _scope=name, **settings)(x, training=training)
+    """layers.batch_normalization; without `fused` by the moments of the batch on all devices."""
+    layer = layers.BatchNormalization(name=name, _scope=name, **settings)
+    layer._moments = lambda x, *_, **__: moments(x)
+    return layer(x, training=training)
 
 
 def dropout(x, rate, state, training):
@@ -95,19 +89,6 @@ class UNet(tf.Module):
         self(tf.zeros([1, size, size, network.channels]))  # the first call makes the variables
         # the same start in all three, in the place of what the layers have drawn
         assign_weights(named_weights(self), initial_weights(network))
-
-    def with_variables(self, step):
-        """Decorates a step on several devices: opens their variables once, around all of them.
-
-        Each device has a thread, and they take turns in mid-step.
-        """
-
-        @tf.autograph.experimental.do_not_convert
-        @tf.compat.v1.keras.utils.track_tf1_style_variables
-        def within_variables(model, *batch):
-            return step(*batch)
-
-        return functools.partial(within_variables, self)
 
     @tf.compat.v1.keras.utils.track_tf1_style_variables  # outside of the scope, which it opens
     @float32_variables()

@@ -1,5 +1,6 @@
 """Train the U-Net written in tf.layers, with the optimizers of tf.compat.v1.train."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python high
 from common.cli import run_script
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
-from common.replicas import on_every_replica, replicas, total
+from common.replicas import on_every_replica, share, total
 from data.loader import load_examples
 from highlevel.model import UNet, named_weights
 from training.run import Run
@@ -48,6 +49,24 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
         )
 
 
+def make_moments(optimizer, weights):
+    """v1 makes its moments in its first step: one with gradients of 0, which is not counted."""
+
+    @tf.function
+    @on_every_replica
+    def first_step():
+        optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
+
+    first_step()
+
+
+def with_variables(model, step):
+    """Decorates a step: opens the store of variables around all devices, which take turns in it."""
+    track = tf.compat.v1.keras.utils.track_tf1_style_variables
+    around = tf.autograph.experimental.do_not_convert(track(lambda _, *batch: step(*batch)))
+    return functools.partial(around, model)
+
+
 # --- training ---
 
 
@@ -63,13 +82,7 @@ def make_optimizer(model, config):
     else:
         optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
-
-    @tf.function
-    @on_every_replica
-    def first_step():  # in which v1 makes its moments: of gradients of 0, and not counted
-        optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
-
-    first_step()
+    make_moments(optimizer, weights)
     return optimizer
 
 
@@ -87,7 +100,7 @@ def make_train_step(model, config, optimizer=None):
     optimizer = optimizer or make_optimizer(model, config)
 
     @tf.function(jit_compile=config.training.jit)
-    @model.with_variables
+    @functools.partial(with_variables, model)
     @on_every_replica
     def train_step(images, masks):
         weights = model.trainable_variables
@@ -97,10 +110,8 @@ def make_train_step(model, config, optimizer=None):
         gradients, _ = zip(*optimizer.compute_gradients(loss, weights))
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
-                # apply_gradients sums over all devices: clip that sum, and give it a share
-                gradients, n = total(gradients), replicas()
-                gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)
-                gradients = [g / n for g in gradients]
+                gradients, _ = tf.clip_by_global_norm(total(gradients), config.training.clip_norm)
+                gradients = share(gradients)  # for apply_gradients sums over the devices
             optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
         return loss
 

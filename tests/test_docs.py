@@ -63,6 +63,8 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
+        if module == "comparison.scaling":
+            return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         parser = make_parser(module, "")
         args = parse(parser, argv)
@@ -104,7 +106,7 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
-    known = {"--logdir"}  # of tensorboard
+    known = {"--logdir", "--ntasks-per-node"}  # of tensorboard, of Slurm
     for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
         main = {"predict.py": predict.main, "overview": data.overview.main, "study": study.__main__.main}.get(
             words[0], compare.main

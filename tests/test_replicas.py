@@ -1,5 +1,7 @@
 """Several devices and hosts: the same training as on one, and nobody waits for a host that is lost."""
 
+import contextlib
+import importlib
 import json
 import re
 import signal
@@ -7,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import comparison
 from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
 from comparison import replicas
+from comparison.ladder import difference
 from training.replicas import with_cluster
 
 import numpy as np
@@ -25,14 +29,10 @@ OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".spl
 # --- what a step computes: in a process of its own, since devices are set before the first operation ---
 
 
-def tell_apart(implementation, connection):
-    """Sends {fault: largest difference of the weights and statistics on 2 devices from 1}, for "" and for planted faults."""
-    from unittest import mock
-
+def tell_apart(implementation, with_faults, connection):
+    """Sends {fault: largest difference of losses, weights and statistics on 2 devices from 1}, "" without a fault."""
     import common.losses
-    import common.replicas as shared
     from common.device import tf
-    from comparison.ladder import difference
 
     strategies = replicas.start_devices((1, 2))
     hard = replicas.WAYS["explicit, class weights, clipped, dropout"]
@@ -40,42 +40,53 @@ def tell_apart(implementation, connection):
     alone = replicas.train(implementation, config, range(3), strategies[1])
     model, step = (sys.modules[f"{implementation}.{module}"] for module in ("model", "train"))
     faults = {
-        "": [],
-        "moments of each device": [mock.patch.object(model, "moments", lambda x: tf.nn.moments(x, [0, 1, 2]))],
-        "weights of each device": [mock.patch.object(common.losses, "total", lambda x: x)],
-        "a mean is no share": [mock.patch.object(common.losses, "batch_mean", tf.reduce_mean)],
-        "the same dropout on each": [mock.patch.object(model, "drawn_for_batch", lambda draw, x: draw(x))],
+        "moments of each device": [(model, "moments", lambda x: tf.nn.moments(x, [0, 1, 2]))],
+        "weights of each device": [(common.losses, "total", lambda x: x)],
+        "a mean is no share": [(common.losses, "batch_mean", tf.reduce_mean)],
+        "the same dropout on each": [(model, "drawn_for_batch", lambda draw, x: draw(x))],
     }
-    if implementation == "highlevel":
-        alone_too = [("total", lambda x: x), ("replicas", lambda: 1)]
-        faults["clipped before the sum"] = [mock.patch.object(step, name, function) for name, function in alone_too]
-    if implementation == "keras_impl":
-        faults["clipped before the sum"] = [mock.patch.object(step, "average", lambda x: x)]
-    apart = {}
-    for fault, patches in faults.items():
-        for patch in patches:
-            patch.start()
-        found = replicas.train(implementation, config, range(3), strategies[2])
-        apart[fault] = max(difference(found[rung], alone[rung])[1] for rung in ("losses", "weights", "moving statistics"))
-        for patch in patches:
-            patch.stop()
-    fused = Config.of(**TINY)
-    found = replicas.train(implementation, fused, range(3), strategies[2])
-    by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
-    apart["fused"] = max(difference(found[rung], by_rows[rung])[1] for rung in by_rows)
-    assert shared.replicas() == 1
-    connection.send(apart)
+    unsummed = {"lowlevel": [], "highlevel": ["total", "share"], "keras_impl": ["average"]}[implementation]
+    if unsummed:
+        faults["clipped before the sum"] = [(step, name, lambda x: x) for name in unsummed]
+
+    def apart(found, wanted):
+        return max(difference(found[rung], wanted[rung])[1] for rung in ("losses", "weights", "moving statistics"))
+
+    results = {"": apart(replicas.train(implementation, config, range(3), strategies[2]), alone)}
+    for fault, patches in faults.items() if with_faults else ():
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(mock.patch.object(*patch))
+            results[fault] = apart(replicas.train(implementation, config, range(3), strategies[2]), alone)
+    if with_faults:
+        fused = Config.of(**TINY)
+        by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
+        results["fused"] = apart(replicas.train(implementation, fused, range(3), strategies[2]), by_rows)
+    connection.send(results)
+
+
+def told_apart(implementation, with_faults):
+    work = importlib.import_module("tests.test_replicas").tell_apart  # under the name that another process finds it by
+    process, connection = comparison.start_process(work, implementation, with_faults)
+    results = connection.recv()
+    process.wait()
+    return results
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_two_devices_train_as_one(implementation):
-    process, connection = comparison.start_process(tell_apart, implementation)
-    apart = connection.recv()
-    process.wait()
-    assert apart.pop("") <= 1e-13, "sums in another order, 3 steps in float64"
-    assert apart.pop("fused") <= 1e-5, "the same in float32"
-    for fault, difference in apart.items():
-        assert difference > 1e-6, f"planted and not seen: {fault}"
+    assert told_apart(implementation, with_faults=False)[""] <= 1e-13, "sums in another order, 3 steps in float64"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_faults_of_several_devices_are_seen(implementation):
+    results = told_apart(implementation, with_faults=True)
+    assert results.pop("") <= 1e-13
+    assert results.pop("fused") <= 1e-5, "the same in float32"
+    assert len(results) >= 4
+    for fault, found in results.items():
+        assert found > 1e-6, f"planted and not seen: {fault}"
 
 
 # --- what is refused ---
