@@ -434,4 +434,4 @@ def test_help_needs_no_tensorflow():
 
 def test_image_that_cannot_fit_is_one_line(tmp_path):
     with pytest.raises(UserError, match="would not fit into memory"):
-        compare.main(["bench", "--quick", *TINY, "--filters", "1000000", "--image-size", "512", "--run-dir", str(tmp_path)])
+        compare.main(["bench", "--quick", *TINY, "--filters", "65536", "--image-size", "512", "--run-dir", str(tmp_path)])

@@ -164,6 +164,7 @@ def test_an_absent_class_is_driven_out():
     assert float(dice_loss(masks, tf.constant(perfect))) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "precision"), [(1, "float32"), (3, "float64")])
 def test_parity_with_weights_and_void(classes, precision, tmp_path):
     """The command's own case, with a small network."""

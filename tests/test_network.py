@@ -49,11 +49,11 @@ def test_number_of_parameters(implementation, config, count):
 # Small, but every option of the architecture in some combination with the others, and sizes that are no squares.
 PARITY = [
     (Config.of(filters=4), (32, 32)),
-    (Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32)),
-    (Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32)),
+    pytest.param(Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32), marks=pytest.mark.slow),
+    pytest.param(Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32), marks=pytest.mark.slow),
     (Config.of(filters=4, depth=1, channels=3), (30, 18)),
     (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 4)),
-    (Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (40, 48)),
+    pytest.param(Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (40, 48), marks=pytest.mark.slow),
     (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (56, 48)),
     (Config.of(filters=4, depth=1, padding="valid", batch_norm="explicit"), (24, 30)),
     (Config.of(filters=4, depth=1, batch_norm="explicit", precision="float64"), (20, 22)),

@@ -10,6 +10,7 @@ from training.report import read_history
 from training.summary import layers
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 # figure 1, from left to right: heights and widths of the feature maps, and their channels
@@ -55,6 +56,7 @@ def test_options_beside_the_preset_count():
     assert Config().network.filters == 16, "without the preset nothing has changed"
 
 
+@pytest.mark.slow
 def test_the_preset_trains_alike_in_all_three(tmp_path):
     options = "--preset paper --filters 4 --crop-size 188 --images 8 --image-size 96 --validation 0.25 --epochs 2".split()
     histories = []

@@ -88,6 +88,7 @@ def test_layers(tmp_path, monkeypatch):
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_bound_is_what_rounding_explains(monkeypatch):
     """As if there were one: kernels off by the usual rounding pass, a kernel off by a thousandth does not."""
     devices = tf.config.list_physical_devices

@@ -246,7 +246,7 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
 
     def end_step(self, loss):
         if self.config.data.fold == 1:
-            self.signal = signal.SIGINT
+            self.stop.arrived = signal.SIGINT
         before(self, loss)
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
@@ -283,7 +283,7 @@ def test_a_stop_in_mid_epoch_is_resumed(implementation, tmp_path, monkeypatch):
 
     def end_step(self, loss):
         if self.step == 5:
-            self.signal = signal.SIGTERM
+            self.stop.arrived = signal.SIGTERM
         before(self, loss)
 
     with monkeypatch.context() as patched:

@@ -23,6 +23,7 @@ def without_pictures(monkeypatch):
     monkeypatch.setattr("training.run.draw_augmentations", lambda *_: None)  # seconds that prove nothing here
 
 
+@pytest.mark.slow
 def test_every_loop_is_timed(tmp_path, capfd):
     assert compare.main(["bench", "--loop", *TINY, "--rounds", "2", "--run-dir", str(tmp_path)]) == 0
     out, err = capfd.readouterr()

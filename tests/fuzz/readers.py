@@ -10,7 +10,7 @@ import functools
 import io
 import json
 import random
-import resource
+import re
 import shutil
 import struct
 import sys
@@ -381,7 +381,8 @@ def main(folder, seed, inputs):
     try_files(tried, rng, each)
     try_cache(tried, rng, each)
     try_command_lines(tried, rng, each)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # not ru_maxrss, which begins with that of the process that started this one
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
     found = {"seed": seed, "counts": tried.counts, "slowest": tried.slowest, "peak_GiB": peak, "faults": tried.faults}
     print(json.dumps(found))
 
