@@ -135,7 +135,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["as-written", "to-the-last-bit"])
+@pytest.mark.parametrize("exact", [pytest.param(False, marks=pytest.mark.slow), True], ids=["as-written", "to-the-last-bit"])
 @pytest.mark.parametrize(("plant", "options", "found"), FAULTS, ids=[f[2].replace(" ", "-") for f in FAULTS])
 def test_planted_fault_is_named(plant, options, found, exact, monkeypatch):
     constants = EXACT_CONSTANTS if exact else {}

@@ -181,7 +181,13 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("plant", "changes", "rung"), FAULTS, ids=[plant.__name__ for plant, *_ in FAULTS])
+LONG = (epsilon_outside_of_the_root, dice_with_squares, no_bias_correction)  # by hand: another of their rung is among the rest
+
+
+@pytest.mark.parametrize(
+    ("plant", "changes", "rung"),
+    [pytest.param(*fault, marks=pytest.mark.slow if fault[0] in LONG else (), id=fault[0].__name__) for fault in FAULTS],
+)
 def test_a_fault_of_all_three_is_seen_by_the_oracle_alone(plant, changes, rung, monkeypatch):
     case = tiny_case(3 * (plant is no_bias_correction), **changes)
     weights, batches = outside.draw(case)
