@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import types
 import typing
@@ -106,18 +107,26 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    pressed = []  # Ctrl-C: an import that it interrupts may end with another error than KeyboardInterrupt
+
+    def interrupt(number, frame):
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         sys.exit(main())
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nstopped; what was saved before stays", file=sys.stderr)
-        sys.exit(130)
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
+    except (KeyboardInterrupt, Exception) if pressed else KeyboardInterrupt:
+        print("\nstopped; what was saved before stays", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(2)

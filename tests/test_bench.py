@@ -319,6 +319,7 @@ def has_commit(name):
     return bench.git(comparison.ROOT, "cat-file", "-e", f"{name}^{{commit}}").returncode == 0
 
 
+@pytest.mark.slow
 def test_bench_writes_a_record_and_compares_with_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     arguments = ["bench", "--quick", "--precision", "float32", *TINY, "--run-dir", str(tmp_path)]
