@@ -121,7 +121,7 @@ def run_script(main):
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
-    except (KeyboardInterrupt, Exception) if pressed else KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) if pressed else KeyboardInterrupt:  # noqa: B030
         print("\nstopped; what was saved before stays", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
