@@ -221,7 +221,7 @@ def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
     addresses = free_addresses(2)
     host = start_host("lowlevel", 0, addresses, tmp_path / "run", "--wait", "15")
     said = host.communicate(timeout=90)[1]
-    assert host.returncode == 1 and f"no word within --wait 15 seconds from worker 1 ({addresses[1]})" in said
+    assert host.returncode and f"no word within --wait 15 seconds from worker 1 ({addresses[1]})" in said
 
 
 @pytest.mark.slow

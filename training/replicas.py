@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 
 from common.config import Addresses, UserError
 from common.device import tf
@@ -60,14 +60,13 @@ def spread(config):
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(training.workers)}), "", "worker", training.worker, rpc_layer="grpc"
     )
-    late = threading.Timer(training.wait, _give_up, [training, f"within --wait {training.wait} seconds"])
-    late.daemon = True
-    late.start()
+    late = _watch(training)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     try:
         with strategy.scope():
             agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
-            late.cancel()
+            os.kill(late, signal.SIGKILL)
+            os.waitpid(late, 0)
             if not is_chief():
                 sys.stdout = open(os.devnull, "w")
             yield
@@ -90,7 +89,21 @@ def find_devices(training):
     return [f"{'GPU' if gpus else 'CPU'}:{k}" for k in range(n)]
 
 
-def _give_up(training, when, error=None):
+def _watch(training):
+    """Starts a process that ends this one after --wait seconds. -> its number
+
+    A thread could not: TensorFlow lets none run while it waits for the other hosts.
+    """
+    waiting = os.getpid()
+    if watch := os.fork():
+        return watch
+    time.sleep(training.wait)
+    if os.getppid() == waiting:
+        _give_up(training, f"within --wait {training.wait} seconds", ends=waiting)
+    os._exit(0)
+
+
+def _give_up(training, when, error=None, ends=None):
     """Ends this process with one line on who is missing: nothing else would end while it waits for another host."""
     silent = []
     for k, address in enumerate(training.workers):
@@ -105,6 +118,8 @@ def _give_up(training, when, error=None):
         "start all with the same --workers" if error is None else "what was saved before stays; --resume on all goes on with it"
     )
     print(f"\nerror: worker {training.worker}: no word {when} from {who}: {how}", file=sys.stderr, flush=True)
+    if ends:
+        os.kill(ends, signal.SIGKILL)
     os._exit(1)  # TensorFlow's own end would wait for the others
 
 
