@@ -5,6 +5,7 @@ MultiWorkerMirroredStrategy for several hosts, where the same script runs once o
 validates and writes; the others know what they need to from it.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -21,7 +22,7 @@ from common.device import tf
 
 import numpy as np
 
-OF_A_HOST = ("worker", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
+OF_A_HOST = ("worker", "wait", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
 
 
 def with_cluster(config):
@@ -32,10 +33,10 @@ def with_cluster(config):
         told = json.loads(os.environ["TF_CONFIG"])
         jobs, task = told["cluster"], told["task"]
         first = 0 if task["type"] == "chief" else len(jobs.get("chief", []))
-        workers = Addresses.parse(",".join([*jobs.get("chief", []), *jobs.get("worker", [])]))
-        return config.replace(workers=workers, worker=first + int(task["index"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        workers, worker = Addresses.parse(",".join(jobs.get("chief", []) + jobs.get("worker", []))), first + int(task["index"])
+    except (argparse.ArgumentTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"TF_CONFIG does not say which workers there are and which this is: {error!r}") from None
+    return config.replace(workers=workers, worker=worker)
 
 
 @contextlib.contextmanager
@@ -60,13 +61,12 @@ def spread(config):
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(training.workers)}), "", "worker", training.worker, rpc_layer="grpc"
     )
-    late = _watch(training)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     try:
+        with _waiting(training):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         with strategy.scope():
-            agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
-            os.kill(late, signal.SIGKILL)
-            os.waitpid(late, 0)
+            with _waiting(training):
+                agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
             if not is_chief():
                 sys.stdout = open(os.devnull, "w")
             yield
@@ -89,18 +89,27 @@ def find_devices(training):
     return [f"{'GPU' if gpus else 'CPU'}:{k}" for k in range(n)]
 
 
-def _watch(training):
-    """Starts a process that ends this one after --wait seconds. -> its number
+@contextlib.contextmanager
+def _waiting(training):
+    """What is inside waits for the other hosts: after --wait seconds, or at Ctrl-C, this process ends.
 
-    A thread could not: TensorFlow lets none run while it waits for the other hosts.
+    Another process watches the time, since TensorFlow lets no thread and no handler of Python run meanwhile.
     """
-    waiting = os.getpid()
-    if watch := os.fork():
-        return watch
-    time.sleep(training.wait)
-    if os.getppid() == waiting:
-        _give_up(training, f"within --wait {training.wait} seconds", ends=waiting)
-    os._exit(0)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is there yet to be saved
+    waiting, end = os.getpid(), time.monotonic() + training.wait
+    watch = os.fork()
+    while watch == 0:
+        time.sleep(0.2)
+        if os.getppid() != waiting:
+            os._exit(0)
+        if time.monotonic() > end:
+            _give_up(training, f"within --wait {training.wait} seconds", ends=waiting)
+    try:
+        yield
+    finally:
+        os.kill(watch, signal.SIGKILL)
+        os.waitpid(watch, 0)
+        signal.signal(signal.SIGINT, handler)
 
 
 def _give_up(training, when, error=None, ends=None):

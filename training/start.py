@@ -30,6 +30,8 @@ def train_as_told(implementation, train, argv, description):
             train_folds(implementation, train, config)
     except Stopped as stopped:
         command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.training.run_dir))}"
+        if config.training.workers:
+            command += f" --workers {config.training.workers} --worker {config.training.worker}"
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
 
 
