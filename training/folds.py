@@ -52,7 +52,7 @@ def side_by_side(implementation, folds, training):
 
     def run(config):
         device, fold = free.get(), config.data.fold
-        if not failed:
+        if not (failed or arrived):
             command = [sys.executable, "-m", "training.folds", implementation, str(device)]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             process = subprocess.Popen(command, **pipes, start_new_session=True)
@@ -62,17 +62,18 @@ def side_by_side(implementation, folds, training):
             for line in process.stdout:
                 print(f"fold {fold}: {line}", end="", flush=True)
             if process.wait():
-                failed.append((fold, process.returncode))
+                failed.append(fold)
         free.put(device)
 
     print(f"{len(folds)} folds, {training.devices} at a time, each in a process and on a device of its own", flush=True)
-    with passing_signals(processes), ThreadPoolExecutor(training.devices) as pool:
+    with passing_signals(processes) as arrived, ThreadPoolExecutor(training.devices) as pool:
         list(pool.map(run, folds))
+    if arrived:
+        raise Stopped("stopped, and so are the folds that had begun", arrived[0])
     if failed:
-        fold, code = failed[0]
-        if code > 128:
-            raise Stopped("stopped between the folds", code - 128)
-        raise UserError(f"fold {fold} failed, as it says above; what is there stays, and --resume goes on with what is missing")
+        raise UserError(
+            f"fold {failed[0]} failed, as it says above; what is there stays, and --resume goes on with what is missing"
+        )
 
 
 def main():

@@ -240,15 +240,17 @@ def start_workers(implementation, argv, n):
 
 @contextlib.contextmanager
 def passing_signals(processes):
-    """Ctrl-C and SIGTERM are for the processes in this list, which save and stop: they are passed on to them."""
+    """Ctrl-C and SIGTERM are for the processes in this list, which save and stop. Yields a list of those that came."""
+    arrived = []
 
     def pass_on(number, frame):
+        arrived.append(number)
         for process in processes:
             process.send_signal(number)
 
     handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
