@@ -20,7 +20,7 @@ from common.config import UserError
 
 MARK = ".unet"
 HEADER = b'"a line for each file beside this folder that compare.py, predict.py, data.overview or a train script wrote"'
-PART = r"(\d+)-\d+"  # process and number of what is not finished
+PART = r"(\d+)-"  # process, and then a number or a word, of what is not finished
 COUNT = itertools.count()
 EARLIER = {  # the JSON of the version before, and keys that are in it
     "parity.json": {"checks", "losses"},
@@ -144,7 +144,7 @@ def is_ours(path):
 
 
 def first_foreign(folder, known="(?!)"):
-    """The first thing in `folder`, however deep, whose name this project did not write there, or None.
+    """The first thing in `folder`, however deep, that this project did not write there or that was changed since, or None.
 
     known: a regular expression of paths in `folder` that are the project's without being counted.
     """
@@ -154,7 +154,8 @@ def first_foreign(folder, known="(?!)"):
         for name in sorted([*files, *folders]):
             path = Path(root, name)
             is_folder = path.is_dir() and not path.is_symlink()
-            if not (_digests(path) or is_folder and is_counted(path) or re.fullmatch(known, str(path.relative_to(folder)))):
+            counted = _digests(path) or is_counted(path) if is_folder else is_ours(path)
+            if not (counted or re.fullmatch(known, str(path.relative_to(folder)))):
                 return path
     return None
 

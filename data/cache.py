@@ -117,7 +117,7 @@ def prepare(layout, items, channels, config):
     try:
         return _open(folder, channels, items)
     except Exception as error:  # nearly anything may come out of a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the cache {folder} is damaged ({reason}): remove it, and it will be made again") from None
 
 

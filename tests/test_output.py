@@ -95,7 +95,7 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "link" / "config.json").read_text())["seed"] == 2
     assert json.loads((tmp_path / "run-1" / "config.json").read_text())["seed"] == 1
     (run_dir / "notes.txt").write_text("mine")
-    with refused("notes.txt is not the run's: take another --run-dir"):
+    with refused("notes.txt is not the run's as it wrote it: take another --run-dir"):
         pretend_run(run_dir, 3, resume=False)
     (run_dir / "notes.txt").unlink()
     monkeypatch.chdir(run_dir)

@@ -13,10 +13,11 @@ from pathlib import Path
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
-from common.output import scratch
+from common.output import first_foreign, scratch
 from comparison import runs
 from data import cache
 from training import run as loop
+from training.folder import EARLIER
 from training.report import read_history
 from training.schedule import learning_rate, plateaus, stops_early
 
@@ -231,6 +232,7 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
     assert (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns == before, "not trained again"
     with open(tmp_path / "folds.csv", newline="") as file:
         assert list(csv.reader(file)) == table
+    assert (tmp_path / "fold0" / "events").is_dir() and first_foreign(tmp_path, EARLIER) is None, "a next run may set it aside"
 
 
 def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):

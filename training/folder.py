@@ -14,9 +14,9 @@ from data.cache import try_lock
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png")
 STEP = r"step-(\d+)\.safetensors"
-UNCOUNTED = r"events(/events\.out\.tfevents\..*)?"  # TensorFlow writes them
+UNCOUNTED = r"(fold\d+/)?events(/events\.out\.tfevents\..*)?"  # TensorFlow writes them
 # what else the version before left in the folder of a run, which kept no count
-EARLIER = rf"{UNCOUNTED}|\.lock|(.*/)?[\w.-]+\.\d+\.part|cache(/[0-9a-f]{{20}}(\.lock|\.part)?(/.*)?)?"
+EARLIER = rf"{UNCOUNTED}|\.lock|cache(/[0-9a-f]{{20}}(\.lock|\.part)?(/.*)?)?"
 
 
 def take_folder(run_dir):
@@ -36,7 +36,7 @@ def set_aside(run_dir):
     if Path.cwd().is_relative_to(run_dir):
         raise UserError(f"{run_dir} holds an earlier run and " + reason.format("is or contains the working directory"))
     if foreign := first_foreign(run_dir, EARLIER):
-        raise UserError(f"{run_dir} holds an earlier run and " + reason.format(f"{foreign} is not the run's"))
+        raise UserError(f"{run_dir} holds an earlier run and " + reason.format(f"{foreign} is not the run's as it wrote it"))
     names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
     kept = next(name for name in names if not os.path.lexists(name))
     run_dir.rename(kept)
