@@ -44,6 +44,8 @@ def add_options(parser):
     group.add_argument("--against", metavar="COMMIT", help=against)
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
+    words = "with --data: a consumer that takes so many images per second, and for how long it waits (default: 500,1000,2000)"
+    group.add_argument("--consume", type=_counts, metavar="N,N", default=[500, 1000, 2000], help=words)
     parser.set_defaults(what="default", images=40, devices=1)
 
 
@@ -75,7 +77,7 @@ def run(config, args):
     if args.what == "latency":
         latency.run(config, rounds, output / "latency.json")
     if args.what == "data":
-        pipeline.run(config, rounds, output / "pipeline.json")
+        pipeline.run(config, rounds, args.consume, output / "pipeline.json")
     if args.what == "loop":
         training_loop.run(config, rounds, output / "loop.json")
     if args.what == "profile":

@@ -74,6 +74,26 @@ def time_later_epochs(config, training, kinds, rounds):
     return found
 
 
+def time_consumer(config, training, kinds, rates, seconds=2):
+    """(kind, rate) -> share of the time for which a consumer waits that takes `rate` images per second: what a GPU would see.
+
+    It asks for the next batch when the one before is used up, and is late for good when it had to wait.
+    """
+    found = {}
+    for kind in kinds:
+        for rate in rates:
+            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
+            for _ in range(8):
+                next(batches)
+            begin, waited = time.perf_counter(), 0.0
+            while (asked := time.perf_counter()) - begin < seconds:
+                next(batches)
+                waited += time.perf_counter() - asked
+                time.sleep(config.training.batch_size / rate)
+            found[kind, rate] = waited / (time.perf_counter() - begin)
+    return found
+
+
 def time_training(config, training, kinds, rounds):
     """(implementation, kind) -> [(images per second, share of the time that waits for data)] of the train step, in turns.
 
@@ -103,8 +123,8 @@ def time_training(config, training, kinds, rounds):
     return {key: found for key, (_, _, found) in lanes.items()}
 
 
-def run(config, rounds, path):
-    """Measures, prints two tables, writes JSON to `path`.
+def run(config, rounds, consume, path):
+    """Measures, prints three tables, writes JSON to `path`. consume: images per second that a consumer would take.
 
     Raises: UserError for data that does not lie on disk as images.
     """
@@ -128,6 +148,10 @@ def run(config, rounds, path):
     for label, values in rates.items():
         label = "Pillow, bicubic, in threads" if label == "pillow" else label
         print(f"{label:<32}{statistics.median(values):>10.1f}{statistics.median(values) / base:>11.2f}")
+    waits = time_consumer(config, training, AUGMENTATIONS, consume)
+    print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in consume))
+    for kind in AUGMENTATIONS:
+        print(f"{f'augment {kind}':<32}" + "".join(f"{100 * waits[kind, rate]:>15.1f} %" for rate in consume))
     trained = time_training(config, training, AUGMENTATIONS, rounds)
     print(f"\n{'training through it':<32}{'images/s':>10}{'to none':>11}{'waiting':>10}")
     for (name, kind), found in trained.items():
@@ -139,6 +163,7 @@ def run(config, rounds, path):
         "config": config.as_dict(),
         "images": len(items),
         "images_per_second": rates,
+        "consumer_waits": {f"augment {kind}, {rate} images/s": share for (kind, rate), share in waits.items()},
         "training": {
             f"{name}, augment {kind}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
             for (name, kind), found in trained.items()

@@ -17,7 +17,7 @@ from common.streams import AUGMENT, ORDER, generator
 from common.text import say
 from data.augment import augment
 from data.borders import border_weights
-from data.cache import prepare
+from data.cache import CORES, prepare
 from data.files import depth_of, on_scale
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import given_names, mask_meaning
@@ -316,7 +316,7 @@ def _pipeline(config, steps, batch, shape):
             channels.append(tf.ensure_shape(weights, masks.shape))
         return tf.cast(images, tf.float32) / (white or 255), tf.stack(channels, axis=-1)
 
-    batches = tf.data.Dataset.range(steps.start, steps.stop).map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
+    batches = tf.data.Dataset.range(steps.start, steps.stop).map(load, num_parallel_calls=CORES, deterministic=True).prefetch(2)
     # Nothing is left to tune, and the tuner's thread wakes up less and less often, in the end every 60 s: whoever drops the
     # iterator waits for it. Measured: up to 57 s at the end of a run of 90 s.
     options = tf.data.Options()

@@ -83,15 +83,19 @@ def test_what_lies_outside_is_mirrored():
 
 
 def test_sampling_is_bilinear_and_nearest():
-    """Against scipy, at places between the pixels and outside; what it gives is rounded, so one gray value may differ."""
+    """Against scipy, at places between the pixels and outside.
+
+    OpenCV rounds a place to 1/32 of a pixel: by 1/64 in each direction at most, over which noise changes by 255/64.
+    """
     rng, size = np.random.default_rng(3), (37, 33)
     nodes = neutral(size, LABELS.shape) + rng.normal(0, 6, (2, 3, 3))
     places = spline(37) @ nodes @ spline(33).T
     image, mask = sample(NOISE, LABELS, size, nodes)
     for c in range(3):
         expected = map_coordinates(NOISE[..., c].astype(float), places, order=1, mode="mirror")
-        np.testing.assert_allclose(image[..., c], expected, atol=0.51)  # half a gray value, and float32
-    np.testing.assert_array_equal(mask, map_coordinates(LABELS, places, order=0, mode="mirror"))
+        np.testing.assert_allclose(image[..., c], expected, atol=2 * 255 / 64 + 1)
+        assert np.abs(image[..., c] - expected).mean() < 2, "and half of that at the most on average"
+    assert np.mean(mask != map_coordinates(LABELS, places, order=0, mode="mirror")) < 0.03, "but halfway between two"
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 90), (128, 128)])
