@@ -1,4 +1,4 @@
-"""TensorFlow carried to a machine without a registry: what is left out of the libraries, and pieces that come together again."""
+"""TensorFlow carried to a machine without a registry: what stays out of the libraries, pieces that come together again."""
 
 import struct
 import tarfile
