@@ -365,10 +365,10 @@ class Data:
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first", val=False
     )
-    augment: Literal["none", "flips", "elastic", "paper", "recolor"] = option(
+    augment: Literal["none", "flips", "elastic", "mirror", "paper", "recolor"] = option(
         "flips",
         "flips: and right-angle rotations; elastic: scale, brightness, contrast, elastic deformation, neither mirrored nor "
-        "turned; paper: also mirrored and turned; recolor: mirrored, upright, with random colours for every class",
+        "turned; mirror: and mirrored; paper: also turned; recolor: mirrored, upright, with random colours for every class",
         val=False,
     )
 

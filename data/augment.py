@@ -37,7 +37,8 @@ def augment(image, mask, size, kind, rng, white=255):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
-    elastic: the same, but upright and never a mirror image, for images whose directions mean something. recolor: upright, and
+    elastic: the same, but upright and never a mirror image, for images whose directions mean something. mirror: upright, and a
+    mirror image half of the time, for scenes in which left and right are alike, such as streets. recolor: upright, and
     every region of the mask in other colours.
 
     Args:
@@ -53,6 +54,8 @@ def augment(image, mask, size, kind, rng, white=255):
         return deform(image, mask, size, rng, white=white)
     if kind == "elastic":
         return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,), white=white)
+    if kind == "mirror":
+        return deform(image, mask, size, rng, angles=(-TILT, TILT), white=white)
     if kind == "recolor":
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.

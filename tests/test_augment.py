@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-KINDS = ("none", "flips", "elastic", "paper", "recolor")
+KINDS = ("none", "flips", "elastic", "mirror", "paper", "recolor")
 NOISE = np.random.default_rng(0).integers(0, 256, (41, 56, 3), dtype=np.uint8)
 LABELS = np.kron(np.random.default_rng(1).choice([0, 2, 7, 255], (6, 7)), np.ones((8, 8)))[:41].astype(np.uint8)
 
@@ -111,7 +111,7 @@ def test_mask_and_image_move_together(size):
         assert (moved != shown).mean() < 0.3 * min((other != shown).mean() for other in shifted)
 
 
-@pytest.mark.parametrize("kind", ["elastic", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["elastic", "mirror", "paper", "recolor"])
 def test_classes_and_void_are_never_mixed(kind):
     for seed in range(20):
         _, mask = augment(NOISE, LABELS, (32, 40), kind, np.random.default_rng(seed))
@@ -159,7 +159,7 @@ def drawn_parameters(monkeypatch, image, kind, count=400):
     return [np.array(values) for values in zip(*calls)]
 
 
-@pytest.mark.parametrize("kind", ["elastic", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["elastic", "mirror", "paper", "recolor"])
 def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
     monkeypatch.setattr(augmentation, "recolor", lambda image, *_: image)  # has ranges of its own
     monkeypatch.setattr(augmentation, "REACH", 3)  # all of the image
@@ -280,7 +280,7 @@ def test_light_is_cut_off_at_black_and_white():
         np.testing.assert_array_equal(mask, LABELS)
 
 
-@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "mirror", "paper", "recolor"])
 @pytest.mark.parametrize("white", [200, 5100, 65535])
 def test_16_bits_are_augmented_on_their_own_scale(kind, white):
     """The same random numbers make of an image on another scale the same picture, and no value leaves the scale."""

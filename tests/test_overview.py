@@ -179,7 +179,7 @@ def test_overlay_tints_the_mask_where_it_lies():
     assert len(np.unique(large.reshape(-1, 3), axis=0)) == 3  # class, outline, nothing: no class 1 between 0 and 2
 
 
-@pytest.mark.parametrize("kind", ["flips", "elastic", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["flips", "elastic", "mirror", "paper", "recolor"])
 def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkeypatch, kind):
     training = examples(NOISE[:, :40])
     config = Config.of(depth=2, batch_size=1, epochs=5, augment=kind, channels=3, classes=1, crop_size=Size(32, 32))
