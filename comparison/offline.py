@@ -30,14 +30,15 @@ NEVER_CALLED += ["libcudnn_adv.so.9", "libnccl.so.2"]  # Fourier transforms, sol
 NOT_NEEDED = ["clang", "*/include", "tensorflow/lite/toco", "nvidia/*/lib/*_static*", "nvidia/cuda_nvcc/bin/cicc"]
 NOT_NEEDED += ["nvidia/cuda_nvcc/nvvm/bin", "nvidia/cuda_nvcc/nvvm/lib64", "nvidia/cufft/lib/libcufftw*"]
 PART = 48 * 2**20  # bytes of the archive that are compressed by themselves, so that all cores unpack it
-RUNS = [  # name, seconds at most, command; a * in it is this Python
+RUNS = [  # name, seconds at most, command, whose folder of results is runs/NAME; * is this Python, DATA the folder of --data
     ("devices", 60, "* -c 'import common.device as d; print(d.device_name())'"),
-    ("against", 120, "* compare.py parity --against comparison/golden.json --run-dir runs/gpu"),
-    ("parity", 200, "* compare.py parity --run-dir runs/gpu"),
-    ("bench", 300, "* compare.py bench --quick --run-dir runs/gpu"),
-    ("loop", 120, "* compare.py bench --loop --run-dir runs/gpu"),
-    ("data", 120, "* compare.py bench --data --run-dir runs/gpu"),
-    ("train", 200, "* -m lowlevel.train --run-dir runs/gpu-train"),
+    ("against", 120, "* compare.py parity --against comparison/golden.json"),
+    ("parity", 240, "* compare.py parity"),
+    ("bench", 300, "* compare.py bench --quick"),
+    ("bench64", 300, "* compare.py bench --precision bfloat16 --batch-size 64 --image-size 256 --images 80"),
+    ("loop", 120, "* compare.py bench --loop --batch-size 64"),
+    ("data", 200, "* compare.py bench --data --dataset folder --data-dir DATA --crop-size 352"),
+    ("train", 300, "* -m lowlevel.train"),
 ]
 
 
@@ -55,12 +56,13 @@ def main():
     running.add_argument("pieces", type=Path)
     running.add_argument("output", type=Path)
     running.add_argument("--only", nargs="*", help=f"of {', '.join(name for name, *_ in RUNS)}")
+    running.add_argument("--data", type=Path, help="images/ and masks/ for bench --data, which is left out without")
     running.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after so many")
     args = parser.parse_args()
     if args.command == "pack":
         pack(args.pieces, args.python, args.generation, args.megabytes)
         return 0
-    return run(args.pieces, args.output, args.only, args.seconds)
+    return run(args.pieces, args.output, args.only, args.data, args.seconds)
 
 
 def pack(pieces, python, generation, megabytes):
@@ -142,7 +144,7 @@ def keep_generation(path, generation):
         path.write_bytes(data)
 
 
-def run(pieces, output, only, seconds):
+def run(pieces, output, only=None, data=None, seconds=float("inf")):
     """Unpacks `pieces` into a folder beside them, once, and runs `RUNS`. Returns: how many of them failed."""
     begin = time.time()
     site = pieces.with_name(pieces.name + "-site") / "site"
@@ -160,18 +162,20 @@ def run(pieces, output, only, seconds):
     output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name, limit, command in RUNS:
-        if (only and name not in only) or time.time() - begin > seconds:
+        if (only and name not in only) or ("DATA" in command and not data) or time.time() - begin > seconds:
             continue
-        start = time.time()
+        start, folder = time.time(), ROOT / "runs" / name
+        command = command.replace("*", sys.executable, 1).replace("DATA", str(data))
+        if " -c " not in command:
+            command += f" --run-dir {folder}"
         with open(output / f"{name}.log", "w") as log:
-            command = command.replace("*", sys.executable, 1)
-            code = subprocess.run(
-                ["timeout", str(limit), "sh", "-c", command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            ).returncode
+            where = dict(cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            code = subprocess.run(["timeout", str(limit), "sh", "-c", command], **where).returncode
         failed += code != 0
         print(f"{name}: exit code {code} after {time.time() - start:.0f} s: {command}", flush=True)
-        for path in [*ROOT.glob("runs/gpu*/*.json"), *ROOT.glob("runs/gpu*/*.png"), *ROOT.glob("runs/gpu*/*.csv")]:
-            shutil.copy(path, output / f"{path.parent.name}-{path.name}")
+        for path in folder.glob("*.*"):
+            if path.suffix in (".json", ".png", ".csv"):
+                shutil.copy(path, output / f"{name}-{path.name}")
     return failed
 
 

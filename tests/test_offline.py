@@ -35,7 +35,7 @@ def test_pieces_are_unpacked_and_run(tmp_path, monkeypatch, capsys):
     for k in range(-(-archive.stat().st_size // 3000)):
         (tmp_path / "pieces" / f"{k // 2:02}").mkdir(parents=True, exist_ok=True)
         offline.compress(archive, k, tmp_path / "pieces" / f"{k // 2:02}")
-    monkeypatch.setattr(offline, "RUNS", [("good", 9, "* -m carried"), ("bad", 9, "* -m missing"), ("other", 9, "false")])
-    assert offline.run(tmp_path / "pieces", tmp_path / "out", ["good", "bad"], float("inf")) == 1
+    monkeypatch.setattr(offline, "RUNS", [("good", 9, "* -c 'import carried'"), ("bad", 9, "* -m missing"), ("other", 9, "x")])
+    assert offline.run(tmp_path / "pieces", tmp_path / "out", ["good", "bad"]) == 1
     assert (tmp_path / "out" / "good.log").read_text() == "here\n"
     assert "bad: exit code 1" in capsys.readouterr().out
