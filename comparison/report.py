@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import statistics
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 
 VARIABLES = ("TF_", "XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_")  # of the environment, that change figures
 SAME = 0.02  # speeds that differ by less are called the same, see `compare_rounds`
+ALIKE = 0.1  # speeds of two hours or machines that differ by less need no explanation
 SETTING = Cell._fields[:-1]
 
 
@@ -71,6 +73,7 @@ def environment():
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
         },
         "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
+        "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
@@ -136,11 +139,11 @@ def read_record(path):
         for row in found["records"]:
             for name in (*Cell._fields, "mode", "step_seconds", "images_per_second"):
                 row[name]
-        found["environment"]["packages"], found["config"]
+        found["environment"]["packages"], found["config"], found["limits"].keys()
         return found
     except OSError as error:
         raise UserError(f"--against {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--against {path} was not written by this version's compare.py bench") from None
 
 
@@ -165,8 +168,24 @@ def compare_rounds(old, new):
     return np.median(ratios), (low, high), verdict
 
 
-def print_ratios(old, new, same_rounds):
-    """The speeds of two lists of records, with a verdict if they were measured in the same rounds."""
+def explain(ratio, of_limits):
+    """What to think of a speed that is `ratio` of another machine's. of_limits: the ratio of their limits, or None."""
+    if abs(ratio - 1) <= ALIKE:
+        return f"within {100 * ALIKE:.0f} %"
+    if of_limits is None:
+        return "whose limit is not known"
+    if abs(ratio / of_limits - 1) <= ALIKE:
+        return f"as the limit, {of_limits:.2f} of the other's: another processor, or fewer cores"
+    if ratio > of_limits:
+        return f"more than the limit says, {of_limits:.2f} of the other's"
+    return f"less than the limit says, {of_limits:.2f} of the other's: is the machine busy? other threads, flags, versions?"
+
+
+def print_ratios(old, new, same_rounds, of_limits=None):
+    """The speeds of two lists of records, with a verdict if they were measured in the same rounds.
+
+    of_limits: else, precision -> the limit of the new over that of the old, for `explain`.
+    """
     key = (*Cell._fields, "mode")
     before = {tuple(row[name] for name in key): row for row in old}
     print(f"\n{'':<64}{'was':>9}{'is':>9}{'ratio':>8}" + f"{'90 % interval':>17}" * same_rounds)
@@ -174,7 +193,8 @@ def print_ratios(old, new, same_rounds):
         was = before.pop(tuple(row[name] for name in key), None)
         if was is None:
             continue
-        ratio, found = statistics.median(was["step_seconds"]) / statistics.median(row["step_seconds"]), ""
+        ratio = statistics.median(was["step_seconds"]) / statistics.median(row["step_seconds"])
+        found = "" if same_rounds else "  " + explain(ratio, of_limits.get(row["precision"]))
         if same_rounds:
             ratio, interval, verdict = compare_rounds(was["step_seconds"], row["step_seconds"])
             found = f"{'{:.3f} to {:.3f}'.format(*interval) if interval else '':>17}  {verdict}"
@@ -189,7 +209,7 @@ def print_environment(old, new):
     """What differs between two `environment`s."""
     for name, value in new.items():
         before = old.get(name)
-        if before != value and name != "load_before":
+        if before != value and name not in ("load_before", "date"):
             print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")
 
 
@@ -200,6 +220,10 @@ def print_changes(old, new):
         before = old["config"].get(name)
         if before != value and name not in ("run_dir", "images", *SETTING):
             print(f"{flag(name)} was {before}, is {value}")
-    print_ratios(old["records"], new["records"], same_rounds=False)
+    limits = {
+        precision: new["limits"][precision]["convolution"] / old["limits"][precision]["convolution"]
+        for precision in new["limits"].keys() & old["limits"].keys()
+    }
+    print_ratios(old["records"], new["records"], same_rounds=False, of_limits=limits)
     print("no verdict: another hour is another state of the machine, which alone moves speeds by several percent.")
     print("--against COMMIT measures that version again, in the same rounds as this one.")

@@ -354,9 +354,17 @@ def test_bench_writes_a_record_and_compares_with_it(tmp_path, capsys, monkeypatc
     now["config"]["activation"] = "relu"
     report.print_changes(report.read_record(old), now)
     output = capsys.readouterr().out
-    assert output.count("0.100\n") == 3 and output.count("1.000\n") == 6
+    assert output.count("0.100  less than the limit says, 1.00 of") == 3 and output.count("1.000  within 10 %") == 6
     assert "slower" not in output and "no verdict: another hour" in output
     assert "--activation was elu, is relu" in output
+
+
+@pytest.mark.parametrize(
+    "ratio, of_limits, words",
+    [(0.95, 0.5, "within"), (0.5, 0.52, "as the limit"), (0.5, 1, "less than"), (2, 1.2, "more than"), (2, None, "not known")],
+)
+def test_a_speed_beside_another_machines_is_explained(ratio, of_limits, words):
+    assert words in report.explain(ratio, of_limits)
 
 
 def test_against_something_else(tmp_path):
