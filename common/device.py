@@ -1,6 +1,7 @@
 """Starts TensorFlow, and knows what it computes on. Whoever imports tensorflow imports this before."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -42,6 +43,19 @@ def filtered_stderr(noise):
         os.waitpid(reader, 0)
 
 
+def open_cusolver():
+    """Opens the one library of `tensorflow[and-cuda]` that TensorFlow 2.21 does not find by itself.
+
+    It looks for all of them beside itself, where pip puts them, but not for this one (its RUNPATH lacks the folder; seen on an
+    H200), and without it uses no GPU at all. What is open already is found by its name.
+    """
+    for folder in sys.path:
+        path = os.path.join(folder, "nvidia", "cusolver", "lib", "libcusolver.so.11")
+        if os.path.exists(path):
+            with contextlib.suppress(OSError):  # TensorFlow says what is missing
+                ctypes.CDLL(path)
+
+
 def start_tensorflow():
     """Imports TensorFlow and finds the devices, without the start-up noise of its C++ side.
 
@@ -49,6 +63,8 @@ def start_tensorflow():
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # from errors upward
     has_driver = os.path.exists("/dev/nvidiactl")
+    if has_driver:
+        open_cusolver()
     noise = r"WARNING: All log messages before absl|[IW]\d{4} " + ("" if has_driver else r"|E\d{4} .*(cuda|CUDA)")
     with filtered_stderr(noise):
         import tensorflow as tf
