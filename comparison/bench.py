@@ -18,6 +18,7 @@ from common.config import Config, Size, UserError, flag
 from common.output import write_text
 from comparison import cells, process, report, roofline
 from comparison.cells import LIMIT, MODES
+from data.cache import CORES
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +32,7 @@ WHAT = {
     "profile": "where the time of a step goes, by kind of operation",
 }
 ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6, "latency": 10}
+STARTING = max(1, CORES // 4)  # processes that start at a time: one alone on few cores, where the time of its first step counts
 TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the clock is read before and after it
 
 
@@ -99,11 +101,14 @@ class Workers:
         self.unknown = None
 
     def start(self, cell, images, masks):
-        """images, masks: a batch, see `draw_batch`."""
+        """images, masks: a batch, see `draw_batch`. `greet` waits until it is ready."""
         arguments = tuple(cell), self.options, images, masks, time.time()
         started = comparison.start_process(process.hold_cell, *arguments, checkout=self.checkout)
         self.processes[cell], self.connections[cell] = started
         self.sizes[cell] = images.shape[1:3]  # with "valid" padding the loader has mirrored a margin around it
+
+    def greet(self, cell):
+        """Waits for what the process of `cell` says first."""
         self.unknown = self._answer(cell)
         hello = None if self.unknown is None else self._answer(cell)
         if isinstance(hello, dict):
@@ -177,14 +182,17 @@ def measure(todo, config, rounds, versions):
     batches = {}
     with tqdm(total=sum(map(len, together)) + len(together) * rounds, desc="bench", leave=False, disable=None) as progress:
         for group in together:
-            for cell in group:
-                progress.set_postfix_str(f"starting {cell.implementation}, {cell.setting}")
-                size = cell.batch_size, cell.image_size
-                if size not in batches:
-                    batches[size] = draw_batch(config, *size)
-                for workers in versions if cell.implementation != LIMIT else versions[:1]:
+            for k in range(0, len(group), STARTING):
+                progress.set_postfix_str(f"starting {group[k].implementation}, {group[k].setting}")
+                starting = [(w, c) for c in group[k : k + STARTING] for w in versions[: 1 if c.implementation == LIMIT else 2]]
+                for workers, cell in starting:
+                    size = cell.batch_size, cell.image_size
+                    if size not in batches:
+                        batches[size] = draw_batch(config, *size)
                     workers.start(cell, *batches[size])
-                progress.update()
+                for workers, cell in starting:
+                    workers.greet(cell)
+                progress.update(len(group[k : k + STARTING]))
             progress.set_postfix_str("rounds")
             for k in range(rounds):
                 take_round(k, rounds, versions)

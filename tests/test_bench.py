@@ -208,6 +208,7 @@ BATCH = np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float3
 def test_a_process_that_dies_is_reported():
     workers = bench.Workers(comparison.ROOT, Config.of(filters=2, depth=1).as_dict())
     workers.start(CELL, *BATCH)
+    workers.greet(CELL)
     workers.take_turn(CELL, "train", 2)
     assert workers.times[CELL, "train"][0] > 0
     os.kill(workers.processes[CELL].pid, signal.SIGKILL)
@@ -216,6 +217,7 @@ def test_a_process_that_dies_is_reported():
     workers.stop()
     assert "killed" in workers.failed[CELL] and workers.peaks == {}
     workers.start(CELL, *BATCH)
+    workers.greet(CELL)
     os.kill(workers.processes[CELL].pid, signal.SIGKILL)
     workers.stop()
     assert workers.peaks == {CELL: None}
@@ -252,6 +254,7 @@ def test_another_version_runs_its_own_code(tmp_path):
         (tmp_path / name).with_name("__init__.py").touch()
     workers = bench.Workers(tmp_path, dict(filters=2, dropout=0.5))
     workers.start(CELL, *BATCH)
+    workers.greet(CELL)
     bench.take_round(0, 1, [workers])
     workers.stop()
     assert workers.failed == {} and workers.unknown == ["dropout"]
