@@ -319,7 +319,7 @@ def panel(row, note, of_traps, all_traps, figures):
     parts = {"note": told, "table": operations_table(row, figures), "numbers": numbers(row, figures)}
     if leads := figures.leads(row):
         body = "".join(line(linked(name), map(percent, figures.time(figures.at[name]))) for name in leads)
-        parts["numbers"] += table("cost", "What it holds or calls <small>time with the gradients</small>", body)
+        parts["numbers"] += table("cost", "What it holds or calls <small>their time with the gradients, from wherever they are called</small>", body)
     if not any(parts.values()):
         return ""
     kinds = [word for word, there in zip(("note", "operations", "figures"), (note, *list(parts.values())[1:])) if there]
