@@ -77,7 +77,7 @@
   const inSight = row => { const box = row.getBoundingClientRect(); return box.bottom > top.offsetHeight + 30 && box.top < innerHeight; };
   function walk(by) {
     if (matches.length) return go(hit + by);
-    const from = kept || current && inSight(current) ? rows.indexOf(current) : rows.findIndex(row => !row.hidden && inSight(row)) - by;
+    const from = kept || current && inSight(current) ? rows.indexOf(current) : rows.findIndex(row => !row.hidden && row.getBoundingClientRect().top > top.offsetHeight + 28) - by;
     let k = from + by;
     while (rows[k] && rows[k].hidden) k += by;
     if (!rows[k]) return;

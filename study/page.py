@@ -191,7 +191,9 @@ class Figures:
 
 
 def percent(value):
-    return "–" if value is None else f"{value:.1f} %"
+    if value is None:
+        return "–"
+    return f"{value:.1f} %" if not 0 < value < 0.095 else f"{value:.1g} %"
 
 
 def line(title, cells, attributes=None, sign="td"):
@@ -282,6 +284,8 @@ def numbers(row, figures):
 def bars(row, name, figures, most):
     """The attributes that draw a cell's bars: for each kind a text and a length from 0 to 1, of time two lengths."""
     own, gradient = figures.shares(row, name)
+    if phase(row.name) == "backward":  # in the colour in which the forward rows show it
+        own, gradient = 0, own
     mark = "Σ " if figures.total(row, name) else ""
     values = {
         "time": (own + gradient, percent(own + gradient)),
@@ -304,7 +308,7 @@ def bars(row, name, figures, most):
 
 
 def linked(name):
-    return f'<a href="#{name}">{name}</a>'
+    return f'<a href="#{name}">{name.replace("/", "/<wbr>")}</a>'
 
 
 def panel(row, note, of_traps, all_traps, figures):
@@ -318,8 +322,13 @@ def panel(row, note, of_traps, all_traps, figures):
         told += f'<p class="traps">Traps here</p><ul class="traps">{items}</ul>'
     parts = {"note": told, "table": operations_table(row, figures), "numbers": numbers(row, figures)}
     if leads := figures.leads(row):
-        body = "".join(line(linked(name), map(percent, figures.time(figures.at[name]))) for name in leads)
-        parts["numbers"] += table("cost", "What it holds or calls <small>their time with the gradients, from wherever they are called</small>", body)
+        times = {name: figures.time(figures.at[name]) for name in leads}
+        body = "".join(line(linked(name), map(percent, of)) for name, of in times.items())
+        if "traced" not in figures.rows.get(row.name, {}) and not any(phase(name) == "backward" for name in leads):
+            body += line("together", [percent(sum(filter(None, of))) for of in zip(*times.values())])
+        parts["numbers"] += table(
+            "cost", "What it holds or calls <small>their time with the gradients, from wherever they are called</small>", body
+        )
     if not any(parts.values()):
         return ""
     kinds = [word for word, there in zip(("note", "operations", "figures"), (note, *list(parts.values())[1:])) if there]
@@ -470,7 +479,9 @@ def summary(measured, figures):
         shares += line(linked(row.name), map(percent, figures.time(row)))
     sums = [sum(of) for of in zip(*(figures.time(row) for row in ranked))]
     shares += line("together", map(percent, sums))
-    caption = "Where the time goes <small>a row's operations with their gradients; what is left are sums where gradients meet</small>"
+    caption = (
+        "Where the time goes <small>a row's operations with their gradients; what is left are sums where gradients meet</small>"
+    )
     parted = ""
     for row in figures.table:
         for what, found in figures.rows.get(row.name, {}).get("parity", {}).get("as written", {}).items():

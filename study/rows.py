@@ -81,6 +81,7 @@ CALLED = {
     "tape.gradient": "forward",  # it makes the gradients of what stands there
     "optimizer.compute_gradients": "forward",
     "optimizer.apply_gradients": "Adam",
+    "UNet": "forward",
     "bn": "batch_norm",
     "step": "make_train_step",
     "call": "",
