@@ -3,7 +3,7 @@
   const root = document.documentElement, dock = document.getElementById("dock"), content = document.getElementById("content");
   const rows = [...document.querySelectorAll(".row")], byId = new Map(rows.map(row => [row.id, row]));
   const wide = matchMedia("(min-width: 901px)"), search = document.getElementById("search"), found = document.getElementById("found");
-  const state = document.getElementById("state"), top = document.querySelector(".top"), text = document.querySelector(".text");
+  const state = document.getElementById("state"), closed = document.getElementById("closed"), top = document.querySelector(".top"), text = document.querySelector(".text");
   const passages = [...document.querySelectorAll(".text dl > div, .text > section, [aria-labelledby=measured]")];
   let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0;
 
@@ -13,7 +13,9 @@
   rows.forEach((row, k) => { row.tabIndex = k ? -1 : 0; });
 
   function place() {
-    dock.hidden = !open || !current || !wide.matches || text.getBoundingClientRect().top < innerHeight / 2;
+    const away = !current || !wide.matches || text.getBoundingClientRect().top < innerHeight / 2;
+    dock.hidden = away || !open;
+    closed.hidden = away || open;
     root.style.setProperty("--dock", dock.offsetHeight + "px");
     root.style.setProperty("--top", top.offsetHeight - 1 + "px");
   }
@@ -47,7 +49,6 @@
     kept = open = true;
     row.classList.add("kept");
     state.textContent = "kept open; Esc closes";
-    if (found.textContent.startsWith("closed")) found.textContent = "";
     history.replaceState(null, "", "#" + row.id);
     place();
   }
@@ -63,7 +64,6 @@
     if (!current || !open) return;
     letGo();
     open = false;
-    found.textContent = "closed; a click or Enter opens";
     place();
   }
 
@@ -118,7 +118,7 @@
       if (event.target === search && search.value) { search.value = ""; find(); search.blur(); } else close();
       return;
     }
-    if (event.target.closest("input, select, button, summary, #content")) return;
+    if (event.target.closest("input, select, summary, #content")) return;
     const inRow = rowOf(event), columns = document.querySelectorAll(".columns button");
     if (event.key === "ArrowDown" || event.key === "j") { event.preventDefault(); walk(1); }
     else if (event.key === "ArrowUp" || event.key === "k") { event.preventDefault(); walk(-1); }
@@ -174,12 +174,12 @@
     go(0);
   }
   function go(to) {
-    for (const at of document.querySelectorAll(".hit")) at.classList.remove("hit");
+    for (const at of passages) at.classList.remove("match");
     if (!matches.length) return;
     hit = (to + matches.length) % matches.length;
     const at = matches[hit], row = byId.get(at.id);
     found.textContent = `${hit + 1} of ${matches.length}`;
-    if (row && kept) keep(row); else if (row) light(row); else at.classList.add("hit");
+    if (row && kept) keep(row); else if (row) light(row); else at.classList.add("match");
     for (const code of at.querySelectorAll("details:not(.more)")) code.open = code.textContent.toLowerCase().includes(search.value.trim().toLowerCase());
     at.scrollIntoView({ block: at.offsetHeight < innerHeight / 2 ? "center" : "start" });
   }

@@ -470,7 +470,7 @@ def summary(measured, figures):
     lines += line("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS])
     lost = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
     text = f"Measured on {measured['date']}: {measured['machine']}; {measured['versions']}; {network}. "
-    text += f"Times are the profiler's, summed over the threads; at most {lost:.1g} % of a step's time belongs to no row. "
+    text += f"Times are the profiler's, summed over the threads; at most {lost:.1g}\u00a0% of a step's time belongs to no row. "
     text += "Some operations stand in no row, for the optimizer or XLA made them anew and named no line: "
     text += "the rows add up to as many fewer. "
     text += "An operation counts once at the line that makes it, and again, marked Σ, at each line that calls that one."
@@ -488,7 +488,7 @@ def summary(measured, figures):
             if any(d for d, _, _ in found):
                 parted += line(f"{linked(row.name)} <small>{html.escape(what)}</small>", map(distance, found), OF_PAIRS)
     differ = 'Where the three part, as written <small>largest difference, and that number\'s distance in <a href="#word/ulp">ulp</a>; '
-    differ += "every other row that was compared has 0, and to the last bit all have</small>"
+    differ += "the notes say why; every other row that was compared has 0, and to the last bit all have</small>"
     return f"<p>{html.escape(text)}</p>{table('cost', 'One training step', lines)}{table('cost', caption, shares)}" + table(
         "proof", differ, parted, PAIR_HEADS, OF_PAIRS
     )

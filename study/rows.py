@@ -81,9 +81,9 @@ CALLED = {
     "tape.gradient": "forward",  # it makes the gradients of what stands there
     "optimizer.compute_gradients": "forward",
     "optimizer.apply_gradients": "Adam",
-    "UNet": "forward",
     "bn": "batch_norm",
     "step": "make_train_step",
+    "make_train_step": "",  # it only defines the step
     "call": "",
 }
 
@@ -266,7 +266,7 @@ def called(row, implementation, table):
     names = re.findall(r"(?<![\w.])((?:(?:self|optimizer|tape|super\(\))\.)?\w+)\(", "\n".join(lines))
     functions = {CALLED.get(name, name.split(".")[-1]) for name in names}
     at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:-1])]
-    return [other.name for other in at if not other.name.startswith(row.name.rpartition("/")[0] + "/")]
+    return [other.name for other in at if other.name.split("/")[1] != row.name.split("/")[1]]
 
 
 def find(table, implementation, module, line):

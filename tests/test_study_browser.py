@@ -94,9 +94,9 @@ def test_keys(look):
     assert lit(page) == [names[2]], "what is kept open stays"
     page.keyboard.press("Escape")
     assert "#" not in page.url and page.locator("#dock").is_hidden()
-    assert "opens" in page.locator("#found").text_content(), "how to see it again"
+    assert page.locator("#closed").is_visible(), "how to see it again"
     page.keyboard.press("Enter")
-    assert page.locator("#dock").is_visible()
+    assert page.locator("#dock").is_visible() and page.locator("#closed").is_hidden()
     page.keyboard.press("2")
     assert row(page, BN).locator('[data-of="highlevel"]').first.is_hidden()
 
@@ -131,7 +131,7 @@ def test_find_reaches_everything(look):
         ("Where the time goes", "[aria-labelledby=measured]"),
     ):
         page.fill("#search", text)
-        hit = page.locator(f"{place}.hit")
+        hit = page.locator(f"{place}.match")
         assert page.locator("#found").text_content().startswith("1 of ") and text in hit.text_content()
         hit.get_by_text(text, exact=False).first.wait_for()
         assert hit.evaluate(
