@@ -2,6 +2,8 @@
 
 An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a
 call counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
+The heads of loops and choices count nothing: where AutoGraph turned them into calls, as in lowlevel alone, they would hold what
+stands in them.
 """
 
 import collections
@@ -41,7 +43,8 @@ class Places:
             if part := row.parts.get(implementation):
                 module = row.name.split("/")[0]
                 path = str(rows.ROOT / implementation / f"{module}.py")
-                self.rows |= {(path, line): row.name for line in range(part.first, part.last + 1)}
+                lines = set(range(part.first, part.last + 1)) - rows.heads(rows.source(implementation, module))
+                self.rows |= {(path, line): row.name for line in lines}
 
     def of(self, frames):
         """Of Python frames, the rows, from the outermost to the innermost, each once."""
@@ -179,7 +182,7 @@ def operations(implementation, config, images, masks):
         totals[f"{stage}, without a row"] += not rows_
         for row in rows_:
             found[row][stage][kind] += 1
-        for row in set(forward):
+        for row in set(forward) - set(rows_):  # a line that calls the whole step has counted it
             found[row][f"gradient, {stage}"][kind] += 1
 
     for name, op in made.items():
@@ -213,7 +216,7 @@ def times(found, where, measured):
         lost += ms * (not rows_)
         for row in rows_:
             found[row]["ms"]["forward"] += ms
-        for row in set(forward):
+        for row in set(forward) - set(rows_):
             found[row]["ms"]["gradient"] += ms
     return lost
 
@@ -340,7 +343,8 @@ def measure(config):
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
         for row, whats in ask(parity, case, batches).items():
-            found["rows"][row].setdefault("parity", {})[tier] = whats
+            if not row.startswith("model/") or "traced" in found["rows"][row]:  # it ran
+                found["rows"][row].setdefault("parity", {})[tier] = whats
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),

@@ -3,7 +3,9 @@
   const root = document.documentElement, dock = document.getElementById("dock"), content = document.getElementById("content");
   const rows = [...document.querySelectorAll(".row")], byId = new Map(rows.map(row => [row.id, row]));
   const wide = matchMedia("(min-width: 901px)"), search = document.getElementById("search"), found = document.getElementById("found");
-  let current = null, kept = false, open = true, matches = [];
+  const state = document.getElementById("state"), closed = document.getElementById("closed"), top = document.querySelector(".top"), text = document.querySelector(".text");
+  const passages = [...document.querySelectorAll(".text dl > div, .text > section, [aria-labelledby=measured]")];
+  let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0;
 
   root.classList.add("js");
   root.dataset.tier = "written";
@@ -11,19 +13,24 @@
   rows.forEach((row, k) => { row.tabIndex = k ? -1 : 0; });
 
   function place() {
-    dock.hidden = !open || !wide.matches;
-    root.style.setProperty("--dock", dock.hidden ? "0px" : "min(42vh, 430px)");
+    const away = !current || !wide.matches || text.getBoundingClientRect().top < innerHeight / 2;
+    dock.hidden = away || !open;
+    closed.hidden = away || open;
+    root.style.setProperty("--dock", dock.offsetHeight + "px");
+    root.style.setProperty("--top", top.offsetHeight - 1 + "px");
   }
 
   function light(row) {
+    clearTimeout(soon);
     if (row === current) return;
     if (current) { current.classList.remove("lit", "kept"); current.tabIndex = -1; }
     current = row;
     row.classList.add("lit");
     row.tabIndex = 0;
-    const parts = row.dataset.part.split(" ");
+    const parts = row.dataset.part.split(" "), links = [...document.querySelectorAll(".map a")];
     for (const part of document.querySelectorAll(".u a")) part.classList.toggle("here", parts.includes(part.dataset.part));
-    for (const link of document.querySelectorAll(".map a")) link.classList.toggle("here", link.dataset.group === row.dataset.group);
+    const own = links.find(link => link.hash === "#" + row.id) || links.find(link => link.dataset.group === row.dataset.group);
+    for (const link of links) link.classList.toggle("here", link === own);
     document.getElementById("what").textContent = row.id;
     const panel = row.querySelector(".panel");
     if (panel) content.replaceChildren(panel.cloneNode(true));
@@ -34,24 +41,29 @@
       content.replaceChildren(empty);
     }
     content.scrollTop = 0;
+    place();
   }
 
   function keep(row) {
     light(row);
     kept = open = true;
     row.classList.add("kept");
-    document.getElementById("state").textContent = "kept open; Esc lets go";
+    state.textContent = "kept open; Esc closes";
     history.replaceState(null, "", "#" + row.id);
     place();
   }
 
   function letGo() {
-    if (kept) {
-      kept = false;
-      if (current) current.classList.remove("kept");
-      document.getElementById("state").textContent = "";
-      history.replaceState(null, "", location.pathname + location.search);
-    } else open = false;
+    if (kept) history.replaceState(null, "", location.pathname + location.search);
+    kept = false;
+    if (current) current.classList.remove("kept");
+    state.textContent = "";
+  }
+
+  function close() {
+    if (!current || !open) return;
+    letGo();
+    open = false;
     place();
   }
 
@@ -62,10 +74,12 @@
     history.replaceState(null, "", "#" + row.id);
   }
 
+  const inSight = row => { const box = row.getBoundingClientRect(); return box.bottom > top.offsetHeight + 30 && box.top < innerHeight; };
   function walk(by) {
-    let k = current ? rows.indexOf(current) : -1;
-    const fits = matches.length ? new Set(matches) : null;
-    do k += by; while (rows[k] && (rows[k].hidden || fits && !fits.has(rows[k])));
+    if (matches.length) return go(hit + by);
+    const from = kept || current && inSight(current) ? rows.indexOf(current) : rows.findIndex(row => !row.hidden && row.getBoundingClientRect().top > top.offsetHeight + 28) - by;
+    let k = from + by;
+    while (rows[k] && rows[k].hidden) k += by;
     if (!rows[k]) return;
     const was = kept;
     light(rows[k]);
@@ -74,11 +88,19 @@
     rows[k].scrollIntoView({ block: "nearest" });
   }
 
+  function stay(change) {  // what is looked at keeps its place in the window
+    const at = current && inSight(current) ? current : rows.find(row => !row.hidden && inSight(row));
+    const before = at && at.getBoundingClientRect().top;
+    change();
+    if (at && !at.hidden) scrollBy(0, at.getBoundingClientRect().top - before);
+  }
+
   const rowOf = event => event.target.closest && event.target.closest(".row");
   let pointer = "";
   document.addEventListener("mouseover", event => {
     const row = rowOf(event), at = event.screenX + " " + event.screenY;
-    if (row && !kept && wide.matches && at !== pointer) light(row);  // a row that scrolls below a mouse at rest is not meant
+    clearTimeout(soon);  // a row that is only crossed, on the way to the panel, is not meant
+    if (row && !kept && wide.matches && at !== pointer) soon = setTimeout(light, 120, row);  // nor one that scrolls below a mouse at rest
     pointer = at;
   });
   document.addEventListener("focusin", event => { const row = rowOf(event); if (row && !kept) light(row); });
@@ -93,10 +115,10 @@
   document.addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") {
-      if (event.target === search && search.value) { search.value = ""; find(); search.blur(); } else letGo();
+      if (event.target === search && search.value) { search.value = ""; find(); search.blur(); } else close();
       return;
     }
-    if (event.target.closest("input, select, button, summary, #content")) return;
+    if (event.target.closest("input, select, summary, #content")) return;
     const inRow = rowOf(event), columns = document.querySelectorAll(".columns button");
     if (event.key === "ArrowDown" || event.key === "j") { event.preventDefault(); walk(1); }
     else if (event.key === "ArrowUp" || event.key === "k") { event.preventDefault(); walk(-1); }
@@ -104,7 +126,7 @@
       event.preventDefault();
       if (wide.matches) keep(inRow); else toggle(inRow);
     }
-    else if (event.key === "/") { event.preventDefault(); search.focus(); }
+    else if (event.key === "/") { event.preventDefault(); search.focus({ preventScroll: true }); }
     else if ("123".includes(event.key)) columns[event.key - 1].click();
   });
 
@@ -113,38 +135,58 @@
     if (shown.length === 1 && shown[0] === button) return;
     button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
     const off = [...document.querySelectorAll('.columns [aria-pressed="false"]')].map(b => b.dataset.column);
-    root.dataset.hide = off.join(" ");
-    root.style.setProperty("--shown", 3 - off.length);
-    for (const row of rows) row.hidden = ![...row.querySelectorAll(".cell:not(.none)")].some(cell => !off.includes(cell.dataset.of));
-    if (current) current.scrollIntoView({ block: "nearest" });
+    stay(() => {
+      root.dataset.hide = off.join(" ");
+      root.style.setProperty("--shown", 3 - off.length);
+      for (const row of rows) row.hidden = ![...row.querySelectorAll(".cell:not(.none)")].some(cell => !off.includes(cell.dataset.of));
+    });
+    place();
   });
-  document.getElementById("heat").addEventListener("change", event => {
-    if (event.target.value) root.dataset.heat = event.target.value; else delete root.dataset.heat;
+  const heat = document.getElementById("heat");
+  const draw = () => stay(() => { if (heat.value) root.dataset.heat = heat.value; else delete root.dataset.heat; });
+  heat.addEventListener("change", draw);
+  document.getElementById("tier").addEventListener("change", event => {
+    root.dataset.tier = event.target.value;
+    heat.value = "difference";  // where it shows
+    draw();
+    place();
   });
-  document.getElementById("tier").addEventListener("change", event => { root.dataset.tier = event.target.value; });
   document.getElementById("theme").addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });
   document.getElementById("previous").addEventListener("click", () => walk(-1));
   document.getElementById("next").addEventListener("click", () => walk(1));
-  document.getElementById("close").addEventListener("click", () => { kept = false; letGo(); if (current) current.focus(); });
+  document.getElementById("taller").addEventListener("click", event => {
+    event.currentTarget.setAttribute("aria-pressed", dock.classList.toggle("tall"));
+    place();
+  });
+  document.getElementById("close").addEventListener("click", () => { close(); if (current) current.focus({ preventScroll: true }); });
 
   let texts = null;
+  const read = element => ((element.id || "") + " " + element.textContent).toLowerCase().replace(/\s+/g, " ");
   function find() {
-    const words = search.value.trim().toLowerCase();
-    texts = texts || rows.map(row => (row.id + " " + row.textContent).toLowerCase());
-    matches = words ? rows.filter((row, k) => texts[k].includes(words)) : [];
-    rows.forEach((row, k) => row.classList.toggle("dim", Boolean(words) && !texts[k].includes(words)));
-    found.textContent = words ? (matches.length === 1 ? "1 row" : matches.length + " rows") : "";
+    const words = search.value.trim().toLowerCase().replace(/\s+/g, " "), places = [...rows, ...passages];
+    texts = texts || places.map(read);
+    matches = words ? places.filter((at, k) => texts[k].includes(words) && !at.hidden) : [];
+    places.forEach((at, k) => at.classList.toggle("dim", Boolean(words) && !texts[k].includes(words)));
+    found.textContent = words ? "0 of 0" : "";
+    go(0);
+  }
+  function go(to) {
+    for (const at of passages) at.classList.remove("match");
+    if (!matches.length) return;
+    hit = (to + matches.length) % matches.length;
+    const at = matches[hit], row = byId.get(at.id);
+    found.textContent = `${hit + 1} of ${matches.length}`;
+    if (row && kept) keep(row); else if (row) light(row); else at.classList.add("match");
+    for (const code of at.querySelectorAll("details:not(.more)")) code.open = code.textContent.toLowerCase().includes(search.value.trim().toLowerCase());
+    at.scrollIntoView({ block: at.offsetHeight < innerHeight / 2 ? "center" : "start" });
   }
   search.addEventListener("input", find);
   search.addEventListener("keydown", event => {
-    if (event.key !== "Enter" || !matches.length) return;
-    event.preventDefault();
-    const next = matches[(matches.indexOf(current) + 1) % matches.length];
-    light(next);
-    next.scrollIntoView({ block: "center" });
+    const by = { Enter: event.shiftKey ? -1 : 1, ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (by && matches.length) { event.preventDefault(); go(hit + by); }
   });
 
   function follow() {
@@ -154,11 +196,12 @@
     else { light(row); const more = row.querySelector(".more"); if (more) more.open = true; }
     row.scrollIntoView({ block: wide.matches ? "center" : "start" });
     row.focus({ preventScroll: true });
+    place();
   }
   addEventListener("hashchange", follow);
+  addEventListener("scroll", place, { passive: true });
+  addEventListener("resize", place);
   addEventListener("beforeprint", () => { for (const more of document.querySelectorAll(".noted > .more")) more.open = true; });
-  wide.addEventListener("change", place);
-  light(byId.get("model/double_conv/bn") || rows[0]);
   place();
   follow();
 })();

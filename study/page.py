@@ -1,6 +1,8 @@
 """The page itself: rows, notes and measurements in one HTML file, which needs no network and reads without JavaScript too."""
 
 import html
+import itertools
+import math
 import re
 from pathlib import Path
 
@@ -54,7 +56,11 @@ STAGES = {  # stage -> (its title, the word that explains it)
 }
 UNLISTED = ("imports", "imports-2", "path", "setup", "setup-highlevel", "script")  # not in the map
 STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gradients", "apply"))
-HEAT = {"time": "share of a step's time", "operations": "operations as traced", "memory": "kept for the way back"}
+HEAT = ("time", "operations", "memory")
+SHORT = {"lowlevel": "low", "highlevel": "high", "keras_impl": "keras"}
+PAIRS = tuple(itertools.combinations(IMPLEMENTATIONS, 2))
+TIERS = {"as written": "written", "to the last bit": "exact"}
+SMALLEST = -11  # the bars of differences begin at 10 to this, and end at 1
 
 
 def words(text):
@@ -115,7 +121,7 @@ def colored(text):
     return lines
 
 
-def cell(part, lines, plain, style, implementation, alone):
+def cell(part, lines, plain, style, implementation):
     """Some lines of a file. Blank lines at the top are left out: a number is missing then."""
     if part is None:
         return f'<div class="cell none" data-of="{implementation}"></div>'
@@ -128,17 +134,88 @@ def cell(part, lines, plain, style, implementation, alone):
         f'<span class="l" data-n="{n}" style="--i:{len(plain[n - 1]) - len(plain[n - 1].lstrip())}">{lines[n - 1]}\n</span>'
         for n in shown
     )
-    only = '<span class="only">only here</span>' if alone else ""
     label = f'<span class="who">{implementation}</span>'
-    return f'<div class="cell" data-of="{implementation}"{style}>{label}{only}<pre><code>{text}</code></pre></div>'
+    return f'<div class="cell" data-of="{implementation}"{style}>{label}<pre><code>{text}</code></pre></div>'
 
 
 def counted(of):
     return sum(of.values())
 
 
-def operations_table(measured):
+class Figures:
+    """What was measured, by row and column. Shares are percent of a step's time in that column."""
+
+    def __init__(self, measured):
+        self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
+        self.at = {row.name: row for row in self.table}
+        # what these make in a column is counted again at rows that they call
+        self.sums = {(row.name, name) for row in self.table for name in row.parts if self.calls(row, name)}
+
+    def of(self, row, key, name, default=0):
+        """One of a row's figures in the column `name`."""
+        return self.rows.get(row.name, {}).get(key, {}).get(name, default)
+
+    def calls(self, row, name):
+        at = rows.called(row, name, self.table) if self.of(row, "traced", name) else []
+        return [other for other in at if self.of(self.at[other], "traced", name)]
+
+    def total(self, row, name):
+        return (row.name, name) in self.sums
+
+    def shares(self, row, name):
+        """(of the row's operations, of their gradients): together 100 % at most."""
+        ms = self.of(row, "ms", name, {})
+        return tuple(100 * ms.get(part, 0) / self.totals[name]["ms"] for part in ("forward", "gradient"))
+
+    def time(self, row):
+        """[share of its operations and their gradients, or None without code there] in each column."""
+        return [sum(self.shares(row, name)) if name in row.parts else None for name in IMPLEMENTATIONS]
+
+    def difference(self, row, tier):
+        """[largest difference of each pair of columns], or None where none was measured."""
+        whats = self.rows.get(row.name, {}).get("parity", {}).get(tier, {})
+        return [max(found[k][0] for found in whats.values()) for k in range(len(PAIRS))] if whats else None
+
+    def leads(self, row):
+        """The rows that a row holds or calls, of those that have something to show."""
+        held = [other for other in self.table if other.name.startswith(row.name + "/")]
+        names = {other for name in IMPLEMENTATIONS for other in rows.called(row, name, self.table)}
+        below = held + [other for other in self.table if other.name in names]
+        return [other for other in dict.fromkeys(other.name for other in below) if "traced" in self.rows.get(other, {})]
+
+    def ranking(self):
+        """The rows that share out a step: in all three columns, and a total of other such rows in none."""
+        everywhere = [row for row in self.table if len(row.parts) == 3 and any(self.time(row))]
+        parted = [row for row in everywhere if not all(self.total(row, name) for name in IMPLEMENTATIONS)]
+        return sorted(parted, key=lambda row: -max(self.time(row)))
+
+
+def percent(value):
+    if value is None:
+        return "–"
+    return f"{value:.1f} %" if not 0 < value < 0.095 else f"{value:.1g} %"
+
+
+def line(title, cells, attributes=None, sign="td"):
+    """A row of a table. attributes: of its cells, by default the columns' names."""
+    attributes = attributes or [f'data-of="{name}"' for name in IMPLEMENTATIONS]
+    first = f'<th scope="row">{title}</th>' if sign == "td" else "<td></td>"
+    scope = ' scope="col"' if sign == "th" else ""
+    return f"<tr>{first}" + "".join(f"<{sign}{scope} {a}>{c}</{sign}>" for a, c in zip(attributes, cells)) + "</tr>"
+
+
+def table(kind, caption, body, heads=IMPLEMENTATIONS, attributes=None):
+    head = line("", heads, attributes, "th")
+    return f'<table class="{kind}"><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>'
+
+
+OF_PAIRS = [f'data-pair="{a} {b}"' for a, b in PAIRS]
+PAIR_HEADS = [f"{SHORT[a]} – {SHORT[b]}" for a, b in PAIRS]
+
+
+def operations_table(row, figures):
     """What a row becomes, or an empty string."""
+    measured = figures.rows.get(row.name, {})
     lines = [(measured.get(stage), f'<a href="#word/{word}">{title}</a>') for stage, (title, word) in STAGES.items()]
     for stage, (title, _) in STAGES.items():  # with the other batch normalization
         lines += [(of, f"{title}, {key.split(', ')[-1]}") for key, of in measured.items() if key.startswith(f"{stage}, ")]
@@ -147,24 +224,21 @@ def operations_table(measured):
         if not columns:
             continue
         kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
-        cells = ""
+        cells = []
         for name in IMPLEMENTATIONS:
             of = columns.get(name, {})
             items = ""
             for kind in kinds:
-                differs = len({c.get(kind, 0) for c in columns.values()}) > 1 and len(columns) > 1
+                others = [n for n, c in columns.items() if c.get(kind, 0) != of.get(kind, 0)]
+                differs = f' data-ne="{" ".join(others)}"' if others else ""
                 if kind in of:
-                    items += f"<li{' class=ne' if differs else ''}>{kind} <b>{of[kind]:,}</b></li>"
+                    items += f"<li{differs}>{kind} <b>{of[kind]:,}</b></li>"
             listed = f'<ul class="ops">{items}</ul>' if of else ""
-            cells += f'<td data-of="{name}"><b class="sum">{counted(of):,}</b>{listed}</td>'
-        body += f'<tr><th scope="row">{title}</th>{cells}</tr>'
-    if not body:
-        return ""
-    heads = "".join(f'<th scope="col" data-of="{name}">{name}</th>' for name in IMPLEMENTATIONS)
-    caption = (
-        "What it becomes <small>≠ marks a count that differs between the columns; constants and names are not counted</small>"
-    )
-    return f'<table class="becomes"><caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>'
+            mark = "Σ " if of and figures.total(row, name) else ""
+            cells.append(f'<b class="sum">{mark}{counted(of):,}</b>{listed}' if name in row.parts else "–")
+        body += line(title, cells)
+    caption = "What it becomes <small>≠: other columns have another count; constants and names are not counted</small>"
+    return table("becomes", caption, body) if body else ""
 
 
 def size(number):
@@ -181,43 +255,63 @@ def distance(found):
     return f'<span title="{html.escape(where)}">{d:.1e}<small> {ulp:,} ulp</small></span>'
 
 
-def figures(measured, totals):
+def numbers(row, figures):
     """Time, memory and proof of a row, or an empty string."""
-    text = ""
-    ms, kept = measured.get("ms", {}), measured.get("kept", {})
-    if ms or any(kept.values()):
-        lines = {
-            "time, its own": [100 * ms.get(n, {}).get("forward", 0) / totals[n]["ms"] for n in IMPLEMENTATIONS],
-            "time, its gradient": [100 * ms.get(n, {}).get("gradient", 0) / totals[n]["ms"] for n in IMPLEMENTATIONS],
-        }
-        body = "".join(
-            f'<tr><th scope="row">{title}</th>'
-            + "".join(f'<td data-of="{n}">{v:.1f} %</td>' for n, v in zip(IMPLEMENTATIONS, values))
-            + "</tr>"
-            for title, values in lines.items()
-            if any(values)
-        )
-        if any(kept.values()):
-            cells = "".join(f'<td data-of="{n}">{size(kept.get(n, 0))}</td>' for n in IMPLEMENTATIONS)
-            body += f'<tr><th scope="row">kept for the way back</th>{cells}</tr>'
-        heads = "".join(f'<th scope="col" data-of="{n}">{n}</th>' for n in IMPLEMENTATIONS)
-        head = f"<thead><tr><td></td>{heads}</tr></thead>"
-        text += f'<table class="cost"><caption>What it costs <small>share of a training step</small></caption>{head}<tbody>{body}</tbody></table>'
-    for tier, whats in measured.get("parity", {}).items():
-        body = "".join(
-            f'<tr><th scope="row">{html.escape(what)}</th>' + "".join(f"<td>{distance(of)}</td>" for of in found) + "</tr>"
-            for what, found in whats.items()
-        )
-        short = {"lowlevel": "low", "highlevel": "high", "keras_impl": "keras"}
-        pairs = [(a, b) for k, a in enumerate(IMPLEMENTATIONS) for b in IMPLEMENTATIONS[k + 1 :]]
-        heads = "".join(f'<th scope="col">{short[a]} – {short[b]}</th>' for a, b in pairs)
-        kind = "written" if tier == "as written" else "exact"
-        caption = f"Proof, {tier} <small>largest difference</small>"
-        text += f'<table class="proof {kind}"><caption>{caption}</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    text, shares = "", {name: figures.shares(row, name) for name in IMPLEMENTATIONS}
+    kept = {name: figures.of(row, "kept", name) for name in IMPLEMENTATIONS}
+    marks = {name: "Σ " * figures.total(row, name) for name in IMPLEMENTATIONS}
+
+    def cells(values):
+        return [f"{marks[name]}{value}" if name in row.parts else "–" for name, value in zip(IMPLEMENTATIONS, values)]
+
+    body = "".join(
+        line(title, cells([percent(shares[name][k]) for name in IMPLEMENTATIONS]))
+        for k, title in enumerate(("time of its operations", "time of their gradients"))
+        if any(of[k] for of in shares.values())
+    )
+    if any(kept.values()):
+        body += line("kept for the way back", cells([size(kept[name]) for name in IMPLEMENTATIONS]))
+    if body:
+        sums = "; Σ: counted again at the rows that it calls" if any(marks.values()) else ""
+        text += table("cost", f"What it costs <small>share of a training step{sums}</small>", body)
+    for tier, whats in figures.rows.get(row.name, {}).get("parity", {}).items():
+        body = "".join(line(html.escape(what), map(distance, found), OF_PAIRS) for what, found in whats.items())
+        caption = f'Proof, {tier} <small>largest difference, and that number\'s distance in <a href="#word/ulp">ulp</a></small>'
+        text += table(f"proof {TIERS[tier]}", caption, body, PAIR_HEADS, OF_PAIRS)
     return text
 
 
-def panel(row, note, of_traps, all_traps, measured, totals):
+def bars(row, name, figures, most):
+    """The attributes that draw a cell's bars: for each kind a text and a length from 0 to 1, of time two lengths."""
+    own, gradient = figures.shares(row, name)
+    if phase(row.name) == "backward":  # in the colour in which the forward rows show it
+        own, gradient = 0, own
+    mark = "Σ " if figures.total(row, name) else ""
+    values = {
+        "time": (own + gradient, percent(own + gradient)),
+        "operations": (of := counted(figures.of(row, "traced", name, {})), f"{of:,}"),
+        "memory": (of := figures.of(row, "kept", name), size(of)),
+    }
+    shown = {kind: (value / most[kind], mark + text) for kind, (value, text) in values.items() if value}
+    for tier, kind in TIERS.items():
+        found = figures.difference(row, tier)
+        if found and name != IMPLEMENTATIONS[0]:  # from the first column
+            d = found[PAIRS.index((IMPLEMENTATIONS[0], name))]
+            shown[kind] = (max(0, 1 - math.log10(d) / SMALLEST) if d else 0, f"{d:.1e}" if d else "0")
+    if not shown:
+        return ""
+    lengths = {kind: f"--{kind}:{length:.3f}" for kind, (length, _) in shown.items()}
+    if "time" in shown:
+        lengths["own"] = f"--own:{own / most['time']:.3f}"
+    texts = "".join(f' data-{kind}="{text}"' for kind, (_, text) in shown.items())
+    return f'{texts}{" data-total" * bool(mark)} style="{";".join(lengths.values())}"'
+
+
+def linked(name):
+    return f'<a href="#{name}">{name.replace("/", "/<wbr>")}</a>'
+
+
+def panel(row, note, of_traps, all_traps, figures):
     """What is told about a row, or an empty string."""
     told = paragraphs(note) if note else ""
     if of_traps:
@@ -226,19 +320,21 @@ def panel(row, note, of_traps, all_traps, measured, totals):
             title, effect, _, _ = all_traps[anchor]
             items += f'<li><a href="#trap/{anchor}">{words(title)}</a> <small>{words(effect)}</small></li>'
         told += f'<p class="traps">Traps here</p><ul class="traps">{items}</ul>'
-    table, numbers = operations_table(measured), figures(measured, totals)
-    if not (told or table or numbers):
+    parts = {"note": told, "table": operations_table(row, figures), "numbers": numbers(row, figures)}
+    if leads := figures.leads(row):
+        times = {name: figures.time(figures.at[name]) for name in leads}
+        body = "".join(line(linked(name), map(percent, of)) for name, of in times.items())
+        if "traced" not in figures.rows.get(row.name, {}) and not any(phase(name) == "backward" for name in leads):
+            body += line("together", [percent(sum(filter(None, of))) for of in zip(*times.values())])
+        parts["numbers"] += table(
+            "cost", "What it holds or calls <small>their time with the gradients, from wherever they are called</small>", body
+        )
+    if not any(parts.values()):
         return ""
-    parts = f'<div class="note">{told}</div>' if told else ""
-    parts += f'<div class="table">{table}</div>' if table else ""
-    parts += f'<div class="numbers">{numbers}</div>' if numbers else ""
-    kinds = [
-        word for word, there in (("note", note), ("traps", of_traps), ("operations", table), ("figures", numbers)) if there
-    ]
+    kinds = [word for word, there in zip(("note", "operations", "figures"), (note, *list(parts.values())[1:])) if there]
+    body = "".join(f'<div class="{kind}">{text}</div>' for kind, text in parts.items() if text)
     name = row.name.split("/", 1)[1]
-    return (
-        f'<details class="more"><summary><b>{name}</b> {", ".join(kinds)}</summary><div class="panel">{parts}</div></details>'
-    )
+    return f'<details class="more"><summary><b>{name}</b> {", ".join(kinds)}</summary><div class="panel">{body}</div></details>'
 
 
 def u_diagram(measured):
@@ -298,24 +394,15 @@ def group(name):
     return name.split("/")[1]
 
 
-def body(measured):
+def body(figures):
     told, glossary = notes()
-    all_traps, numbers, totals = traps(), measured["rows"], measured["totals"]
-    most = {heat: 1e-9 for heat in HEAT}
-    table = rows.all_rows()
-
-    def heat_of(row, name):
-        of = numbers.get(row.name, {})
-        ms = of.get("ms", {}).get(name, {})
-        return {
-            "time": 100 * (ms.get("forward", 0) + ms.get("gradient", 0)) / totals[name]["ms"],
-            "operations": counted(of.get("traced", {}).get(name, {})),
-            "memory": of.get("kept", {}).get(name, 0),
-        }
-
-    for row in table:
-        for name in row.parts:
-            most = {heat: max(most[heat], value) for heat, value in heat_of(row, name).items()}
+    all_traps, everything = traps(), figures.table
+    columns = [(row, name) for row in everything for name in row.parts]
+    most = {
+        "time": 100,
+        "operations": max(counted(figures.of(row, "traced", name, {})) for row, name in columns),
+        "memory": max(figures.of(row, "kept", name) for row, name in columns),
+    }
     out, menu, last = [], [], None
     for module in rows.MODULES:
         plain = {name: rows.source(name, module).splitlines() for name in IMPLEMENTATIONS}
@@ -325,7 +412,7 @@ def body(measured):
             f'<section class="file" aria-label="{module}.py"><h2 id="{module}">{module}.py</h2><div class="heads">{heads}</div>'
         )
         menu.append(f'<li class="of"><a href="#{module}">{module}.py</a></li>')
-        for row in table:
+        for row in everything:
             if not row.name.startswith(module + "/"):
                 continue
             if group(row.name) != last:
@@ -340,22 +427,12 @@ def body(measured):
                 )
             cells = ""
             for name in IMPLEMENTATIONS:
-                part, style = row.parts.get(name), ""
-                if part:
-                    heat = heat_of(row, name)
-                    shown = {
-                        "time": f"{heat['time']:.1f} %",
-                        "operations": f"{heat['operations']:,}",
-                        "memory": size(heat["memory"]),
-                    }
-                    style = "".join(f' data-{h}="{shown[h]}"' for h in HEAT if heat[h])
-                    bars = ";".join(f"--{h}:{heat[h] / most[h]:.3f}" for h in HEAT if heat[h])
-                    style += f' style="{bars}"' if bars else ""
-                cells += cell(part, lines[name], plain[name], style, name, len(row.parts) == 1)
+                part = row.parts.get(name)
+                cells += cell(part, lines[name], plain[name], bars(row, name, figures, most) if part else "", name)
             of_traps, note = told.get(row.name, ([], ""))
             parts = next((found for pattern, found in PARTS if re.search(pattern, row.name)), "")
             space = all(not plain[n][p.first - 1].strip() for n, p in row.parts.items())
-            more = panel(row, note, of_traps, all_traps, numbers.get(row.name, {}), totals)
+            more = panel(row, note, of_traps, all_traps, figures)
             classes = f"row p-{phase(row.name)}" + " gap" * space + " noted" * bool(note)
             attributes = f'class="{classes}" id="{row.name}" data-part="{parts}" data-group="{module}/{last}"'
             mark = (
@@ -376,33 +453,51 @@ def body(measured):
     return "".join(out), "".join(menu), wordlist, listed
 
 
-def summary(measured):
-    """Where the numbers come from."""
+def summary(measured, figures):
+    """Where the numbers come from, where the time goes, and where the three part."""
     c, totals = measured["config"], measured["totals"]
     h, w, channels = c["image"]
     network = f"filters {c['filters']}, depth {c['depth']}, batches of {c['batch_size']} images of {w}×{h}×{channels}, {c['activation']}, "
     network += (
         f"{c['batch_norm']} batch normalization, {c['padding']} padding, {c['loss']} loss, {c['optimizer']}, {c['precision']}"
     )
+    stages = {"as traced": "traced", "after the optimizer": "optimized", "in StableHLO": "stablehlo"}
     lines = ""
-    for title, key in (("operations as traced", "traced"), ("after the optimizer", "optimized"), ("in StableHLO", "stablehlo")):
-        lines += (
-            f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{totals[n][key]:,}</td>" for n in IMPLEMENTATIONS) + "</tr>"
-        )
-    cells = "".join(f"<td>{size(totals[n]['kept'])}</td>" for n in IMPLEMENTATIONS)
-    lines += f'<tr><th scope="row">kept for the way back</th>{cells}</tr>'
+    for title, key in stages.items():
+        lines += line(f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS])
+        lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
+        lines += line("of these, without a row", lost) if any(lost) else ""
+    lines += line("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS])
     lost = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
-    heads = "".join(f'<th scope="col">{n}</th>' for n in IMPLEMENTATIONS)
-    table = f'<table class="cost"><caption>One training step</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{lines}</tbody></table>'
     text = f"Measured on {measured['date']}: {measured['machine']}; {measured['versions']}; {network}. "
-    text += f"Times are the profiler's, summed over the threads; {lost:.1f} % of them or less could be given to no row. "
-    text += "Each operation counts for every line on its way: a call counts for the line that calls, too."
-    return f"<p>{html.escape(text)}</p>{table}"
+    text += f"Times are the profiler's, summed over the threads; at most {lost:.1g}\u00a0% of a step's time belongs to no row. "
+    text += "Some operations stand in no row, for the optimizer or XLA made them anew and named no line: "
+    text += "the rows add up to as many fewer. "
+    text += "An operation counts once at the line that makes it, and again, marked Σ, at each line that calls that one."
+    ranked, shares = figures.ranking(), ""
+    for row in ranked:
+        shares += line(linked(row.name), map(percent, figures.time(row)))
+    sums = [sum(of) for of in zip(*(figures.time(row) for row in ranked))]
+    shares += line("together", map(percent, sums))
+    caption = (
+        "Where the time goes <small>a row's operations with their gradients; what is left are sums where gradients meet</small>"
+    )
+    parted = ""
+    for row in figures.table:
+        for what, found in figures.rows.get(row.name, {}).get("parity", {}).get("as written", {}).items():
+            if any(d for d, _, _ in found):
+                parted += line(f"{linked(row.name)} <small>{html.escape(what)}</small>", map(distance, found), OF_PAIRS)
+    differ = 'Where the three part, as written <small>largest difference, and that number\'s distance in <a href="#word/ulp">ulp</a>; '
+    differ += "the notes say why; every other row that was compared has 0, and to the last bit all have</small>"
+    return f"<p>{html.escape(text)}</p>{table('cost', 'One training step', lines)}{table('cost', caption, shares)}" + table(
+        "proof", differ, parted, PAIR_HEADS, OF_PAIRS
+    )
 
 
 def make_page(measured):
     """The whole page as text."""
-    table, menu, wordlist, listed = body(measured)
+    figures = Figures(measured)
+    listing, menu, wordlist, listed = body(figures)
     page = (HERE / "page.html").read_text(encoding="utf-8")
     order = ("forward", "loss", "backward", "optimizer", "loop", "around")
     legend = "".join(f'<li class="p-{name}">{name}</li>' for name in order)
@@ -412,9 +507,9 @@ def make_page(measured):
         "MENU": menu,
         "LEGEND": legend,
         "U": u_diagram(measured),
-        "ROWS": table,
+        "ROWS": listing,
         "WORDS": wordlist,
         "TRAPS": listed,
-        "MEASURED": summary(measured),
+        "MEASURED": summary(measured, figures),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)

@@ -74,6 +74,20 @@ TOPICS = (
 )
 
 
+# What a part calls by another name than the function's.
+CALLED = {
+    "model": "forward",
+    "super().call": "forward",
+    "tape.gradient": "forward",  # it makes the gradients of what stands there
+    "optimizer.compute_gradients": "forward",
+    "optimizer.apply_gradients": "Adam",
+    "bn": "batch_norm",
+    "step": "make_train_step",
+    "make_train_step": "",  # it only defines the step
+    "call": "",
+}
+
+
 class Part(NamedTuple):
     """Some lines of one file that have one job."""
 
@@ -237,6 +251,22 @@ def rows(module, sources=None):
 
 def all_rows():
     return [row for module in MODULES for row in rows(module)]
+
+
+def heads(text):
+    """The lines where a loop or a choice begins."""
+    return {node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.For | ast.While | ast.If)}
+
+
+def called(row, implementation, table):
+    """The rows of the functions that a row's lines call in a column: what these make is counted at both."""
+    if not (part := row.parts.get(implementation)):
+        return []
+    lines = source(implementation, row.name.split("/")[0]).splitlines()[part.first - 1 : part.last]
+    names = re.findall(r"(?<![\w.])((?:(?:self|optimizer|tape|super\(\))\.)?\w+)\(", "\n".join(lines))
+    functions = {CALLED.get(name, name.split(".")[-1]) for name in names}
+    at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:-1])]
+    return [other.name for other in at if other.name.split("/")[1] != row.name.split("/")[1]]
 
 
 def find(table, implementation, module, line):

@@ -131,6 +131,36 @@ def test_measured_rows_exist():
     assert MEASURED.stat().st_size < 3e5
 
 
+def test_each_operation_is_counted_once():
+    """No row takes more than the whole step, and the rows that are no total of others add up to it."""
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    figures = page.Figures(measured)
+    for name in IMPLEMENTATIONS:
+        everything = [row for row in figures.table if name in row.parts]
+        assert max(sum(figures.shares(row, name)) for row in everything) < 100.1
+        own = [row for row in everything if not figures.total(row, name)]
+        steps = [*own, figures.at["train/make_train_step/gradients"]]
+        counts = sum(page.counted(figures.of(row, "traced", name, {})) for row in steps)
+        if name == "highlevel":  # the line of `apply_gradients` calls a little of the column and much of v1
+            apply = figures.at["train/make_train_step/apply"]
+            called = [figures.at[other] for other in figures.calls(apply, name)]
+            counts += sum(
+                (1 if row == apply else -1) * page.counted(figures.of(row, "traced", name)) for row in [apply, *called]
+            )
+        assert counts == measured["totals"][name]["traced"]
+        assert 98 < sum(sum(figures.shares(row, name)) for row in figures.ranking()) < 100.1
+    halves = [name for name in measured["rows"] if len(figures.at[name].parts) == 3]
+    halves = [name for name in halves if 0 < len(measured["rows"][name].get("traced", "abc")) < 3]
+    assert not halves, "what has code in all three makes something in all three"
+    exact = [found for row in figures.table if (found := figures.difference(row, "to the last bit"))]
+    assert exact and not any(map(any, exact)), "the page says so"
+
+
+def test_the_result_in_the_words_is_that_of_the_results():
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert re.search(r"\b53 and 122\b", results) and "53 forward and 122 in a training step" in page.notes()[1]["StableHLO"]
+
+
 def traced(implementation, config, images, masks):
     """`collect_one` without XLA, which refuses to be deterministic as this process is."""
     graph = programs(implementation, config)["train step"].get_concrete_function(images, masks).graph
@@ -158,6 +188,10 @@ def test_every_operation_has_a_row(monkeypatch):
         # what every ELU leaves for its gradient: 2 images of 16x16 and of 8x8 pixels, float32; two blocks above and one below
         kept = 4 * 2 * (4 * 16 * 16 * 2 + 2 * 8 * 8 * 4)
         assert rows_["model/double_conv/activation"]["kept"]["bytes"] == kept
+        loops = "model/forward/down", "model/double_conv/twice", "train/Adam/apply/name"
+        assert not any(loop in rows_ for loop in loops), "the head of a loop makes nothing"
+    assert found["lowlevel"]["model/batch_norm/kernel"] == found["keras_impl"]["model/batch_norm/kernel"]
+    assert not any(stage.startswith("gradient") for stage in found["highlevel"]["train/with_variables/around"])
     apply = "train/make_train_step/apply"
     assert found["highlevel"][apply]["traced"]["ResourceApplyAdam"] == found["keras_impl"][apply]["traced"]["Square"] == 22
     assert found["lowlevel"][apply]["traced"]["Pow"] == 2 and found["keras_impl"][apply]["traced"]["Pow"] == 44

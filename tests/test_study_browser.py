@@ -58,6 +58,7 @@ def test_hovering_lights_three_columns_and_shows_the_panel(look):
     name = "model/forward/up/concat"
     row(page, name).scroll_into_view_if_needed()
     row(page, name).locator(".cell").nth(2).hover()
+    row(page, name).and_(page.locator(".lit")).wait_for()  # after a moment, for rows that are only crossed are not meant
     assert lit(page) == [name]
     assert row(page, name).locator(".cell:not(.none)").count() == 3
     assert row(page, name).evaluate("row => getComputedStyle(row).backgroundColor") == "rgb(253, 243, 212)"
@@ -76,7 +77,7 @@ def test_the_panel_holds_the_figures_that_were_measured(look):
             texts = [re.fullmatch(r"(?:≠\s)?(\w+) ([\d,]+)", text).groups() for text in shown]
             assert {kind: int(number.replace(",", "")) for kind, number in texts} == counts
     ms, total = MEASURED["rows"][BN]["ms"]["lowlevel"], MEASURED["totals"]["lowlevel"]["ms"]
-    assert f"{100 * ms['forward'] / total:.1f} %" in page.locator("#content .cost").inner_text()
+    assert f"{100 * ms['forward'] / total:.1f} %" in page.locator("#content .cost").first.inner_text()
 
 
 def test_keys(look):
@@ -92,16 +93,73 @@ def test_keys(look):
     row(page, names[5]).hover()
     assert lit(page) == [names[2]], "what is kept open stays"
     page.keyboard.press("Escape")
-    assert "#" not in page.url
-    page.keyboard.press("Escape")
-    assert page.locator("#dock").is_hidden()
+    assert "#" not in page.url and page.locator("#dock").is_hidden()
+    assert page.locator("#closed").is_visible(), "how to see it again"
+    page.keyboard.press("Enter")
+    assert page.locator("#dock").is_visible() and page.locator("#closed").is_hidden()
     page.keyboard.press("2")
     assert row(page, BN).locator('[data-of="highlevel"]').first.is_hidden()
+
+
+def test_nothing_is_open_at_first_and_an_arrow_begins_in_sight(look):
+    page = look()
+    assert page.locator("#dock").is_hidden() and not lit(page)
+    row(page, BN).evaluate("row => row.scrollIntoView({ block: 'center' })")
+    before = page.evaluate("scrollY")
+    page.keyboard.press("ArrowDown")
+    assert len(lit(page)) == 1 and abs(page.evaluate("scrollY") - before) < 50
+    page.evaluate("document.getElementById('traps').scrollIntoView()")
+    page.wait_for_function("document.getElementById('dock').hidden")
+
+
+def test_find_reaches_everything(look):
+    page = look()
+    row(page, "model/forward").scroll_into_view_if_needed()
+    before = page.evaluate("scrollY")
     page.keyboard.press("/")
+    assert page.evaluate("scrollY") == before
     page.keyboard.type("FusedBatchNormGradV3")
-    assert 0 < page.locator(".row:not(.dim)").count() < 40
-    page.keyboard.press("Enter")
-    assert "FusedBatchNormGradV3" in row(page, lit(page)[0]).text_content()
+    count = page.locator(".row:not(.dim)").count()
+    assert 0 < count < 40 and page.locator("#found").text_content().startswith("1 of ")
+    first = lit(page)
+    assert "FusedBatchNormGradV3" in row(page, first[0]).text_content()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#found").text_content().startswith("2 of ") and lit(page) != first
+    for text, place in (
+        ("Unit in the last place", ".text dl > div"),  # of the words
+        ("ReductionToOneDevice", ".text > section"),  # code of a trap, which opens
+        ("Where the time goes", "[aria-labelledby=measured]"),
+    ):
+        page.fill("#search", text)
+        hit = page.locator(f"{place}.match")
+        assert page.locator("#found").text_content().startswith("1 of ") and text in hit.text_content()
+        hit.get_by_text(text, exact=False).first.wait_for()
+        assert hit.evaluate(
+            "hit => { const box = hit.getBoundingClientRect(); return box.top < innerHeight && box.bottom > 0; }"
+        )
+
+
+@pytest.mark.parametrize("width", [1600, 390])
+def test_bars_move_nothing(look, width):
+    page = look(f"#{BN}", width=width)
+    at = row(page, BN).bounding_box()["y"]
+    for heat in ("time", "difference", "operations", ""):
+        page.select_option("#heat", heat)
+        assert abs(row(page, BN).bounding_box()["y"] - at) < 2, heat
+    page.click('[data-column="lowlevel"]')
+    assert abs(row(page, BN).bounding_box()["y"] - at) < 2
+
+
+def test_hidden_columns_are_compared_no_more(look):
+    page = look("#model/forward/head")
+    pair, mark = (
+        page.locator('#content [data-pair="lowlevel keras_impl"]').first,
+        "#content [data-of=lowlevel] [data-ne=keras_impl]",
+    )
+    shown = "items => items.map(item => getComputedStyle(item, '::before').content)"
+    assert pair.is_visible() and set(page.eval_on_selector_all(mark, shown)) != {"none"}
+    page.keyboard.press("3")
+    assert pair.is_hidden() and set(page.eval_on_selector_all(mark, shown)) == {"none"}
 
 
 def test_a_link_leads_to_its_row(look):
@@ -119,9 +177,20 @@ def test_bars_and_tiers(look):
     assert page.locator("#content .proof.exact").is_hidden() and page.locator("#content .proof.written").is_visible()
     page.select_option("#tier", "exact")
     assert page.locator("#content .proof.exact").is_visible() and page.locator("#content .proof.written").is_hidden()
+    text = "cell => getComputedStyle(cell, '::after').content"
+    keras = row(page, "train/make_train_step/gradients").locator(".cell").nth(2)
+    assert page.input_value("#heat") == "difference" and keras.evaluate(text) == '"0"'
+    page.select_option("#tier", "written")
+    assert re.fullmatch(r'"\d\.\de-\d\d"', keras.evaluate(text))
     page.select_option("#heat", "operations")
-    cell = row(page, BN).locator(".cell").first
-    assert cell.evaluate("cell => getComputedStyle(cell, '::after').content") == '"126"'
+    of = row(page, BN).locator(".cell")
+    assert of.nth(0).evaluate(text) == '"Σ 126"' and of.nth(1).evaluate(text) == '"126"', "lowlevel calls a function of its own"
+
+
+def test_a_column_without_the_code_shows_a_dash(look):
+    page = look("#model/conv2d/x")
+    cells = page.locator("#content td:is([data-of=highlevel], [data-of=keras_impl])").all_inner_texts()
+    assert len(cells) > 10 and set(cells) == {"–"}
 
 
 @pytest.mark.parametrize("width", [390, 1200])
