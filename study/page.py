@@ -65,10 +65,14 @@ SMALLEST = -11  # the bars of differences begin at 10 to this, and end at 1
 
 def words(text):
     """A line of notes as HTML: `code`, *emphasis*, [text](target)."""
-    text = html.escape(text, quote=False)
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-    text = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', text)
-    return re.sub(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])", r"<em>\1</em>", text)
+    found = ""
+    for k, part in enumerate(re.split(r"`([^`]+)`", html.escape(text, quote=False))):
+        if k % 2:  # a * in code is a multiplication
+            found += f"<code>{part}</code>"
+            continue
+        part = re.sub(r"(?<![\w*])\*(\S|\S[^*\n]*\S)\*(?![\w*])", r"<em>\1</em>", part)
+        found += re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', part)
+    return found
 
 
 def paragraphs(text):
@@ -325,7 +329,8 @@ def panel(row, note, of_traps, all_traps, figures):
         times = {name: figures.time(figures.at[name]) for name in leads}
         body = "".join(line(linked(name), map(percent, of)) for name, of in times.items())
         if "traced" not in figures.rows.get(row.name, {}) and not any(phase(name) == "backward" for name in leads):
-            body += line("together", [percent(sum(filter(None, of))) for of in zip(*times.values())])
+            known = [[t for t in of if t is not None] for of in zip(*times.values())]
+            body += line("together", [percent(sum(of) if of else None) for of in known])
         parts["numbers"] += table(
             "cost", "What it holds or calls <small>their time with the gradients, from wherever they are called</small>", body
         )
