@@ -8,6 +8,7 @@ Exit code 1 when a result is further off than rounding explains. JAX: pip instal
 """
 
 import concurrent.futures
+import contextlib
 import gzip
 import json
 import os
@@ -20,20 +21,13 @@ from pathlib import Path
 import comparison
 from common.cli import Parser, count, run_script
 from common.config import UserError
-from common.output import write_text
+from common.output import refuse_foreign, write_text
 
 import numpy as np
 
 PEER = comparison.ROOT.parent / "shared" / "peers" / "torch_unet.py"
-SIZES = (
-    (64, 128),
-    (64, 256),
-    (256, 128),
-    (8, 128),
-    (8, 512),
-    (64, 512),
-    (256, 256),
-)  # batch, pixels; in this order
+# batch and pixels of what is timed, in this order
+SIZES = ((64, 128), (64, 256), (256, 128), (8, 128), (8, 512), (64, 512), (256, 256))
 SMALL = dict(filters=8, depth=2, image_size="64", batch_size=4)
 SECONDS = 1.0  # that the steps of a measurement take at least, if there are not 50 before
 
@@ -54,7 +48,9 @@ def find_programs(folder):
     """[what the .json of a program says, and its `path`], the folders in order. Raises: UserError when there is none."""
     found = []
     for path in sorted(folder.rglob("*.json")):
-        about = json.loads(path.read_text())
+        about = None
+        with contextlib.suppress(ValueError, RecursionError):  # the file of someone else
+            about = json.loads(path.read_text())
         if isinstance(about, dict) and {"parameters", "results", "updated"} <= about.keys():
             found.append(about | {"path": path})
     if not found:
@@ -325,6 +321,7 @@ def prepare(folder):
     from comparison.programs import lower, save
     from data.loader import load_examples, training_batches
 
+    tf.get_logger().setLevel("ERROR")  # v1's optimizer is built anew for each program, and TensorFlow counts
     for precision in ("bfloat16", "float32"):
         small = SMALL | dict(image_size=Size.parse(SMALL["image_size"]))
         config, training, _ = load_examples(Config.of(precision=precision, images=8, **small))
@@ -357,6 +354,7 @@ def main(argv=None):
     if args.prepare:
         return prepare(args.folder)
     programs, path = find_programs(args.folder), args.output or args.folder / "pjrt.json"
+    refuse_foreign([path])  # before the work, not after it
     peer = Peer(args.peer) if args.time else None  # it starts meanwhile
     runtime = Runtime()
     found = {"runtime": runtime.about, "checks": [], "peaks": [], "speeds": []}

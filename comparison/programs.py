@@ -19,6 +19,8 @@ import numpy as np
 # isort: split
 from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
 
+DRAWS = 3  # of random directions: a few numbers, such as a bias, may part little by chance
+
 
 def programs(implementation, config):
     """{"forward": function of images, "train step": function of images and masks}, for one implementation."""
@@ -70,18 +72,19 @@ class Lowered(NamedTuple):
         """(values of the parameters, results, {arithmetic -> how far off rounding may carry each result}).
 
         The same reasoning as in `rounding.explained`, but with the program itself: it runs on values that are off by the
-        rounding of a sum, and on values that are as much off the other way.
+        rounding of a sum in random directions, and on values that are as much off the other way, `DRAWS` times.
         """
-        values = [np.asarray(x) for x in (*self.arguments, *self.variables)]
-        rng = np.random.default_rng(0)
-        signs = [rng.choice([-1, 1], x.shape) if x.ndim and name != "masks" else 0 * x for name, x in zip(self.names, values)]
-        precision, bounds = self.config.network.precision, {}
+        values, precision = [np.asarray(x) for x in (*self.arguments, *self.variables)], self.config.network.precision
+        rng, bounds = np.random.default_rng(0), {}
         for arithmetic in ("float32", "tf32") if precision == "float32" else (precision,):
-            unit = rounding.of_a_sum(arithmetic)
-            ahead, behind = (
-                self.compute([(x * (1 + u * sign)).astype(x.dtype) for x, sign in zip(values, signs)]) for u in (unit, -unit)
-            )
-            bounds[arithmetic] = [rounding.bound(x, y, unit) for x, y in zip(ahead, behind)]
+            unit, found = rounding.of_a_sum(arithmetic), []
+            for _ in range(DRAWS):
+                off = [rng.choice([-unit, unit], x.shape) if x.ndim and n != "masks" else 0 for n, x in zip(self.names, values)]
+                ahead, behind = (
+                    self.compute([(x * (1 + way * share)).astype(x.dtype) for x, share in zip(values, off)]) for way in (1, -1)
+                )
+                found.append([rounding.bound(x, y, unit) for x, y in zip(ahead, behind)])
+            bounds[arithmetic] = [max(of_one) for of_one in zip(*found)]
         results = self.compute(values)
         for variable, value in zip(self.variables, values[len(self.arguments) :]):
             variable.assign(value)  # it has been trained meanwhile
