@@ -25,10 +25,10 @@ from common.output import refuse_foreign, write_text
 
 import numpy as np
 
-PEER = comparison.ROOT.parent / "shared" / "peers" / "torch_unet.py"
 # batch and pixels of what is timed, in this order
 SIZES = ((64, 128), (64, 256), (256, 128), (8, 128), (8, 512), (64, 512), (256, 256))
 SMALL = dict(filters=8, depth=2, image_size="64", batch_size=4)
+LARGE = dict(channels=1, classes=1)  # and the defaults
 SECONDS = 1.0  # that the steps of a measurement take at least, if there are not 50 before
 
 
@@ -220,7 +220,7 @@ class Peer:
     def __init__(self, path):
         from comparison import torch_peer
 
-        self.why = "" if path.is_file() else f"there is no {path}"
+        self.why = "no --peer" if not path else "" if path.is_file() else f"there is no {path}"
         if not self.why:
             self.process, self.connection = comparison.start_process(torch_peer.work, path)
 
@@ -330,7 +330,7 @@ def prepare(folder):
             save(lower(implementation, config, *batch), folder / f"00-small-{precision}")
     for k, (batch_size, side) in enumerate(SIZES, 1):
         for precision in ("bfloat16", "float32"):
-            config = Config.of(precision=precision, channels=1, classes=1, batch_size=batch_size)
+            config = Config.of(precision=precision, batch_size=batch_size, **LARGE)
             images = masks = tf.TensorSpec((batch_size, side, side, 1), tf.float32)
             for implementation in comparison.IMPLEMENTATIONS:
                 save(lower(implementation, config, images, masks), folder / f"{k:02}-{batch_size}x{side}-{precision}", False)
@@ -338,19 +338,22 @@ def prepare(folder):
     print(f"written to {folder}: python -m comparison.pjrt {folder} --time")
 
 
-def main(argv=None):
-    """Returns the exit code: 0 when every result is as near as rounding explains, 1 when one is not."""
-    begin = time.monotonic()
+def read_command_line(argv):
     parser = Parser(prog="python -m comparison.pjrt", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="of compare.py graph --save or --prepare; with its folders")
     parser.add_argument("--prepare", action="store_true", help="write programs there instead")
     parser.add_argument("--time", action="store_true", help="images per second too")
     words = "with --time: measure nothing more when so many seconds are gone since the start"
     parser.add_argument("--budget", type=count, metavar="SECONDS", help=words)
-    words = "with --time: the same network in PyTorch, if that is installed (default: %(default)s)"
-    parser.add_argument("--peer", type=Path, metavar="FILE", default=PEER, help=words)
+    words = "with --time: the same network in PyTorch, a file as comparison/torch_peer.py wants it"
+    parser.add_argument("--peer", type=Path, metavar="FILE", help=words)
     parser.add_argument("--output", type=Path, metavar="FILE", help="the JSON (default: DIR/pjrt.json)")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Returns the exit code: 0 when every result is as near as rounding explains, 1 when one is not."""
+    begin, args = time.monotonic(), read_command_line(argv)
     if args.prepare:
         return prepare(args.folder)
     programs, path = find_programs(args.folder), args.output or args.folder / "pjrt.json"

@@ -227,7 +227,8 @@ def test_what_matters_first_is_measured_first():
 @pytest.mark.slow
 def test_programs_to_be_timed(tmp_path):
     """`--prepare` with one small size, and what it wrote run by another process."""
-    small = "pjrt.SIZES, pjrt.SMALL = [(2, 16)], dict(filters=2, depth=1, image_size='16')"
+    small = "pjrt.SIZES, tiny = [(2, 16)], dict(filters=2, depth=1); pjrt.SMALL = dict(image_size='16', batch_size=2, **tiny)"
+    small += "; pjrt.LARGE.update(tiny)"
     code = f"import sys; from comparison import pjrt; {small}; sys.exit(pjrt.main(sys.argv[1:]))"
     result = script("-c", code, str(tmp_path), "--prepare")
     assert result.returncode == 0, result.stderr
