@@ -92,21 +92,21 @@ class Runtime:
         """Those in which a program of this precision can run here."""
         return ("tf32", "float32") if precision == "float32" and self.on_gpu else (precision,)
 
-    def compile(self, program, arithmetic):
-        """-> (executable, seconds), or the error in a line."""
+    def compile(self, program, arithmetic, tune):
+        """-> (executable, seconds), or the error in a line.
+
+        tune: XLA tries its GPU kernels out first, which takes most of the time, and wants the GPU and a core for itself.
+        """
         from jaxlib import _jax, xla_client  # what JAX itself compiles with: no public function takes a text
 
-        begin, text = time.perf_counter(), read_text(program, arithmetic)
+        begin, text, options = time.perf_counter(), read_text(program, arithmetic), xla_client.CompileOptions()
+        if not tune:
+            options.env_option_overrides = [("xla_gpu_autotune_level", 0)]
         try:
-            devices = _jax.DeviceList((self.device,))
-            return self.client.compile_and_load(text, devices, xla_client.CompileOptions()), time.perf_counter() - begin
+            executable = self.client.compile_and_load(text, _jax.DeviceList((self.device,)), options)
+            return executable, time.perf_counter() - begin
         except Exception as error:
             return first_line(error)
-
-    def compile_all(self, todo):
-        """[`compile`] of [(program, arithmetic)], side by side: XLA's autotuner by itself lets one use the GPU at a time."""
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(lambda one: self.compile(*one), todo))
 
     def put(self, values):
         return [self.jax.device_put(value, self.device) for value in values]
@@ -166,37 +166,49 @@ def draw(program):
     return values
 
 
-def check(runtime, programs, report):
-    """Compares the results of all programs that come with numbers. -> whether each is as near as rounding explains."""
+def check(runtime, programs, is_over, report):
+    """Compares the results of all programs that come with numbers. -> whether each is as near as rounding explains.
+
+    They compile side by side, without trying kernels out; what is measured compiles alone.
+    """
     todo = [(p, a) for p in programs if "tolerances" in p for a in runtime.arithmetics(p["precision"])]
-    if not todo:
-        print("no program comes with numbers to compare", flush=True)
-    else:
-        print(
-            f"\n{'implementation':<15}{'program':<12}{'arithmetic':<11}{'results':>8}  largest difference, in its largest value"
-        )
+    heads = f"{'implementation':<15}{'program':<12}{'arithmetic':<11}{'results':>8}  furthest off, relative to its largest"
+    print(f"\n{heads}" if todo else "no program comes with numbers to compare", flush=True)
     passed = True
-    for (program, arithmetic), compiled in zip(todo, runtime.compile_all(todo)):
-        row = {key: program[key] for key in ("implementation", "program", "precision", "batch_size", "height", "width")}
-        row |= dict(arithmetic=arithmetic, folder=program["path"].parent.name)
-        try:
-            if isinstance(compiled, str):
-                raise RuntimeError(compiled)
-            row |= compare(runtime, program, arithmetic, compiled[0])
-            words = f"{row['difference']:.1e} in {row['where']}; rounding explains {row['tolerance']:.1e}: "
-            words += "the same" if row["same"] else "DIFFERENT"
-        except Exception as error:  # one that this runtime cannot run is one that fails
-            row |= dict(same=False, error=first_line(error))
-            words = f"FAILED: {row['error']}"
-        passed &= row["same"]
-        title = f"{program['implementation']:<15}{program['program']:<12}{arithmetic:<11}{len(program['results']):>8}"
-        report("checks", row, f"{title}  {words}")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiling = [pool.submit(runtime.compile, *one, tune=False) for one in todo]
+        for k, (program, arithmetic) in enumerate(todo):
+            if is_over():
+                pool.shutdown(cancel_futures=True)
+                print(f"the time is out: {len(todo) - k} programs were not compared", flush=True)
+                return False
+            passed &= check_one(runtime, program, arithmetic, compiling[k].result(), report)
     return passed
 
 
+def check_one(runtime, program, arithmetic, compiled, report):
+    """Prints and records how far off a program is that is compiled, or could not be. -> whether it computes the same."""
+    row = {key: program[key] for key in ("implementation", "program", "precision", "batch_size", "height", "width")}
+    row |= dict(arithmetic=arithmetic, folder=program["path"].parent.name)
+    try:
+        if isinstance(compiled, str):
+            raise RuntimeError(compiled)
+        row |= compare(runtime, program, arithmetic, compiled[0])
+        words = f"{row['difference']:.1e} in {row['where']}; rounding explains {row['tolerance']:.1e}: "
+        words += "the same" if row["same"] else "DIFFERENT"
+    except Exception as error:  # one that this runtime cannot run is one that fails
+        row |= dict(same=False, error=first_line(error))
+        words = f"FAILED: {row['error']}"
+    title = f"{program['implementation']:<15}{program['program']:<12}{arithmetic:<11}{len(program['results']):>8}"
+    report("checks", row, f"{title}  {words}")
+    return row["same"]
+
+
 def compare(runtime, program, arithmetic, executable):
-    """The result that is furthest off for what rounding explains: {same, where, difference, tolerance}, relative to its largest
-    value, and `worst`: the difference over the tolerance."""
+    """The result that is furthest off for what rounding explains: {same, where, difference, tolerance, worst}.
+
+    difference, tolerance: as shares of its largest value. worst: the one over the other.
+    """
     with np.load(program["path"].with_suffix(".npz")) as numbers:
         arguments = [numbers[f"in/{p['name']}"].astype(p["dtype"]) for p in program["parameters"]]
         expected = [numbers[f"out/{name}"] for name in program["results"]]
@@ -266,39 +278,43 @@ def size_of(program):
     return program["batch_size"], program["height"], program["width"]
 
 
-def measure(runtime, programs, peer, budget, report):
+def measure(runtime, programs, peer, is_over, report):
     """Times every program that was written for it, or, where there is none, those with numbers, and the peer beside them."""
     programs = [p for p in programs if "tolerances" not in p] or programs
     heads = f"{'batch':>6}{'size':>9}{'ms':>10}{'images/s':>11}{'TFLOP/s':>9}  of the peak"
     print(f"\n{'':<15}{'program':<12}{'arithmetic':<11}{heads}", flush=True)
-    peaks = {}
+    peaks, over = {}, "the time is out: what is left was not measured"
     for group, arithmetic, variant in order(programs, runtime.arithmetics):
-        if budget():
-            return print("the time is out: what is left was not measured", flush=True)
+        if is_over():
+            return print(over, flush=True)
         if arithmetic not in peaks:
             peaks[arithmetic] = runtime.peak(arithmetic)
             report("peaks", {"arithmetic": arithmetic, "flops_per_second": peaks[arithmetic]},
                    f"{'matrix product':<27}{arithmetic:<11}{peaks[arithmetic] / 1e12:>45.2f}")  # fmt: skip
         shared = dict(arithmetic=arithmetic, peak=peaks[arithmetic], report=report)
-        if variant == "eager":
-            compiled = runtime.compile_all([(program, arithmetic) for program in group])
-            for program, result in zip(group, compiled):
-                try:
-                    if isinstance(result, str):
-                        raise RuntimeError(result)
-                    executable, compile_seconds = result
-                    seconds, steps, finite = runtime.seconds(executable, program, runtime.put(draw(program)))
-                    more = dict(steps=steps, compile_seconds=compile_seconds, finite=finite)
-                    speed_row(program, program["implementation"], seconds, more, **shared)
-                except Exception as error:
-                    speed_row(program, program["implementation"], first_line(error), {}, **shared)
-            compiled = result = executable = None  # their memory is the peer's now
+        for program in group if variant == "eager" else ():
+            if is_over():
+                return print(over, flush=True)
+            measure_one(runtime, program, arithmetic, shared)
         network, flops = group[0]["network"], {program["program"]: program for program in group}
         what = dict(filters=network["filters"], depth=network["depth"], channels=network["channels"], variant=variant)
         what |= dict(batch=group[0]["batch_size"], height=group[0]["height"], width=group[0]["width"], arithmetic=arithmetic)
         for name, seconds, steps in peer.measure(**what):
             if name in flops:
                 speed_row(flops[name], f"torch {variant}", seconds, dict(steps=steps), **shared)
+
+
+def measure_one(runtime, program, arithmetic, shared):
+    """Times one program; what it held on the device is free when this returns, for the peer is on it too."""
+    try:
+        compiled = runtime.compile(program, arithmetic, tune=True)
+        if isinstance(compiled, str):
+            raise RuntimeError(compiled)
+        seconds, steps, finite = runtime.seconds(compiled[0], program, runtime.put(draw(program)))
+        more = dict(steps=steps, compile_seconds=compiled[1], finite=finite)
+        speed_row(program, program["implementation"], seconds, more, **shared)
+    except Exception as error:  # too little memory, say: the others may go
+        speed_row(program, program["implementation"], first_line(error), {}, **shared)
 
 
 def speed_row(program, who, seconds, more, arithmetic, peak, report):
@@ -343,7 +359,7 @@ def read_command_line(argv):
     parser.add_argument("folder", type=Path, metavar="DIR", help="of compare.py graph --save or --prepare; with its folders")
     parser.add_argument("--prepare", action="store_true", help="write programs there instead")
     parser.add_argument("--time", action="store_true", help="images per second too")
-    words = "with --time: measure nothing more when so many seconds are gone since the start"
+    words = "begin with no other program when so many seconds are gone since the start"
     parser.add_argument("--budget", type=count, metavar="SECONDS", help=words)
     words = "with --time: the same network in PyTorch, a file as comparison/torch_peer.py wants it"
     parser.add_argument("--peer", type=Path, metavar="FILE", help=words)
@@ -368,10 +384,14 @@ def main(argv=None):
         write_text(path, json.dumps(found, indent=1) + "\n")
 
     print(f"{runtime.about['device']}, JAX {runtime.about['jax']}, {runtime.about['platform'].splitlines()[0]}", flush=True)
-    passed = check(runtime, programs, report)
+
+    def is_over():
+        return args.budget and time.monotonic() - begin > args.budget
+
+    passed = check(runtime, programs, is_over, report)
     if args.time:
         print(f"\n{peer.hello()}", flush=True)
-        measure(runtime, programs, peer, lambda: args.budget and time.monotonic() - begin > args.budget, report)
+        measure(runtime, programs, peer, is_over, report)
     print(f"\nwritten to {path}")
     return 0 if passed else 1
 
