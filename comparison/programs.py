@@ -72,7 +72,9 @@ class Lowered(NamedTuple):
         """(values of the parameters, results, {arithmetic -> how far off rounding may carry each result}).
 
         The same reasoning as in `rounding.explained`, but with the program itself: it runs on values that are off by the
-        rounding of a sum in random directions, and on values that are as much off the other way, `DRAWS` times.
+        rounding of a sum in random directions, and on values that are as much off the other way, `DRAWS` times. That does not
+        show how far off a sum is that cancels, as a bias's gradient before a normalization: so all kernels, all m, all v... are
+        allowed the same share of their largest value, the widest that one of them needs.
         """
         values, precision = [np.asarray(x) for x in (*self.arguments, *self.variables)], self.config.network.precision
         rng, bounds = np.random.default_rng(0), {}
@@ -84,8 +86,13 @@ class Lowered(NamedTuple):
                     self.compute([(x * (1 + way * share)).astype(x.dtype) for x, share in zip(values, off)]) for way in (1, -1)
                 )
                 found.append([rounding.bound(x, y, unit) for x, y in zip(ahead, behind)])
-            bounds[arithmetic] = [max(of_one) for of_one in zip(*found)]
+            bounds[arithmetic] = np.max(found, axis=0)
         results = self.compute(values)
+        largest = np.array([np.abs(x).max(initial=0) or 1 for x in results])
+        kinds = np.array([name.rpartition("/")[2] for name in self.results])
+        for arithmetic, bound in bounds.items():
+            share = bound / largest
+            bounds[arithmetic] = [max(share[kinds == kind]) * most for kind, most in zip(kinds, largest)]
         for variable, value in zip(self.variables, values[len(self.arguments) :]):
             variable.assign(value)  # it has been trained meanwhile
         return values, results, bounds
