@@ -60,8 +60,9 @@ def explained(look, case, batches, weights, unit):
         )
         for step in (unit, -unit)
     )
+    return {rung: {name: bound(x, behind[rung][name], unit) for name, x in values.items()} for rung, values in ahead.items()}
 
-    def bound(x, y):
-        return float(2 * unit * np.abs(x).max(initial=0) + np.abs(x - y).max(initial=0))
 
-    return {rung: {name: bound(x, behind[rung][name]) for name, x in values.items()} for rung, values in ahead.items()}
+def bound(x, y, unit):
+    """How far apart rounding by `unit` may carry two runs where runs that are off by it either way end in `x` and `y`."""
+    return float(2 * unit * np.abs(x).max(initial=0) + np.abs(x - y).max(initial=0))

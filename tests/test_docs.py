@@ -11,6 +11,7 @@ import predict
 import study.__main__
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import IMPLEMENTATIONS, UserError
+from comparison import pjrt
 
 import pytest
 
@@ -63,6 +64,8 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
+        if module == "comparison.pjrt":
+            return pjrt.read_command_line(argv)
         if module == "comparison.scaling":
             return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
@@ -107,10 +110,9 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
     known = {"--logdir", "--ntasks-per-node"}  # of tensorboard, of Slurm
-    for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
-        main = {"predict.py": predict.main, "overview": data.overview.main, "study": study.__main__.main}.get(
-            words[0], compare.main
-        )
+    for words in (["predict.py"], ["overview"], ["study"], ["pjrt"], *(["compare.py", name] for name in compare.COMMANDS)):
+        others = {"predict.py": predict, "overview": data.overview, "study": study.__main__, "pjrt": pjrt}
+        main = others.get(words[0], compare).main
         with pytest.raises(SystemExit):
             main([*words[1:], "--help"])
         known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
