@@ -69,7 +69,7 @@ def process(source, paths, predict, config, args, read_truth=None):
         line += "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*evaluation.measures(matrix, classes))
     images.save_mask(paths["mask"], mask, classes)
     if args.overlay:
-        images.save_overlay(paths["overlay"], image, mask)
+        images.save_overlay(paths["overlay"], image, mask, config)
     say(line)
     return matrix
 

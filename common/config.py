@@ -63,6 +63,19 @@ class Names(tuple):
         return ",".join(self)
 
 
+class Bands(tuple):
+    """Numbers of bands, from 1: one to show as gray, or three as red, green and blue. On the command line: `3,2,1`."""
+
+    @classmethod
+    def parse(cls, text):
+        if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4},[1-9]\d{0,4})?", text):
+            raise argparse.ArgumentTypeError(f"{text!r} must be one or three numbers of bands, from 1, such as 3,2,1")
+        return cls(map(int, text.split(",")))
+
+    def __str__(self):
+        return ",".join(map(str, self))
+
+
 class Addresses(tuple):
     """The hosts of a training, the chief first. On the command line: `host1:2222,host2:2222`."""
 
@@ -210,7 +223,7 @@ class Network:
     """
 
     channels: int | None = option(
-        None, "image channels: 1 gray, 3 RGB (default: as the images are; synthetic: 1)", found=True, val=True
+        None, "image channels: 1 gray, 3 RGB, or other bands (default: as the images are; synthetic: 1)", found=True, val=True
     )
     classes: int | None = option(
         None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)", found=True, val=True
@@ -229,12 +242,12 @@ class Network:
     seed: int = option(0, "of the weights and the dropout, the cells, the split, the order and the augmentation", val=True)
 
     def __post_init__(self):
-        _at_least(self, classes=1, filters=1, depth=1)
+        _at_least(self, channels=1, classes=1, filters=1, depth=1)
         # an image of 2**14 pixels a side, the largest that is read, is 1 pixel at the bottom then
         _require(self.depth <= 14 and self.filters <= 2**16, "--depth must be at most 14, --filters at most 65536")
         _shares(self, "bn_momentum", "dropout")
         _above_0(self, "bn_epsilon")
-        _require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
+        _require(self.channels is None or self.channels <= 4096, f"--channels must be at most 4096, got {self.channels}")
         _require(self.classes is None or self.classes <= VOID, f"--classes must be at most {VOID}, got {self.classes}")
         _require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
         _require(
@@ -246,6 +259,11 @@ class Network:
             self.precision != "float64" or self.batch_norm != "fused",
             "the fused batch normalization has no float64 kernel: add --batch-norm explicit",
         )
+
+    @property
+    def bands(self):
+        """The channels of an image, in words."""
+        return {1: "gray", 3: "RGB"}.get(self.channels, f"{self.channels} bands")
 
     @property
     def variable_dtype(self):
@@ -354,6 +372,9 @@ class Data:
     class_names: Names | None = option(
         None, "for the legends: background,cell (default: as the data set has them)", found=True, val=False
     )
+    show_bands: Bands | None = option(
+        None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
+    )
     images: int = option(250, "synthetic: how many to draw")
     validation: float = option(0.2, "share of the images held back to validate on, above 0 and below 1")
     group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
@@ -431,6 +452,10 @@ class Config:
                 f"{smallest} pixels; use a larger size or a smaller --depth",
             )
         _require(
+            None in (data.show_bands, network.channels) or max(data.show_bands) <= network.channels,
+            f"--show-bands {data.show_bands} needs more bands than the {network.channels} of the images",
+        )
+        _require(
             not data.objects or network.classes in (None, 1, 2),
             f"objects are of one class, beside the background: --classes 1 or 2, got {network.classes}",
         )
@@ -492,7 +517,7 @@ class Config:
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""
-        worded = (Path, Size, Names, Weights, Addresses, ColorTable, Every)
+        worded = (Path, Size, Names, Bands, Weights, Addresses, ColorTable, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in self.flat.items()}
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
-from data.files import EXTENSIONS, count_pages, image_files, is_meant, read_image, read_pair, readable
+from data.files import EXTENSIONS, count_bands, count_pages, image_files, is_meant, read_image, read_pair, readable
 from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
 import numpy as np
@@ -344,17 +344,22 @@ def _by_stem(folder):
 
 
 def find_channels(layout, samples=64):
-    """1 if the images are gray, 3 if any of some that are spread over the data set has colour; bad files are passed over.
+    """1 if the images are gray, 3 if any of some that are spread over the data set has colour, or how many bands they have.
 
-    Some are not few: among gray images, of which many are stored as colours, a quarter may have colour.
+    Some are not few: among gray images, many of them stored as colours, a quarter may have colour. Bad files are passed over.
     """
     if layout.channels:
         return layout.channels
     n = len(layout.items)
     for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
+        item = layout.items[i]
         try:
-            # a JPEG is decoded no larger, which saves most of it
-            image = read_image(layout.items[i].image, 3, Size(256, 256), layout.items[i].page)
+            bands = count_bands(item.image)
+            if bands == 1:
+                continue
+            if bands != 3:
+                return bands
+            image = read_image(item.image, 3, Size(256, 256), item.page)  # a JPEG is decoded no larger, which saves most of it
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2

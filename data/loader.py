@@ -66,7 +66,7 @@ def load_examples(config):
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
-    pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.network.channels == 1 else 'RGB'}"
+    pixels = f"{small if small == large else f'{small} to {large}'} {config.network.bands}"
     fitted = {_grown(config, size, fits=True) for size in training.sizes}
     if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
         notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")

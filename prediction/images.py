@@ -10,7 +10,7 @@ from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
-from common.pictures import class_names
+from common.pictures import class_names, shown_bands
 from common.text import say
 from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image
 from data.layouts import nested_images, passed_over
@@ -106,7 +106,9 @@ def prepare_output(folder, results, inputs):
 
 
 def predict_mask(predict, source, config, tile, tta, save_to=None):
-    """-> image uint8 [H, W, channels], class indices uint8 [H, W]. The probabilities go into the file `save_to`, if any.
+    """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W].
+
+    The probabilities go into the file `save_to`, if any.
 
     predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
 
@@ -133,7 +135,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if save:
                 save(rows, columns, p)
-    return in_8_bits(image, config.data.white), mask
+    return image, mask
 
 
 def _read(source, config, size=None):
@@ -186,11 +188,11 @@ def save_mask(path, mask, classes):
         picture.save(part, "PNG")
 
 
-def save_overlay(path, image, mask):
-    """The image, with a half-transparent colour on all that is not background (class 0)."""
+def save_overlay(path, image, mask, config):
+    """The image as `predict_mask` gives it, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
     for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
-        pixels = np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels
+        pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.white)
         mixed = pixels // 2 + COLORS[classes] // 2
         picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))
     with replacing(path) as part:

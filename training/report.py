@@ -100,7 +100,7 @@ def draw_predictions(path, columns, title, config):
     classes, rows, masks = config.network.classes, [], []
     for examples in zip(*columns.values()):
         name, image, truth, _, _ = examples[0]
-        row = [(name, image_colors(image, truth)), ("truth", mask_colors(truth, classes))]
+        row = [(name, image_colors(image, truth, config.data.show_bands)), ("truth", mask_colors(truth, classes))]
         for label, (_, _, _, prediction, dice) in zip(columns, examples):
             row.append((f"{label}, dice {dice:.3f}", mask_colors(prediction, classes)))
             masks += [truth, prediction]

@@ -303,7 +303,7 @@ class Run:
         strips = []
         for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
             masks = [mask_colors(mask, self.config.network.classes) for mask in (truth, prediction)]
-            strips.append(np.hstack([image_colors(image, truth), *masks]))
+            strips.append(np.hstack([image_colors(image, truth, self.config.data.show_bands), *masks]))
         self.events.pictures("image, truth, prediction", strips, self.step)
 
     def _metadata(self):
