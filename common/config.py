@@ -63,6 +63,20 @@ class Names(tuple):
         return ",".join(self)
 
 
+class Values(tuple):
+    """The values in masks that stand for the classes, in order. On the command line: `1,2,3`."""
+
+    @classmethod
+    def parse(cls, text):
+        values = cls(int(number) if re.fullmatch(r"\d{1,3}", number) else VOID for number in text.split(","))
+        if len(set(values)) < max(len(values), 2) or max(values) >= VOID:
+            raise argparse.ArgumentTypeError(f"{text!r} must be two or more values of masks, 0 to {VOID - 1}, each once: 1,2,3")
+        return values
+
+    def __str__(self):
+        return ",".join(map(str, self))
+
+
 class Bands(tuple):
     """Numbers of bands, from 1: one to show as gray, or three as red, green and blue. On the command line: `3,2,1`."""
 
@@ -369,6 +383,9 @@ class Data:
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
     )
+    mask_values: Values | None = option(
+        None, "the values of masks that stand for the classes, in order: 1,2,3 (default: as found)", found=True
+    )
     class_names: Names | None = option(
         None, "for the legends: background,cell (default: as the data set has them)", found=True, val=False
     )
@@ -423,6 +440,13 @@ class Data:
             self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
         )
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
+        _require(
+            self.mask_values is None
+            or self.dataset in ("folder", "carvana", "isbi")
+            and self.colors is None
+            and not self.objects,
+            "--mask-values needs --dataset folder, and masks that hold classes",
+        )
         _require(self.folds is None or self.split is None, "--folds and --split exclude each other")
         _require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")
 
@@ -473,7 +497,11 @@ class Config:
         if data.crop_size and any(missing(side, network) for side in data.crop_size):
             fits = Size(*(side + missing(side, network) for side in data.crop_size))
             raise UserError(f"--crop-size {data.crop_size} does not halve {network.depth} times: {fits} does")
-        for flag, values in (("--class-names", data.class_names), ("--class-weights", self.training.class_weights)):
+        for flag, values in (
+            ("--class-names", data.class_names),
+            ("--class-weights", self.training.class_weights),
+            ("--mask-values", data.mask_values),
+        ):
             if values and network.classes is not None:
                 needed = max(network.classes, 2)
                 _require(len(values) == needed, f"{flag} needs one for each of {needed} classes, got {len(values)}")
@@ -500,6 +528,12 @@ class Config:
         return cls(Network(**groups["network"]), Training(**groups["training"]), Data(**groups["data"]))
 
     @property
+    def shown_values(self):
+        """What stands for each class, in order, in pictures and in masks of many classes: what does in the user's masks."""
+        n = max(self.network.classes, 2)
+        return self.data.mask_values if self.data.mask_values and n > 2 else tuple(range(n))
+
+    @property
     def kept(self):
         """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on."""
         return self.replace(resume=False, workers=None, worker=None, local_workers=None)
@@ -513,11 +547,15 @@ class Config:
         """The inverse of `as_dict`. Raises: UserError for a field that there is not, or a value that it does not take."""
         if not isinstance(values, dict):
             raise UserError(f"{reprlib.repr(values)[:100]} is no list of options")
+        classes, void = values.get("classes"), values.get("void_label")
+        of_masks = values.get("dataset") in ("folder", "carvana", "isbi") and not values.get("colors")
+        if "mask_values" not in values and of_masks and {type(classes), type(void)} == {int} and void < classes > 2:
+            values = {**values, "mask_values": ",".join(map(str, range(classes)))}  # a class of no pixels stood for void then
         return cls.of(**{name: _from_json(name, value) if name in FIELDS else value for name, value in values.items()})
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""
-        worded = (Path, Size, Names, Bands, Weights, Addresses, ColorTable, Every)
+        worded = (Path, Size, Names, Values, Bands, Weights, Addresses, ColorTable, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in self.flat.items()}
 
 

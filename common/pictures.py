@@ -79,6 +79,19 @@ def mask_colors(mask, classes):
     return colors[np.asarray(mask, int)]
 
 
+def in_values(mask, config):
+    """[H, W] class indices, and VOID -> `config.shown_values`, and VOID: by these pictures have their colours."""
+    values = config.shown_values
+    table = np.arange(256, dtype=np.uint8)
+    table[: len(values)] = values
+    return table[np.asarray(mask, int)]
+
+
+def names_of_values(config):
+    """{value: name} of the classes, by `config.shown_values`."""
+    return dict(zip(config.shown_values, class_names(config.data.class_names, config.network.classes)))
+
+
 def difference_colors(mask, prediction, classes):
     """[H, W, 3]: agreement darkened, missed foreground in orange, invented foreground and confused classes in violet.
 
@@ -97,8 +110,8 @@ def class_names(names, classes):
 
 
 def legend(names, indices):
-    """[(name, colour)] of class `indices`, VOID among them or not. names: of the classes, in order."""
-    names = {VOID: "void", **dict(enumerate(names))}
+    """[(name, colour)] of class `indices`, VOID among them or not. names: of the classes, in order, or {index: name}."""
+    names = {VOID: "void", **(names if isinstance(names, dict) else dict(enumerate(names)))}
     return [(names[k], CLASS_COLORS[k]) for k in indices]
 
 

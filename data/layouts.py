@@ -48,6 +48,7 @@ class Layout:
     over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
     objects: bool = False  # whether masks tell objects of one class apart
     channels: int | None = None  # of the images where the layout fixes it; None: as the files are
+    note: str = ""  # a few words for the line about the data
 
 
 def find_layout(config):
@@ -132,11 +133,16 @@ def _carvana(config):
 def _oxford_pet(config):
     """images/NAME.jpg and annotations/trimaps/NAME.png; test.txt is for the test, trainval.txt for training and validation.
 
+    Without trainval.txt these are all photos that have a trimap, and are not in a test.txt.
+
     Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
     """
     images, annotations = config.data.data_dir / "images", config.data.data_dir / "annotations"
-    items, missing = {}, []
-    for part, path in {"": annotations / "trainval.txt", "test": annotations / "test.txt"}.items():
+    items, missing, note = {}, [], ""
+    lists = {"": annotations / "trainval.txt", "test": annotations / "test.txt"}
+    if unlisted := not lists[""].is_file() and images.is_dir() and (annotations / "trimaps").is_dir():
+        lists = {part: path for part, path in lists.items() if path.is_file()}
+    for part, path in lists.items():
         if not path.is_file():
             raise UserError(f"{path} is missing: --dataset oxford_pet needs images/ and annotations/ in --data-dir")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -149,6 +155,14 @@ def _oxford_pet(config):
                 missing += [
                     f"{file} is missing, listed in {path.name}" for file in (item.image, item.mask) if not file.is_file()
                 ]
+    if unlisted:
+        photos = [path for path in image_files(images) if path.suffix == ".jpg" and f"images/{path.name}" not in items]
+        found = [Item(f"images/{path.name}", path, annotations / f"trimaps/{path.stem}.png") for path in photos]
+        found = {item.name: item for item in found if item.mask.is_file()}
+        if not found:
+            raise UserError(f"no photo in {images} has a trimap in {annotations / 'trimaps'}: unpack the data set again")
+        items |= found
+        note = f"{len(found)} of {len(photos)} photos have a trimap, and all of them are used, since there is no trainval.txt"
     if missing and not config.data.skip_bad:
         raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
     if not items:
@@ -159,7 +173,7 @@ def _oxford_pet(config):
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
     items.sort(key=lambda item: item.name)
-    return Layout(items, _reader(), *trimap_classes(config), left_out=missing)
+    return Layout(items, _reader(), *trimap_classes(config), left_out=missing, note=note)
 
 
 def _isbi(config):

@@ -16,7 +16,7 @@ from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
 from common.output import count_earlier, refuse_foreign, scratch, write_text
-from common.pictures import class_names, draw_grid, expendable, legend, mask_colors, shown_bands
+from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
 from common.text import say
 from data.cache import CORES
@@ -62,9 +62,9 @@ def _legend(names, indices):
     ]
 
 
-def _all_classes(classes, void_label):
-    """Their indices, with VOID if anything is void."""
-    return [*range(max(classes, 2)), *([] if void_label is None else [VOID])]
+def _all_values(config):
+    """Those of the classes, with VOID if anything is void."""
+    return [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
 
 
 def draw_augmentations(path, training, config):
@@ -75,6 +75,7 @@ def draw_augmentations(path, training, config):
     classes, white, rows = config.network.classes, config.data.white, []
 
     def picture(image, mask):
+        mask = mask if config.data.objects else in_values(mask, config)
         return overlay(in_8_bits(shown_bands(image, config.data.show_bands), white), mask, classes)
 
     for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
@@ -84,8 +85,7 @@ def draw_augmentations(path, training, config):
             row.append((f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))))
         rows.append(row)
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
-    names, indices = class_names(config.data.class_names, classes), _all_classes(classes, config.data.void_label)
-    draw_grid(path, rows, title, _legend(names, indices))
+    draw_grid(path, rows, title, _legend(names_of_values(config), _all_values(config)))
 
 
 def draw_overview(path, layout, items, meaning, values, white, config):
@@ -95,8 +95,14 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
-        table, classes, note = meaning.table, meaning.classes, meaning.note
-        names, indices = class_names(given_names(config, layout, classes), classes), _all_classes(classes, meaning.void_label)
+        config = config.replace(
+            classes=meaning.classes,
+            void_label=meaning.void_label,
+            mask_values=meaning.values,
+            class_names=given_names(config, layout, meaning),
+        )
+        table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
+        names, indices = names_of_values(config), _all_values(config)
     else:
         table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
         names, indices = map(str, table), values[:LEGEND]
@@ -180,7 +186,7 @@ def survey(layout, config):
             problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
     too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    advice = [*layout.over, *advice]
+    advice = [*layout.over, *filter(None, [layout.note]), *advice]
     if layout.mask_suffix:
         advice.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     n = len(parts["train"]) if parts else config.training.batch_size
@@ -217,7 +223,7 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning.classes))
+        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning))
     return summary, items, meaning
 
 
