@@ -28,6 +28,7 @@ MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads 
 # Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
 # converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
 BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
+MAX_NUMBER = 2**24  # in label images; a table of all numbers is made
 BAND_BYTES = 24  # of one of many bands, while it is converted
 COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
 WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
@@ -452,10 +453,19 @@ def _read_objects(path, size, page):
     if path.is_dir():
         return _read_single_objects(path, size)
     values, size = _read_values(path, size, page)
-    present, numbers = np.unique(values, return_inverse=True)
-    if not (present[0] >= 0 and present[-1] < 2**31 and (present == np.rint(present)).all()):
-        raise UserError(f"{path} holds values such as {present[-1]}: with --objects a mask holds 0, 1, 2 and so on")
-    return (numbers.reshape(values.shape) + (present[0] > 0)).astype(np.int32), size
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
+        raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
+    numbers = values.astype(np.int32)
+    strips = [numbers[top : top + 256] for top in range(0, len(numbers), 256)]  # an index array takes 8 bytes per pixel
+    table = np.zeros(int(most) + 1, np.int32)
+    for strip in strips:
+        table[strip] = 1
+    table[0] = 0
+    table = table.cumsum(dtype=np.int32)
+    for strip in strips:
+        strip[:] = table[strip]
+    return numbers, size
 
 
 def _read_single_objects(folder, size):

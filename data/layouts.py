@@ -162,7 +162,8 @@ def _oxford_pet(config):
         if not found:
             raise UserError(f"no photo in {images} has a trimap in {annotations / 'trimaps'}: unpack the data set again")
         items |= found
-        note = f"{len(found)} of {len(photos)} photos have a trimap, and all of them are used, since there is no trainval.txt"
+        how = "by --split" if config.data.split else "by chance"
+        note = f"no trainval.txt: {len(found)} of {len(photos)} photos have a trimap, and are split {how}"
     if missing and not config.data.skip_bad:
         raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
     if not items:
@@ -197,6 +198,8 @@ def _nyuv2(config):
     """
     import h5py  # comes with TensorFlow, and only this layout needs it
 
+    if config.network.channels not in (None, 1, 3):
+        raise UserError(f"--dataset nyuv2 has colour images, for --channels 3 or 1; got {config.network.channels}")
     path = config.data.data_dir if config.data.data_dir.is_file() else config.data.data_dir / "nyu_depth_v2_labeled.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")

@@ -281,7 +281,7 @@ def test_oxford_pet_without_its_lists(pets):
         ("Bengal_2", ""),
         ("unlisted_4", ""),
     ]
-    assert layout.note == "3 of 4 photos have a trimap, and all of them are used, since there is no trainval.txt"
+    assert layout.note == "no trainval.txt: 3 of 4 photos have a trimap, and are split by chance"
     (pets / "annotations/test.txt").unlink()
     _, layout = layout_of("oxford_pet", pets)
     assert {item.part for item in layout.items} == {""} and "4 of 5 photos" in layout.note and not layout.left_out
