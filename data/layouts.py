@@ -64,7 +64,8 @@ def find_layout(config):
     try:
         if not config.data.data_dir.exists():
             raise UserError(f"--data-dir {config.data.data_dir} does not exist")
-        return replace(find[config.data.dataset](config), float_white=config.data.float_white)
+        found = find[config.data.dataset](config)
+        return replace(found, objects=config.data.objects, float_white=config.data.float_white)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
@@ -102,11 +103,9 @@ def _folder(config):
             "name of the image: rename those of one part"
         )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    objects = config.data.objects
-    if objects:
+    if config.data.objects:
         classes, names = OBJECTS, Names(("background", "object"))
-    read = _reader(config, colors)
-    return _layout(config, items, pairs.values(), read, classes, names, suffixes[0] or None, objects=objects)
+    return _layout(config, items, pairs.values(), _reader(config, colors), classes, names, suffixes[0] or None)
 
 
 def _holds_images(folder):
@@ -114,7 +113,7 @@ def _holds_images(folder):
     return folder.is_dir() and ((folder / "images").is_dir() or bool(image_files(folder)))
 
 
-def _layout(config, items, pairs, *fields, objects=False):
+def _layout(config, items, pairs, *fields):
     """The `Layout` of `items`, which came out of `pairs`. Only --skip-bad passes over images and masks without the other."""
     alone, over = (sum(lists, []) for lists in zip(*((found.alone, found.over) for found in pairs)))
     if alone and not (config.data.skip_bad and items):
@@ -122,7 +121,7 @@ def _layout(config, items, pairs, *fields, objects=False):
         rule = f"STEM{suffix} is the mask of STEM" if suffix else "images and masks must have the same names"
         hint = " (--skip-bad goes on without)" if items else "; --mask-suffix _mask, if a_mask.png is the mask of a.png"
         raise UserError("; ".join([f"{rule}, up to the extension: in {config.data.data_dir} {listed(alone)}{hint}", *over]))
-    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over, objects=objects)
+    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over)
 
 
 def _carvana(config):
@@ -259,7 +258,7 @@ def _dsb2018(config):
         raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
     names = Names(("background", "nucleus"))
     note = "where masks overlap the first has the pixels"
-    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, objects=True, note=note)
+    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, note=note)
 
 
 def nested_images(folder):
