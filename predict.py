@@ -67,9 +67,9 @@ def process(source, paths, predict, config, args, read_truth=None):
     if read_truth:
         matrix = evaluation.compare(source, mask, read_truth, classes)
         line += "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*evaluation.measures(matrix, classes))
-    images.save_mask(paths["mask"], mask, classes)
+    images.save_mask(paths["mask"], mask, config)
     if args.overlay:
-        images.save_overlay(paths["overlay"], image, mask)
+        images.save_overlay(paths["overlay"], image, mask, config)
     say(line)
     return matrix
 

@@ -12,6 +12,7 @@ arXiv 1703.06907.
 import functools
 
 from data.files import to_gray
+from data.meaning import as_classes
 
 import cv2
 import numpy as np
@@ -42,11 +43,11 @@ def augment(image, mask, size, kind, rng, white=255):
     every region of the mask in other colours.
 
     Args:
-        image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W].
+        image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W], or int32 where it numbers objects.
         size: (height, width) of the crop, no larger than the image.
 
-    Returns: image, [height, width, C] of its type, and mask, uint8 [height, width], whose values all occur in `mask`. Both may
-        be views.
+    Returns: image, [height, width, C], and mask, [height, width], of their types; the values of the mask all occur in `mask`.
+        Both may be views.
 
     Raises: ValueError when the crop is larger than the image.
     """
@@ -60,7 +61,7 @@ def augment(image, mask, size, kind, rng, white=255):
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
-        return deform(recolor(image, mask, rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
+        return deform(recolor(image, as_classes(mask), rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
     image, mask = random_crop(image, mask, size, rng)
     return flips(image, mask, rng) if kind == "flips" else (image, mask)
 
@@ -100,8 +101,10 @@ def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white
     turn[:, 1] *= rng.choice(mirrors)
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
     contrast, brightness = CONTRAST ** rng.uniform(-1, 1), white * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
-    mean = image[top : top + h : 4, left : left + w : 4].mean()
+    # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black; and
+    # so it would bands that are darker than others, but for those of a colour, which keep their ratio
+    part = image[top : top + h : 4, left : left + w : 4]
+    mean = part.mean() if image.shape[-1] in (1, 3) else part.mean(axis=(0, 1))
     return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast), white)
 
 
@@ -110,7 +113,8 @@ def recolor(image, mask, rng, white=255):
 
     A region is all pixels of one value of the mask, VOID too. Half of the images are cut in two by a random line, and the
     parts of such a region are regions of their own: or else every edge between two colours would be an outline, and letters
-    on the wall behind a car would be taken for the car.
+    on the wall behind a car would be taken for the car. Every band has a curve of its own, near that of the others; only images
+    of three bands, which have a gray, lose their colour before.
     """
     channels = image.shape[-1]
     if channels == 3 and rng.random() < GRAY:
@@ -191,11 +195,12 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0, white=255):
     Args:
         image, mask, size: as in `augment`, but the image may be smaller than the window.
         nodes: where the nodes lie in the image, [2, 3, 3], in pixels; bicubic between them.
-        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and `white`.
+        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and `white`; the brightness
+            may be [C].
     """
     h, w = size
     y, x = spline(h) @ nodes.astype(np.float32) @ spline(w).T  # [h, w] each
     sampled = cv2.remap(np.ascontiguousarray(image), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     sampled_mask = cv2.remap(np.ascontiguousarray(mask), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
-    light = (contrast * np.arange(white + 1) + brightness).round().clip(0, white)
-    return look_up(np.tile(light, (image.shape[-1], 1)), sampled.reshape(h, w, -1)), sampled_mask
+    light = contrast * np.arange(white + 1) + np.broadcast_to(brightness, image.shape[-1])[:, None]  # [C, values]
+    return look_up(light.round().clip(0, white), sampled.reshape(h, w, -1)), sampled_mask

@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.config import VOID, Names, Size, UserError
+from data.bands import counted, open_bands
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp", ".npy")
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
+ALIKE = "all images of a network must have the same bands"
 SUPPORTED = "gray or RGB with 8 or 16 bits, or gray as 32-bit floats of 0 to 1"
 MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads decode at once as there are cores
 # Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
 # converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
 BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
+MAX_NUMBER = 2**24  # in label images; a table of all numbers is made
+BAND_BYTES = 24  # of one of many bands, while it is converted
 COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
 WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
 
@@ -44,6 +49,9 @@ TURNS = {  # EXIF orientation, as stored to upright
 }
 
 
+SIDEWAYS = (Transpose.TRANSPOSE, Transpose.TRANSVERSE, Transpose.ROTATE_90, Transpose.ROTATE_270)
+
+
 class Colors(NamedTuple):
     """What the colours of masks stand for."""
 
@@ -53,20 +61,21 @@ class Colors(NamedTuple):
     rest_is_void: bool  # other colours are void, and no error
 
 
-def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None):
+def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None, objects=False, float_white=None):
     """Reads an image and its mask, upright as their EXIF orientation says, resized to `size` if it is given.
 
     Args:
-        channels: 1 or 3, see `read_image`.
+        channels, float_white: see `read_image`.
         page: of multi-page files, from 0. None: the files must hold one image each.
         colors: see `read_mask`.
+        objects: the mask numbers objects, see `read_objects`.
 
-    Returns: image uint8 or uint16 [H, W, channels], mask uint8 [H, W].
+    Returns: image uint8 or uint16 [H, W, channels], mask uint8 [H, W], or int32 if it numbers objects.
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
-    image, image_size, stored = _read_image(image_path, channels, size, page)
-    mask, mask_size, _ = _read_mask(mask_path, size, page, colors)
+    image, image_size, stored = _read_image(image_path, channels, size, page, float_white)
+    mask, mask_size = _read_objects(mask_path, size, page) if objects else _read_mask(mask_path, size, page, colors)
     if image_size != mask_size:
         turned = "they must have one size"
         if mask_size == stored:
@@ -78,18 +87,30 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
     return image, mask
 
 
-def read_image(path, channels, size=None, page=None):
-    """Reads gray or colour, converted to the other if need be -> [H, W, channels], the values as they are stored.
+def read_image(path, channels, size=None, page=None, float_white=None):
+    """Reads gray or colour, converted to the other if need be, or other bands -> [H, W, channels], the values as stored.
 
     uint8, 0 to 255, or uint16 where the file holds 16 bits; what white is there, `on_scale` knows. Floats of 0 to 1 become
-    0 to 65535. Transparency that is the same everywhere is dropped. A JPEG that shrinks to `size` is decoded at half, a
-    quarter or an eighth of its size, whichever is still large enough, and the rest of the way by triangles as wide as the
-    step: four times faster, and as free of aliasing.
+    0 to 65535, or those of 0 to `float_white`, above which all is white. Transparency that is the same everywhere is dropped. A
+    JPEG that shrinks to `size` is decoded at half, a quarter or an eighth of its size, whichever is still large enough, and the
+    rest of the way by triangles as wide as the step: four times faster, and as free of aliasing.
 
-    Raises: UserError for what cannot be read, for bands that are neither gray nor RGB, and for values outside of 16 bits, or
-    of 0 to 1 if they are floats.
+    Raises: UserError for what cannot be read, for other bands than `channels`, where they are neither gray nor RGB, and for
+    values outside of 16 bits, or of 0 to 1 if they are floats.
     """
-    return _read_image(path, channels, size, page)[0]
+    return _read_image(path, channels, size, page, float_white)[0]
+
+
+def count_bands(path):
+    """By the header of a file: 1 if it is gray, 3 if it may have colour, or how many other bands it holds.
+
+    Raises: UserError if it cannot be read.
+    """
+    with readable(path):
+        if found := open_bands(path):
+            return found.count
+        with Image.open(path, formats=FORMATS) as image:
+            return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
 
 
 def depth_of(white):
@@ -140,10 +161,33 @@ def read_mask(path, size=None, page=None, colors=None):
     return _read_mask(path, size, page, colors)[0]
 
 
+def read_objects(path, size=None, page=None):
+    """Which object each pixel belongs to: int32 [H, W], 0 the background, and 1 to n, each of which occurs.
+
+    Args:
+        path: a label image, whose values above 0 number the objects, in any order and with gaps; or a folder of masks of one
+            object each, 0 and 255 or 0 and 1. Where two of these overlap, the first by name has the pixels.
+
+    Raises: UserError for what cannot be read, for values that number nothing, for masks of several sizes, and for a folder
+    without masks.
+    """
+    return _read_objects(path, size, page)[0]
+
+
 def count_pages(path):
-    """The number of images in a file. Raises: UserError if it cannot be read."""
+    """The number of images in a file that Pillow reads. Raises: UserError if it cannot be read."""
     with readable(path), Image.open(path, formats=FORMATS) as image:
         return getattr(image, "n_frames", 1)
+
+
+def image_files(folder):
+    """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and is_meant(p) and p.is_file())
+
+
+def is_meant(path):
+    """Whether a person has put it there, and not a file manager."""
+    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
 
 
 @contextlib.contextmanager
@@ -216,15 +260,24 @@ def _bytes_per_pixel(image, as_rgb):
     return BYTES.get(image.mode, color)[as_rgb] + more
 
 
-def _check(path, image, as_rgb):
-    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
-    (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
-    cost = _bytes_per_pixel(image, as_rgb)
+def _band_bytes(found):
+    """`_bytes_per_pixel` of `Bands`: all as they are stored and as they are read, and one of them in several forms."""
+    return found.count * (found.dtype.itemsize + 1 + found.is_deep) + BAND_BYTES
+
+
+def _check_cost(path, width, height, cost):
+    """Raises: UserError for an image that takes too much memory, at `cost` bytes for each pixel."""
     if cost * width * height > MAX_BYTES:
         raise UserError(
             f"{path} is {width}x{height} pixels by its header, and would take {cost * width * height / 2**30:.1f} GiB to read, "
             f"more than {MAX_BYTES / 2**30:g}: cut it into tiles, or remove it if it is damaged"
         )
+
+
+def _check(path, image, as_rgb):
+    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
+    (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
+    _check_cost(path, width, height, _bytes_per_pixel(image, as_rgb))
     bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, and what those beyond the colours are
     if bands > 4 or 0 in extra:  # 1 and 2 are transparency, 0 is anything
         raise UserError(_unsupported(path, f"{bands} bands"))
@@ -283,7 +336,7 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
         if not is_jpeg:
             image.load()  # PNG may hold its orientation at the end; TIFF comes upright
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        sideways = turn in (Transpose.TRANSPOSE, Transpose.TRANSVERSE, Transpose.ROTATE_90, Transpose.ROTATE_270)
+        sideways = turn in SIDEWAYS
         wanted = size and ((size.height, size.width) if sideways else (size.width, size.height))
         drafted = None
         if draft and is_jpeg:
@@ -293,7 +346,7 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
     if image.mode[-1] in "Aa" and np.ptp(image.getextrema()[-1]):
         raise UserError(
             f"{path} has {len(image.getbands())} bands, and the last is not the same everywhere: as transparency it would be "
-            f"dropped; save the image without it, as {SUPPORTED}"
+            f"dropped; save the image without it, as {SUPPORTED}; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
         )
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # as in 8 bits, where Pillow does it
         image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16, copy=False))
@@ -319,28 +372,66 @@ def _array(image):
     return values
 
 
-def _planes(path, image, low):
+def _planes(path, image, low, float_white=None):
     """What was decoded -> one Pillow image, "L" or "RGB", or for each band of 16 bits one of mode "I;16"."""
     if low:
         pairs = zip(image.split()[:3], low.split())
         return [Image.fromarray(np.asarray(high).astype(np.uint16) << 8 | np.asarray(rest)) for high, rest in pairs]
     if image.mode == "F" or image.mode.startswith("I"):
-        white = 1 if image.mode == "F" else 65535
-        least, most = image.getextrema() if image.mode in ("F", "I") else (0, white)
-        values = _array(image)
-        if not (least >= 0 and most <= white) or image.mode == "F" and np.isnan(values).any():
-            raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
-        return [
-            Image.fromarray(np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16))
-        ]
+        return [Image.fromarray(_in_16_bits(path, _array(image), float_white))]
     return [image if image.mode in ("L", "RGB") else image.convert("RGB")]
 
 
-def _read_image(path, channels, size, page):
+def _in_16_bits(path, values, float_white):
+    """Whole numbers of 0 to 65535, or floats of 0 to 1 or to `float_white`, -> uint16. Raises: UserError for others."""
+    most = (float_white or 1) if values.dtype.kind == "f" else 65535
+    least, top = values.min(), values.max()
+    if not (least >= 0 and (top <= most or values.dtype.kind == "f" and float_white)):  # neither is true of what is no number
+        hint = f", or train with --float-white {top:.6g}" if most == 1 and 0 <= least <= top < np.inf else ""
+        raise UserError(f"{path} holds values outside of 0 to {most:g}: save it with 8 or 16 bits, or scale it to that{hint}")
+    if values.dtype.kind != "f":
+        return values.astype(np.uint16, copy=False)
+    values = np.minimum(values, most) if top > most else values
+    return np.rint(values * np.float32(65535 / most)).astype(np.uint16)
+
+
+def _read_bands(path, found, size, float_white):
+    """`_read_image` of `Bands`, all of them."""
+    _check_cost(path, found.width, found.height, _band_bytes(found))
+    values, turn = found.read(), TURNS.get(found.orientation)
+    pixels, stored = None, Size(found.height, found.width)
+    upright = Size(found.width, found.height) if turn in SIDEWAYS else stored
+    for k in range(found.count):
+        band = values[..., k]
+        if found.dtype.kind == "b":
+            band = band * np.uint8(255)
+        if found.is_deep:
+            band = _in_16_bits(path, band, float_white)
+        image = Image.fromarray(np.ascontiguousarray(band))
+        image = image if turn is None else image.transpose(turn)
+        image = image.resize(size[::-1], Resampling.BILINEAR) if size else image
+        if pixels is None:
+            pixels = np.empty((image.height, image.width, found.count), np.uint16 if found.is_deep else np.uint8)
+        pixels[..., k] = image
+    return pixels, upright, stored
+
+
+def _read_image(path, channels, size, page, float_white):
     """-> uint8 or uint16 [H, W, channels], `Size` in the file upright, and as stored."""
     mode = "RGB" if channels == 3 else "L"
     with readable(path):
-        images, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found))
+        if found := open_bands(path):
+            if found.count != channels and not {found.count, channels} <= {1, 3}:
+                raise UserError(f"{path} holds {counted(found.count)}, but the network reads {channels}: {ALIKE}")
+            pixels, size, stored = _read_bands(path, found, size, float_white)
+            if found.count != channels:
+                pixels = np.repeat(pixels, 3, axis=-1) if channels == 3 else to_gray(pixels)
+            return pixels, size, stored
+        images, size, stored = _load(
+            path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found, float_white)
+        )
+        if channels not in (1, 3):
+            raise UserError(f"{path} is gray or RGB, but the network reads {channels} bands: {ALIKE}")
         if images[0].mode in ("L", "RGB"):
             pixels = _array(images[0] if images[0].mode == mode else images[0].convert(mode))
             return pixels.reshape(*pixels.shape[:2], channels), size, stored
@@ -351,14 +442,75 @@ def _read_image(path, channels, size, page):
 
 
 def _read_mask(path, size, page, colors):
-    """-> uint8 [H, W], `Size` in the file upright, and as stored."""
+    """-> uint8 [H, W], and its `Size` in the file upright."""
+    values, size = _read_values(path, size, page, colors)
+    if values.dtype != np.uint8:
+        with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+            whole = values.astype(np.uint8)
+        whole[values == 65535] = 255  # white in 16 bits
+        wrong = values[(whole != values) & (values != 65535)]
+        if wrong.size:
+            hint = "; if its numbers tell objects apart: --objects" if (wrong == np.rint(wrong)).all() else ""
+            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
+        values = whole
+    return values.astype(np.uint8, copy=False), size
+
+
+def _read_objects(path, size, page):
+    """-> int32 [H, W], 0 and 1 to n, and its `Size` in the file upright."""
+    if path.is_dir():
+        return _read_single_objects(path, size)
+    values, size = _read_values(path, size, page)
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
+        raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
+    numbers = values.astype(np.int32)
+    strips = [numbers[top : top + 256] for top in range(0, len(numbers), 256)]  # an index array takes 8 bytes per pixel
+    table = np.zeros(int(most) + 1, np.int32)
+    for strip in strips:
+        table[strip] = 1
+    table[0] = 0
+    table = table.cumsum(dtype=np.int32)
+    for strip in strips:
+        strip[:] = table[strip]
+    return numbers, size
+
+
+def _read_single_objects(folder, size):
+    """`_read_objects` of a folder of masks of one object each."""
+    numbers, shape, n = None, None, 0
+    for path in image_files(folder):
+        values, found = _read_mask(path, size, None, None)
+        if (held := np.count_nonzero(np.bincount(values.ravel()))) > 2:
+            raise UserError(f"{path} holds {held} values: the mask of one object holds 0 and 255")
+        if numbers is None:
+            numbers, shape = np.zeros(values.shape, np.int32), found
+        if found != shape:
+            raise UserError(f"{path} is {found} pixels, but other masks in {folder} are {shape}: they must have one size")
+        new = (values > 0) & (numbers == 0)
+        n += new.any()  # what lies under others altogether, or vanished in resizing, has no number
+        numbers[new] = n
+    if numbers is None:
+        raise UserError(f"{folder} holds no masks: it takes one for each object")
+    return numbers, shape
+
+
+def _read_values(path, size, page, colors=None):
+    """-> the numbers of a mask as they are stored [H, W], and its `Size` in the file upright."""
 
     def gray(image, low):  # 16-bit colours are gray where the three are equal
         return _planes(path, image, low) if low and not colors else [image]
 
     with readable(path):
+        if (found := open_bands(path)) and found.count == 1:
+            _check_cost(path, found.width, found.height, 3 * found.dtype.itemsize)
+            values, stored = found.read()[..., 0], Size(found.height, found.width)
+            if size:
+                rows, columns = (np.int64((np.arange(n) + 0.5) * m / n) for n, m in zip(size, stored))
+                values = values[np.ix_(rows, columns)]
+            return np.array(values, np.uint8 if found.dtype.kind == "b" else None), stored
         # the nearest pixel: between classes 1 and 3 there is no class 2
-        (image, *others), size, stored = _load(path, page, size, Resampling.NEAREST, convert=gray)
+        (image, *others), size, _ = _load(path, page, size, Resampling.NEAREST, convert=gray)
         if colors:
             values = _class_of_colors(_array(image.convert("RGB")), path, colors)
         elif image.mode in ("1", "L", "F") or image.mode.startswith("I"):
@@ -376,15 +528,7 @@ def _read_mask(path, size, page, colors):
                 f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
                 "if its colours stand for classes, name them with --colors FILE"
             )
-        if values.dtype.itemsize > 1:
-            with np.errstate(invalid="ignore"):  # what is no number equals nothing below
-                whole = values.astype(np.uint8)
-            whole[values == 65535] = 255  # white in 16 bits
-            wrong = values[(whole != values) & (values != 65535)]
-            if wrong.size:
-                raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
-            values = whole
-    return values.astype(np.uint8, copy=False), size, stored
+    return values, size
 
 
 def _class_of_colors(rgb, path, colors):

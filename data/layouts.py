@@ -3,21 +3,20 @@
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
-from data.files import count_pages, read_pair, readable
-from data.meaning import by_index, read_colors, trimap_classes
+from data.files import EXTENSIONS, count_bands, count_pages, image_files, is_meant, read_image, read_pair, readable
+from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
 import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 from tqdm import tqdm
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
 SUFFIX = re.compile(r"[-_. ].*[^\W\d_].*")  # of masks, as found by itself: _mask, -seg, and not _1, which numbers images
 
 
@@ -28,7 +27,7 @@ class Item:
     name: str  # unique: the image's path below --data-dir with "/", for messages and split.json; "stack.tif[3]" for a page
     image: Path
     mask: Path
-    page: int = 0  # in a file that holds many
+    page: int | None = None  # in a file that holds many, from 0
     group: str = ""  # images of one group stay on one side of a split, where the layout knows groups
     part: str = ""  # "train", "val" or "test" where whoever published the data has split it
 
@@ -39,13 +38,18 @@ class Layout:
 
     items: list[Item]  # sorted by name
     # (item, channels, size or None) -> image uint8 or uint16 [H, W, channels], mask uint8 [H, W], with the values of the files;
-    # both resized to `size` if it is given. Raises UserError. Called from several threads.
+    # both resized to `size` if it is given. With `objects` the mask is int32, 0 and the numbers 1 to n of the objects. Raises
+    # UserError. Called from several threads.
     read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
     classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
     class_names: Names | None = None
     mask_suffix: str | None = None  # as it was given or found
     left_out: list[str] = field(default_factory=list)  # images and masks without the other, with --skip-bad
     over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
+    objects: bool = False  # whether masks tell objects of one class apart
+    channels: int | None = None  # of the images where the layout fixes it; None: as the files are
+    note: str = ""  # a few words for the line about the data
+    float_white: float | None = None  # of images of floats, see `data.files.read_image`
 
 
 def find_layout(config):
@@ -56,20 +60,23 @@ def find_layout(config):
     Raises: UserError for a folder or file that is missing or cannot be read, and for an image or a mask without the other.
     """
     find = {"folder": _folder, "carvana": _carvana, "oxford_pet": _oxford_pet, "isbi": _isbi, "nyuv2": _nyuv2}
+    find["dsb2018"] = _dsb2018
     try:
         if not config.data.data_dir.exists():
             raise UserError(f"--data-dir {config.data.data_dir} does not exist")
-        return find[config.data.dataset](config)
+        found = find[config.data.dataset](config)
+        return replace(found, objects=config.data.objects, float_white=config.data.float_white)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
 
 
-def _reader(has_pages=False, colors=None):
+def _reader(config, colors=None):
     """`Layout.read` for a pair of files."""
 
     def read(item, channels, size):
-        return read_pair(item.image, item.mask, channels, size, item.page if has_pages else None, colors)
+        data = config.data
+        return read_pair(item.image, item.mask, channels, size, item.page, colors, data.objects, data.float_white)
 
     return read
 
@@ -96,7 +103,9 @@ def _folder(config):
             "name of the image: rename those of one part"
         )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    return _layout(config, items, pairs.values(), _reader(colors=colors), classes, names, suffixes[0] or None)
+    if config.data.objects:
+        classes, names = OBJECTS, Names(("background", "object"))
+    return _layout(config, items, pairs.values(), _reader(config, colors), classes, names, suffixes[0] or None)
 
 
 def _holds_images(folder):
@@ -119,17 +128,22 @@ def _carvana(config):
     """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
     pairs = _pairs(config.data.data_dir, "train", "train_masks", "_mask")
     items = [Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0]) for item in pairs.items]
-    return _layout(config, items, [pairs], _reader(), None, Names(("background", "car")))
+    return _layout(config, items, [pairs], _reader(config), None, Names(("background", "car")))
 
 
 def _oxford_pet(config):
     """images/NAME.jpg and annotations/trimaps/NAME.png; test.txt is for the test, trainval.txt for training and validation.
 
+    Without trainval.txt these are all photos that have a trimap, and are not in a test.txt.
+
     Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
     """
     images, annotations = config.data.data_dir / "images", config.data.data_dir / "annotations"
-    items, missing = {}, []
-    for part, path in {"": annotations / "trainval.txt", "test": annotations / "test.txt"}.items():
+    items, missing, note = {}, [], ""
+    lists = {"": annotations / "trainval.txt", "test": annotations / "test.txt"}
+    if unlisted := not lists[""].is_file() and images.is_dir() and (annotations / "trimaps").is_dir():
+        lists = {part: path for part, path in lists.items() if path.is_file()}
+    for part, path in lists.items():
         if not path.is_file():
             raise UserError(f"{path} is missing: --dataset oxford_pet needs images/ and annotations/ in --data-dir")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -142,6 +156,15 @@ def _oxford_pet(config):
                 missing += [
                     f"{file} is missing, listed in {path.name}" for file in (item.image, item.mask) if not file.is_file()
                 ]
+    if unlisted:
+        photos = [path for path in image_files(images) if path.suffix == ".jpg" and f"images/{path.name}" not in items]
+        found = [Item(f"images/{path.name}", path, annotations / f"trimaps/{path.stem}.png") for path in photos]
+        found = {item.name: item for item in found if item.mask.is_file()}
+        if not found:
+            raise UserError(f"no photo in {images} has a trimap in {annotations / 'trimaps'}: unpack the data set again")
+        items |= found
+        how = "by --split" if config.data.split else "by chance"
+        note = f"no trainval.txt: {len(found)} of {len(photos)} photos have a trimap, and are split {how}"
     if missing and not config.data.skip_bad:
         raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
     if not items:
@@ -152,7 +175,7 @@ def _oxford_pet(config):
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
     items.sort(key=lambda item: item.name)
-    return Layout(items, _reader(), *trimap_classes(config), left_out=missing)
+    return Layout(items, _reader(config), *trimap_classes(config), left_out=missing, note=note)
 
 
 def _isbi(config):
@@ -166,7 +189,7 @@ def _isbi(config):
         raise UserError(f"{volume} has {pages} pages, but {labels} has {label_pages}: they must be of one stack")
     digits = len(str(pages - 1))  # so that names sort as pages do
     items = [Item(f"{volume.name}[{page:0{digits}}]", volume, labels, page) for page in range(pages)]
-    return Layout(items, _reader(has_pages=True), class_names=Names(("membrane", "cell")))
+    return Layout(items, _reader(config), class_names=Names(("membrane", "cell")))
 
 
 def _nyuv2(config):
@@ -176,6 +199,8 @@ def _nyuv2(config):
     """
     import h5py  # comes with TensorFlow, and only this layout needs it
 
+    if config.network.channels not in (None, 1, 3):
+        raise UserError(f"--dataset nyuv2 has colour images, for --channels 3 or 1; got {config.network.channels}")
     path = config.data.data_dir if config.data.data_dir.is_file() else config.data.data_dir / "nyu_depth_v2_labeled.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")
@@ -209,7 +234,37 @@ def _nyuv2(config):
 
     digits = len(str(n - 1))
     items = [Item(f"{path.name}[{i:0{digits}}]", path, path, i) for i in range(n)]
-    return Layout(items, read, by_index(len(frequent)), class_names)
+    return Layout(items, read, by_index(len(frequent)), class_names, channels=3)
+
+
+def _dsb2018(config):
+    """ID/images/ID.png and ID/masks/*.png, one for every nucleus, in stage1_train/ or in --data-dir itself.
+
+    Of masks that overlap, the first by name has the pixels.
+    """
+    folder = config.data.data_dir / "stage1_train"
+    folder = folder if folder.is_dir() else config.data.data_dir
+    items, alone = [], []
+    for image in nested_images(folder):
+        name, masks = image.relative_to(folder).as_posix(), image.parents[1] / "masks"
+        if masks.is_dir() and image_files(masks):
+            items.append(Item(name, image, masks))
+        else:
+            alone.append(f"{name} has no {masks.name}/ with a mask for each nucleus")
+    if not items and not alone:
+        raise UserError(f"{folder} holds no ID/images/ID.png: --dataset dsb2018 needs stage1_train/ in --data-dir, unpacked")
+    if alone and not (config.data.skip_bad and items):
+        hint = " (--skip-bad goes on without)" if items else ""
+        raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
+    names = Names(("background", "nucleus"))
+    note = "where masks overlap the first has the pixels"
+    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, note=note)
+
+
+def nested_images(folder):
+    """The image files ID/images/NAME in `folder`, sorted: as the 2018 Data Science Bowl has them."""
+    folders = [child / "images" for child in sorted(folder.iterdir()) if is_meant(child)]
+    return [path for images in folders if images.is_dir() for path in image_files(images)]
 
 
 class Pairs(NamedTuple):
@@ -287,22 +342,13 @@ def _find_suffix(image_paths, mask_paths):
     return suffix if best else ""
 
 
-def image_files(folder):
-    """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and _is_meant(p) and p.is_file())
-
-
 def passed_over(folder):
     """What else is in `folder`, in a line for the user, or ""."""
     known = set(image_files(folder))
-    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and _is_meant(p))
+    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and is_meant(p))
     if not others:
         return ""
     return f"passed over in {folder.name}/, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(others, 3)}"
-
-
-def _is_meant(path):
-    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
 
 
 def _by_stem(folder):
@@ -316,12 +362,24 @@ def _by_stem(folder):
     return found
 
 
-def find_channels(layout, samples=5):
-    """1 if the images are gray, 3 if any of a few that are spread over the data set has colour; bad files are passed over."""
+def find_channels(layout, samples=64):
+    """1 if the images are gray, 3 if any of some that are spread over the data set has colour, or how many bands they have.
+
+    Some are not few: among gray images, many of them stored as colours, a quarter may have colour. Bad files are passed over.
+    """
+    if layout.channels:
+        return layout.channels
     n = len(layout.items)
     for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
+        item = layout.items[i]
         try:
-            image, _ = layout.read(layout.items[i], 3, Size(256, 256))  # a JPEG is decoded no larger, which saves most of it
+            bands = count_bands(item.image)
+            if bands == 1:
+                continue
+            if bands != 3:
+                return bands
+            # a JPEG is decoded no larger, which saves most of it
+            image = read_image(item.image, 3, Size(256, 256), item.page, layout.float_white)
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2

@@ -10,10 +10,10 @@ from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
-from common.pictures import class_names
+from common.pictures import class_names, in_values, shown_bands
 from common.text import say
-from data.files import count_pages, in_8_bits, on_scale, read_image
-from data.layouts import EXTENSIONS, image_files, passed_over
+from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image
+from data.layouts import nested_images, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
 import numpy as np
@@ -45,8 +45,8 @@ def find_images(paths):
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        found = image_files(path) if path.is_dir() else [path]
-        if path.is_dir() and (over := passed_over(path)):
+        found = image_files(path) or nested_images(path) if path.is_dir() else [path]
+        if path.is_dir() and not nested_images(path) and (over := passed_over(path)):
             say(over, sys.stderr)
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
@@ -106,7 +106,9 @@ def prepare_output(folder, results, inputs):
 
 
 def predict_mask(predict, source, config, tile, tta, save_to=None):
-    """-> image uint8 [H, W, channels], class indices uint8 [H, W]. The probabilities go into the file `save_to`, if any.
+    """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W].
+
+    The probabilities go into the file `save_to`, if any.
 
     predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
 
@@ -133,12 +135,13 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if save:
                 save(rows, columns, p)
-    return in_8_bits(image, config.data.white), mask
+    return image, mask
 
 
 def _read(source, config, size=None):
     """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
-    image, white = read_image(source.path, config.network.channels, size, source.page), config.data.white
+    white = config.data.white
+    image = read_image(source.path, config.network.channels, size, source.page, config.data.float_white)
     if white and image.dtype == np.uint16 and (above := np.mean(image > white)):
         say(
             f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",
@@ -177,20 +180,24 @@ def count_values(mask):
     return sum(np.bincount(band.ravel(), minlength=256) for (band,) in bands(mask))
 
 
-def save_mask(path, mask, classes):
-    """0 and 255 with one class; else class indices, with a palette for the eye."""
-    picture = Image.fromarray(mask * np.uint8(255) if classes == 1 else mask)
-    if classes > 1:
-        picture.putpalette(COLORS[:classes].tobytes())
+def save_mask(path, mask, config):
+    """The values of the masks to train on, with a palette for the eye; 0 and 255 with one class."""
+    values = config.data.mask_values or config.shown_values
+    if config.network.classes == 1 and not config.data.mask_values:
+        picture = Image.fromarray(mask * np.uint8(255))
+    else:
+        picture = Image.fromarray(np.array(values, np.uint8)[mask])
+        picture.putpalette(COLORS[: max(values) + 1].tobytes())
     with replacing(path) as part:
         picture.save(part, "PNG")
 
 
-def save_overlay(path, image, mask):
-    """The image, with a half-transparent colour on all that is not background (class 0)."""
+def save_overlay(path, image, mask, config):
+    """The image as `predict_mask` gives it, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
     for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
-        pixels = np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels
+        pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.white)
+        classes = in_values(classes, config)
         mixed = pixels // 2 + COLORS[classes] // 2
         picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))
     with replacing(path) as part:
