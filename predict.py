@@ -22,7 +22,7 @@ from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.text import say
-from prediction import EXPORTS, evaluation, images
+from prediction import EXPORTS, FIXED, evaluation, images
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile
 
@@ -46,12 +46,17 @@ def read_command_line(argv):
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     group = parser.add_argument_group("export")
     group.add_argument("--export", choices=EXPORTS, help="no masks: write the network into DIR, for use without this project")
-    group.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo (default: the training's)")
+    group.add_argument(
+        "--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo and litert (default: the training's)"
+    )
+    group.add_argument("--quantize", choices=["int8"], help="--export litert in 8 bits, by images of the training")
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
-    if args.image_size and args.export != "stablehlo":
-        raise UserError("--image-size goes with --export stablehlo; a prediction takes that of the training")
+    if args.image_size and args.export not in FIXED:
+        raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
+    if args.quantize and args.export != "litert":
+        raise UserError("--quantize goes with --export litert")
     return args
 
 
@@ -82,7 +87,7 @@ def main(argv=None):
         from prediction.export import export  # and TensorFlow with it
 
         implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
-        export(args.export, implementation, config, weights, args.output, args.image_size)
+        export(args.export, implementation, config, weights, args.output, args.image_size, bool(args.quantize))
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
