@@ -334,11 +334,14 @@ class Training:
 class Data:
     """Which images, in which order and form. Raises: UserError for values that make no data set."""
 
-    dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2"] = option(
+    dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2", "dsb2018"] = option(
         "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees", "first"
     )
     data_dir: Path | None = option(None, "folder of the data set", "first", free=True)
     colors: ColorTable | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
+    objects: bool = option(
+        False, "folder: masks number objects of one class, 0 being the background: the borders between them are known"
+    )
     mask_suffix: str | None = option(
         None, "folder: with _mask, a_mask.png is the mask of a.png, beside it or in masks/ (default: as found)", found=True
     )
@@ -382,6 +385,15 @@ class Data:
         _require(not on_disk or self.data_dir is not None, f"--dataset {self.dataset} needs --data-dir DIR")
         _require(self.data_dir is None or on_disk, "--data-dir needs --dataset folder, or another that lies on disk")
         _require(self.colors is None or self.dataset == "folder", "--colors needs --dataset folder")
+        if self.dataset == "dsb2018":
+            object.__setattr__(self, "objects", True)
+        _require(
+            not self.objects or self.dataset in ("folder", "dsb2018"), "--objects needs --dataset folder; dsb2018 has it anyway"
+        )
+        _require(
+            not self.objects or self.colors is None and self.void_label is None,
+            "where masks number objects every number above 0 is one: leave --colors and --void-label out",
+        )
         _require(self.mask_suffix is None or self.dataset == "folder", "--mask-suffix needs --dataset folder")
         _require(
             self.mask_suffix is None or re.fullmatch(r"[^/\\]+", self.mask_suffix), "--mask-suffix is a part of a name: _mask"
@@ -418,6 +430,10 @@ class Config:
                 f"{name} {size} is too small: {network.depth} poolings with {network.padding!r} padding need at least "
                 f"{smallest} pixels; use a larger size or a smaller --depth",
             )
+        _require(
+            not data.objects or network.classes in (None, 1, 2),
+            f"objects are of one class, beside the background: --classes 1 or 2, got {network.classes}",
+        )
         training = self.training
         side_by_side = data.folds is not None and data.fold is None  # each fold has a device, and its batches whole
         _require(

@@ -53,8 +53,9 @@ def seconds(step, count):
 
 def repeated(examples, times):
     numbers = times * list(range(len(examples.names)))
-    images, masks = (Stored(values.__getitem__, numbers) for values in (examples.images, examples.masks))
-    return dataclasses.replace(examples, names=times * examples.names, images=images, masks=masks, sizes=times * examples.sizes)
+    stored = {name: getattr(examples, name) for name in ("images", "masks", "objects")}
+    stored = {name: Stored(values.__getitem__, numbers) for name, values in stored.items() if values}
+    return dataclasses.replace(examples, names=times * examples.names, sizes=times * examples.sizes, **stored)
 
 
 def timed_run(bare, unrolled, rounds, connection):

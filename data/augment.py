@@ -12,6 +12,7 @@ arXiv 1703.06907.
 import functools
 
 from data.files import to_gray
+from data.meaning import as_classes
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -40,11 +41,11 @@ def augment(image, mask, size, kind, rng, white=255):
     every region of the mask in other colours.
 
     Args:
-        image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W].
+        image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W], or int32 where it numbers objects.
         size: (height, width) of the crop, no larger than the image.
 
-    Returns: image, [height, width, C] of its type, and mask, uint8 [height, width], whose values all occur in `mask`. Both may
-        be views.
+    Returns: image, [height, width, C], and mask, [height, width], of their types; the values of the mask all occur in `mask`.
+        Both may be views.
 
     Raises: ValueError when the crop is larger than the image.
     """
@@ -56,7 +57,7 @@ def augment(image, mask, size, kind, rng, white=255):
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
-        return deform(recolor(image, mask, rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
+        return deform(recolor(image, as_classes(mask), rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
     image, mask = random_crop(image, mask, size, rng)
     return flips(image, mask, rng) if kind == "flips" else (image, mask)
 
@@ -189,7 +190,7 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0, white=255):
     (height, width, channels), (h, w) = image.shape, size
     values, labels = image.ravel(), mask.ravel()
     places = spline(h) @ nodes.astype(np.float32) @ spline(w).T  # [2, h, w]
-    sampled, sampled_mask = np.empty((h, w, channels), image.dtype), np.empty((h, w), np.uint8)
+    sampled, sampled_mask = np.empty((h, w, channels), image.dtype), np.empty((h, w), mask.dtype)
     rows = max(BAND // w, 1)
     for band in (slice(top, top + rows) for top in range(0, h, rows)):
         y, x = (_mirrored(place, n) for place, n in zip(places[:, band], (height, width)))

@@ -8,22 +8,25 @@ BORDER = 10.0
 REACH = int(4 * SIGMA)  # pixels from a cell beyond which its share of the weight is below BORDER * exp(-8) = 0.003
 
 
-def border_weights(mask, class_weights=(1.0, 1.0)):
+def border_weights(mask, class_weights=(1.0, 1.0), objects=None):
     """Ronneberger et al. 2015, equation 2:  w = w_c + w_0 exp(-(d_1 + d_2)**2 / (2 sigma**2))
 
-    d_1 and d_2 are the distances to the nearest and to the second nearest cell. A cell is a connected part of the foreground:
-    in the ground truth a pixel of background must separate two that touch. Inside of cells the second term is left out.
+    d_1 and d_2 are the distances to the nearest and to the second nearest cell. Inside of cells the second term is left out.
 
     Args:
         mask: [H, W] class indices, 0 the background, 255 what nobody labelled.
         class_weights: w_c of every class; the paper's balance the classes.
+        objects: int [H, W], the number of the cell that a pixel belongs to, 0 for none. None: a cell is a connected part of the
+            foreground, and in the ground truth a pixel of background must separate two that touch.
 
     Returns: float32 [H, W]
     """
     foreground = (mask > 0) & (mask < 255)
-    cells, _ = label(foreground)
+    cells = label(foreground)[0] if objects is None else objects
     nearest, second = np.full(mask.shape, np.inf, np.float32), np.full(mask.shape, np.inf, np.float32)
     for number, place in enumerate(find_objects(cells), start=1):
+        if place is None:  # it lies outside of the crop
+            continue
         around = tuple(slice(max(part.start - REACH, 0), part.stop + REACH) for part in place)
         distance = distance_transform_edt(cells[around] != number).astype(np.float32)
         first = np.minimum(nearest[around], distance)

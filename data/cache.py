@@ -22,13 +22,15 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import Size, UserError
+from data.files import image_files
+from data.meaning import as_classes
 
 import numpy as np
 import PIL
 from PIL import Image
 from tqdm import tqdm
 
-VERSION = 3  # of the format, and of how files are decoded
+VERSION = 4  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -38,28 +40,29 @@ class Index(NamedTuple):
     sizes: np.ndarray  # [n, 2], height and width
     bits: np.ndarray  # [n], 8 or 16 of the image
     peaks: np.ndarray  # [n], the brightest value of the image
-    counts: np.ndarray  # [n, 256], how many pixels of the mask have each value
+    counts: np.ndarray  # [n, 256], how many pixels of the mask have each value, as `data.meaning.as_classes` has it
+    objects: np.ndarray  # [n], how many the mask numbers; 0 where it holds classes
     checksums: np.ndarray  # [n, 2], CRC-32 of the image and of the mask
 
     @classmethod
     def empty(cls, n):
-        return cls(*(np.zeros((n, *shape), np.int64) for shape in ((2,), (), (), (256,), (2,))))
+        return cls(*(np.zeros((n, *shape), np.int64) for shape in ((2,), (), (), (256,), (), (2,))))
 
 
 class Prepared:
     """The decoded items. All items are known by their number, in the order in which they came.
 
-    sizes: list of `Size`, None for what was left out. bits, peaks, counts, checksums: as `Index` has them.
+    sizes: list of `Size`, None for what was left out. bits, peaks, counts, objects, checksums: as `Index` has them.
     left_out: {number: reason}. Pixels are read from the file at every call: whatever was read before is in the operating
     system's page cache and not in this process, so memory stays flat.
     """
 
-    def __init__(self, file, channels, index, left_out):
-        self.file, self.channels, self.left_out = file, channels, left_out
-        sizes, self.bits, self.peaks, self.counts, self.checksums = index
+    def __init__(self, file, channels, mask_type, index, left_out):
+        self.file, self.channels, self.mask_type, self.left_out = file, channels, np.dtype(mask_type), left_out
+        sizes, self.bits, self.peaks, self.counts, self.objects, self.checksums = index
         self.sizes = [Size(*size) if all(size) else None for size in sizes.tolist()]
-        areas = sizes.prod(axis=1)
-        self.starts = np.concatenate([[0], np.cumsum(areas * (channels * self.bits // 8 + 1))]).tolist()
+        bytes_per_pixel = channels * self.bits // 8 + self.mask_type.itemsize
+        self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * bytes_per_pixel)]).tolist()
 
     def _read(self, start, shape, dtype=np.uint8):
         values = np.empty(shape, dtype)
@@ -72,9 +75,9 @@ class Prepared:
         return self._read(self.starts[i], (*self.sizes[i], self.channels), np.uint8 if self.bits[i] == 8 else np.uint16)
 
     def mask(self, i):
-        """uint8 [H, W], the values of the file"""
+        """uint8 [H, W], the values of the file, or int32 where they number objects"""
         height, width = self.sizes[i]
-        return self._read(self.starts[i + 1] - height * width, (height, width))
+        return self._read(self.starts[i + 1] - self.mask_type.itemsize * height * width, (height, width), self.mask_type)
 
     def is_whole(self, i):
         """Whether image and mask are those that were written."""
@@ -93,10 +96,11 @@ def prepare(layout, items, channels, config):
 
     Raises: UserError for the first file that cannot be read, unless `config.data.skip_bad`; for a disk that is full.
     """
+    mask_type = np.int32 if layout.objects else np.uint8
     if not config.data.cache:
         with _explained(tempfile.gettempdir()):
             file = tempfile.TemporaryFile(buffering=0)
-            return Prepared(file, channels, *_decode_all(layout, items, channels, config, file))
+            return Prepared(file, channels, mask_type, *_decode_all(layout, items, channels, config, file))
     folder = config.data.cache / _key(items, channels, config)
     with _explained(config.data.cache):
         config.data.cache.mkdir(parents=True, exist_ok=True)
@@ -115,13 +119,13 @@ def prepare(layout, items, channels, config):
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     try:
-        return _open(folder, channels, items)
+        return _open(folder, channels, mask_type, items)
     except Exception as error:  # nearly anything may come out of a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the cache {folder} is damaged ({reason}): remove it, and it will be made again") from None
 
 
-def _open(folder, channels, items):
+def _open(folder, channels, mask_type, items):
     """The `Prepared` in a cache. Raises: ValueError, or nearly anything, for one that `prepare` did not write so."""
     empty = Index.empty(len(items))
     with np.load(folder / "index.npz") as arrays:
@@ -136,7 +140,7 @@ def _open(folder, channels, items):
     read[list(left_out)] = False
     if not np.isin(index.bits[read], (8, 16)).all() or (index.sizes.min(axis=1) > 0).tolist() != read.tolist():
         raise ValueError("index.npz has sizes or bits that no image has")
-    prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, index, left_out)
+    prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, mask_type, index, left_out)
     if os.path.getsize(folder / "pixels") != prepared.starts[-1]:
         raise ValueError("pixels is not as large as index.npz says")
     progress = tqdm(range(len(items)), desc="checking the cache", unit=" images", delay=1, leave=False, disable=None)
@@ -155,7 +159,7 @@ def _decode_all(layout, items, channels, config, file):
             image, mask = layout.read(item, channels, config.data.image_size)
         except UserError as error:
             return error
-        return image, mask, Image.fromarray(mask).histogram()  # a tenth of the time of np.bincount
+        return image, mask, Image.fromarray(as_classes(mask)).histogram()  # a tenth of the time of np.bincount
 
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):
@@ -167,6 +171,7 @@ def _decode_all(layout, items, channels, config, file):
             continue
         image, mask, index.counts[i] = found
         index.sizes[i], index.bits[i], index.peaks[i] = mask.shape, 8 * image.itemsize, image.max()
+        index.objects[i] = mask.max() if layout.objects else 0
         index.checksums[i] = _checksum(image), _checksum(mask)
         for values in (image, mask):
             buffer = memoryview(np.ascontiguousarray(values)).cast("B")
@@ -197,13 +202,14 @@ def _key(items, channels, config):
     """A digest of all that the pixels follow from. What decides only how they are read later is not in it."""
     stamps = {}
     for path in {path for item in items for path in (item.image, item.mask)}:
-        status = path.stat()
-        stamps[path] = [status.st_size, status.st_mtime_ns]
+        found = [(file.name, file.stat()) for file in (image_files(path) if path.is_dir() else [path])]
+        stamps[path] = [[name, status.st_size, status.st_mtime_ns] for name, status in found]
     described = {
         "version": [VERSION, PIL.__version__],
         "options": [config.data.dataset, str(config.data.image_size), channels, config.data.skip_bad],
         # where a layout maps mask values by itself
         "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
+        "objects": config.data.objects,
         "colors": [config.data.colors, config.data.void_label is not None] if config.data.colors is not None else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]

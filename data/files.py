@@ -19,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
 SUPPORTED = "gray or RGB with 8 or 16 bits, or gray as 32-bit floats of 0 to 1"
 MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads decode at once as there are cores
@@ -53,20 +54,21 @@ class Colors(NamedTuple):
     rest_is_void: bool  # other colours are void, and no error
 
 
-def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None):
+def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None, objects=False):
     """Reads an image and its mask, upright as their EXIF orientation says, resized to `size` if it is given.
 
     Args:
         channels: 1 or 3, see `read_image`.
         page: of multi-page files, from 0. None: the files must hold one image each.
         colors: see `read_mask`.
+        objects: the mask numbers objects, see `read_objects`.
 
-    Returns: image uint8 or uint16 [H, W, channels], mask uint8 [H, W].
+    Returns: image uint8 or uint16 [H, W, channels], mask uint8 [H, W], or int32 if it numbers objects.
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
     image, image_size, stored = _read_image(image_path, channels, size, page)
-    mask, mask_size, _ = _read_mask(mask_path, size, page, colors)
+    mask, mask_size = _read_objects(mask_path, size, page) if objects else _read_mask(mask_path, size, page, colors)
     if image_size != mask_size:
         turned = "they must have one size"
         if mask_size == stored:
@@ -140,10 +142,33 @@ def read_mask(path, size=None, page=None, colors=None):
     return _read_mask(path, size, page, colors)[0]
 
 
+def read_objects(path, size=None, page=None):
+    """Which object each pixel belongs to: int32 [H, W], 0 the background, and 1 to n, each of which occurs.
+
+    Args:
+        path: a label image, whose values above 0 number the objects, in any order and with gaps; or a folder of masks of one
+            object each, 0 and 255 or 0 and 1. Where two of these overlap, the first by name has the pixels.
+
+    Raises: UserError for what cannot be read, for values that number nothing, for masks of several sizes, and for a folder
+    without masks.
+    """
+    return _read_objects(path, size, page)[0]
+
+
 def count_pages(path):
     """The number of images in a file. Raises: UserError if it cannot be read."""
     with readable(path), Image.open(path, formats=FORMATS) as image:
         return getattr(image, "n_frames", 1)
+
+
+def image_files(folder):
+    """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and is_meant(p) and p.is_file())
+
+
+def is_meant(path):
+    """Whether a person has put it there, and not a file manager."""
+    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
 
 
 @contextlib.contextmanager
@@ -351,14 +376,59 @@ def _read_image(path, channels, size, page):
 
 
 def _read_mask(path, size, page, colors):
-    """-> uint8 [H, W], `Size` in the file upright, and as stored."""
+    """-> uint8 [H, W], and its `Size` in the file upright."""
+    values, size = _read_values(path, size, page, colors)
+    if values.dtype.itemsize > 1:
+        with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+            whole = values.astype(np.uint8)
+        whole[values == 65535] = 255  # white in 16 bits
+        wrong = values[(whole != values) & (values != 65535)]
+        if wrong.size:
+            hint = "; if its numbers tell objects apart: --objects" if (wrong == np.rint(wrong)).all() else ""
+            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
+        values = whole
+    return values.astype(np.uint8, copy=False), size
+
+
+def _read_objects(path, size, page):
+    """-> int32 [H, W], 0 and 1 to n, and its `Size` in the file upright."""
+    if path.is_dir():
+        return _read_single_objects(path, size)
+    values, size = _read_values(path, size, page)
+    present, numbers = np.unique(values, return_inverse=True)
+    if not (present[0] >= 0 and present[-1] < 2**31 and (present == np.rint(present)).all()):
+        raise UserError(f"{path} holds values such as {present[-1]}: with --objects a mask holds 0, 1, 2 and so on")
+    return (numbers.reshape(values.shape) + (present[0] > 0)).astype(np.int32), size
+
+
+def _read_single_objects(folder, size):
+    """`_read_objects` of a folder of masks of one object each."""
+    numbers, shape, n = None, None, 0
+    for path in image_files(folder):
+        values, found = _read_mask(path, size, None, None)
+        if (held := np.count_nonzero(np.bincount(values.ravel()))) > 2:
+            raise UserError(f"{path} holds {held} values: the mask of one object holds 0 and 255")
+        if numbers is None:
+            numbers, shape = np.zeros(values.shape, np.int32), found
+        if found != shape:
+            raise UserError(f"{path} is {found} pixels, but other masks in {folder} are {shape}: they must have one size")
+        new = (values > 0) & (numbers == 0)
+        n += new.any()  # what lies under others altogether, or vanished in resizing, has no number
+        numbers[new] = n
+    if numbers is None:
+        raise UserError(f"{folder} holds no masks: it takes one for each object")
+    return numbers, shape
+
+
+def _read_values(path, size, page, colors=None):
+    """-> the numbers of a mask as they are stored [H, W], and its `Size` in the file upright."""
 
     def gray(image, low):  # 16-bit colours are gray where the three are equal
         return _planes(path, image, low) if low and not colors else [image]
 
     with readable(path):
         # the nearest pixel: between classes 1 and 3 there is no class 2
-        (image, *others), size, stored = _load(path, page, size, Resampling.NEAREST, convert=gray)
+        (image, *others), size, _ = _load(path, page, size, Resampling.NEAREST, convert=gray)
         if colors:
             values = _class_of_colors(_array(image.convert("RGB")), path, colors)
         elif image.mode in ("1", "L", "F") or image.mode.startswith("I"):
@@ -376,15 +446,7 @@ def _read_mask(path, size, page, colors):
                 f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
                 "if its colours stand for classes, name them with --colors FILE"
             )
-        if values.dtype.itemsize > 1:
-            with np.errstate(invalid="ignore"):  # what is no number equals nothing below
-                whole = values.astype(np.uint8)
-            whole[values == 65535] = 255  # white in 16 bits
-            wrong = values[(whole != values) & (values != 65535)]
-            if wrong.size:
-                raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255")
-            values = whole
-    return values.astype(np.uint8, copy=False), size, stored
+    return values, size
 
 
 def _class_of_colors(rgb, path, colors):

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
-from data.files import count_pages, read_pair, readable
-from data.meaning import by_index, read_colors, trimap_classes
+from data.files import EXTENSIONS, count_pages, image_files, is_meant, read_image, read_pair, readable
+from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
 import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 from tqdm import tqdm
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
 SUFFIX = re.compile(r"[-_. ].*[^\W\d_].*")  # of masks, as found by itself: _mask, -seg, and not _1, which numbers images
 
 
@@ -28,7 +27,7 @@ class Item:
     name: str  # unique: the image's path below --data-dir with "/", for messages and split.json; "stack.tif[3]" for a page
     image: Path
     mask: Path
-    page: int = 0  # in a file that holds many
+    page: int | None = None  # in a file that holds many, from 0
     group: str = ""  # images of one group stay on one side of a split, where the layout knows groups
     part: str = ""  # "train", "val" or "test" where whoever published the data has split it
 
@@ -39,13 +38,16 @@ class Layout:
 
     items: list[Item]  # sorted by name
     # (item, channels, size or None) -> image uint8 or uint16 [H, W, channels], mask uint8 [H, W], with the values of the files;
-    # both resized to `size` if it is given. Raises UserError. Called from several threads.
+    # both resized to `size` if it is given. With `objects` the mask is int32, 0 and the numbers 1 to n of the objects. Raises
+    # UserError. Called from several threads.
     read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
     classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
     class_names: Names | None = None
     mask_suffix: str | None = None  # as it was given or found
     left_out: list[str] = field(default_factory=list)  # images and masks without the other, with --skip-bad
     over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
+    objects: bool = False  # whether masks tell objects of one class apart
+    channels: int | None = None  # of the images where the layout fixes it; None: as the files are
 
 
 def find_layout(config):
@@ -56,6 +58,7 @@ def find_layout(config):
     Raises: UserError for a folder or file that is missing or cannot be read, and for an image or a mask without the other.
     """
     find = {"folder": _folder, "carvana": _carvana, "oxford_pet": _oxford_pet, "isbi": _isbi, "nyuv2": _nyuv2}
+    find["dsb2018"] = _dsb2018
     try:
         if not config.data.data_dir.exists():
             raise UserError(f"--data-dir {config.data.data_dir} does not exist")
@@ -65,11 +68,11 @@ def find_layout(config):
         raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
 
 
-def _reader(has_pages=False, colors=None):
+def _reader(colors=None, objects=False):
     """`Layout.read` for a pair of files."""
 
     def read(item, channels, size):
-        return read_pair(item.image, item.mask, channels, size, item.page if has_pages else None, colors)
+        return read_pair(item.image, item.mask, channels, size, item.page, colors, objects)
 
     return read
 
@@ -96,7 +99,11 @@ def _folder(config):
             "name of the image: rename those of one part"
         )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    return _layout(config, items, pairs.values(), _reader(colors=colors), classes, names, suffixes[0] or None)
+    objects = config.data.objects
+    if objects:
+        classes, names = OBJECTS, Names(("background", "object"))
+    read = _reader(colors=colors, objects=objects)
+    return _layout(config, items, pairs.values(), read, classes, names, suffixes[0] or None, objects=objects)
 
 
 def _holds_images(folder):
@@ -104,7 +111,7 @@ def _holds_images(folder):
     return folder.is_dir() and ((folder / "images").is_dir() or bool(image_files(folder)))
 
 
-def _layout(config, items, pairs, *fields):
+def _layout(config, items, pairs, *fields, objects=False):
     """The `Layout` of `items`, which came out of `pairs`. Only --skip-bad passes over images and masks without the other."""
     alone, over = (sum(lists, []) for lists in zip(*((found.alone, found.over) for found in pairs)))
     if alone and not (config.data.skip_bad and items):
@@ -112,7 +119,7 @@ def _layout(config, items, pairs, *fields):
         rule = f"STEM{suffix} is the mask of STEM" if suffix else "images and masks must have the same names"
         hint = " (--skip-bad goes on without)" if items else "; --mask-suffix _mask, if a_mask.png is the mask of a.png"
         raise UserError("; ".join([f"{rule}, up to the extension: in {config.data.data_dir} {listed(alone)}{hint}", *over]))
-    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over)
+    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over, objects=objects)
 
 
 def _carvana(config):
@@ -166,7 +173,7 @@ def _isbi(config):
         raise UserError(f"{volume} has {pages} pages, but {labels} has {label_pages}: they must be of one stack")
     digits = len(str(pages - 1))  # so that names sort as pages do
     items = [Item(f"{volume.name}[{page:0{digits}}]", volume, labels, page) for page in range(pages)]
-    return Layout(items, _reader(has_pages=True), class_names=Names(("membrane", "cell")))
+    return Layout(items, _reader(), class_names=Names(("membrane", "cell")))
 
 
 def _nyuv2(config):
@@ -209,7 +216,36 @@ def _nyuv2(config):
 
     digits = len(str(n - 1))
     items = [Item(f"{path.name}[{i:0{digits}}]", path, path, i) for i in range(n)]
-    return Layout(items, read, by_index(len(frequent)), class_names)
+    return Layout(items, read, by_index(len(frequent)), class_names, channels=3)
+
+
+def _dsb2018(config):
+    """ID/images/ID.png and ID/masks/*.png, one for every nucleus, in stage1_train/ or in --data-dir itself.
+
+    Of masks that overlap, the first by name has the pixels.
+    """
+    folder = config.data.data_dir / "stage1_train"
+    folder = folder if folder.is_dir() else config.data.data_dir
+    items, alone = [], []
+    for image in nested_images(folder):
+        name, masks = image.relative_to(folder).as_posix(), image.parents[1] / "masks"
+        if masks.is_dir() and image_files(masks):
+            items.append(Item(name, image, masks))
+        else:
+            alone.append(f"{name} has no {masks.name}/ with a mask for each nucleus")
+    if not items and not alone:
+        raise UserError(f"{folder} holds no ID/images/ID.png: --dataset dsb2018 needs stage1_train/ in --data-dir, unpacked")
+    if alone and not (config.data.skip_bad and items):
+        hint = " (--skip-bad goes on without)" if items else ""
+        raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
+    names = Names(("background", "nucleus"))
+    return Layout(items, _reader(objects=True), OBJECTS, names, left_out=alone, objects=True)
+
+
+def nested_images(folder):
+    """The image files ID/images/NAME in `folder`, sorted: as the 2018 Data Science Bowl has them."""
+    folders = [child / "images" for child in sorted(folder.iterdir()) if is_meant(child)]
+    return [path for images in folders if images.is_dir() for path in image_files(images)]
 
 
 class Pairs(NamedTuple):
@@ -287,22 +323,13 @@ def _find_suffix(image_paths, mask_paths):
     return suffix if best else ""
 
 
-def image_files(folder):
-    """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and _is_meant(p) and p.is_file())
-
-
 def passed_over(folder):
     """What else is in `folder`, in a line for the user, or ""."""
     known = set(image_files(folder))
-    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and _is_meant(p))
+    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and is_meant(p))
     if not others:
         return ""
     return f"passed over in {folder.name}/, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(others, 3)}"
-
-
-def _is_meant(path):
-    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
 
 
 def _by_stem(folder):
@@ -316,12 +343,18 @@ def _by_stem(folder):
     return found
 
 
-def find_channels(layout, samples=5):
-    """1 if the images are gray, 3 if any of a few that are spread over the data set has colour; bad files are passed over."""
+def find_channels(layout, samples=64):
+    """1 if the images are gray, 3 if any of some that are spread over the data set has colour; bad files are passed over.
+
+    Some are not few: among gray images, of which many are stored as colours, a quarter may have colour.
+    """
+    if layout.channels:
+        return layout.channels
     n = len(layout.items)
     for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
         try:
-            image, _ = layout.read(layout.items[i], 3, Size(256, 256))  # a JPEG is decoded no larger, which saves most of it
+            # a JPEG is decoded no larger, which saves most of it
+            image = read_image(layout.items[i].image, 3, Size(256, 256), layout.items[i].page)
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2

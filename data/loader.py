@@ -20,7 +20,7 @@ from data.borders import border_weights
 from data.cache import prepare
 from data.files import depth_of, on_scale
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import given_names, mask_meaning
+from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import make_cells
 
@@ -37,6 +37,7 @@ class Examples:
     sizes: list[Size]
     left_out: list[str] = dataclasses.field(default_factory=list)  # what --skip-bad passed over, and why
     checksums: list[str] = dataclasses.field(default_factory=list)  # of each image and mask, as they are stored
+    objects: Sequence[np.ndarray] = ()  # int32 [H, W], 0 and the numbers 1 to n of the objects, where the masks number them
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def open_layout(config):
         return (image if image.shape[-1] == channels else np.repeat(image, channels, axis=-1)), masks[item.page]
 
     n = max(classes, 2)
-    return Layout(items, read, {c: c for c in range(n)}, Names(("background", "cell", "nucleus")[:n]))
+    names = Names(("background", "cell", "nucleus")[:n])
+    return Layout(items, read, {c: c for c in range(n)}, names, channels=config.network.channels)
 
 
 def _drawn_size(config):
@@ -142,7 +144,7 @@ def _read(config):
     )
     table = meaning.table
     same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()
-    read_mask = prepared.mask if same else lambda k: table[prepared.mask(k)]
+    read_mask = prepared.mask if same and not layout.objects else lambda k: table[as_classes(prepared.mask(k))]
     left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
     for part in ("train", "val"):
         wanted = {layout.items[i].name for i in parts[part]}
@@ -152,12 +154,15 @@ def _read(config):
         names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
         checksums = ["{:08x}{:08x}".format(*prepared.checksums[k]) for k in numbers]
         images = Stored(lambda k: on_scale(prepared.image(k), white, items[k].name), numbers)
-        chosen.append(Examples(names, images, Stored(read_mask, numbers), sizes, left_out, checksums))
+        objects = Stored(prepared.mask, numbers) if layout.objects else ()
+        chosen.append(Examples(names, images, Stored(read_mask, numbers), sizes, left_out, checksums, objects))
     if config.training.class_weights == Weights():
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
         np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
         config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
     notes = [note for note in (depth, meaning.note) if note]
+    if layout.objects:
+        notes.append(f"{prepared.objects.sum():,} objects")
     if layout.mask_suffix:
         notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     if config.data.group:
@@ -217,8 +222,8 @@ def _window(config, training):
 
 
 def _example(config, examples, i, fits=False):
-    """image [H, W, C] on its scale and mask uint8 [H, W], with `_borders` around both."""
-    image, mask = examples.images[i], examples.masks[i]
+    """image [H, W, C] on its scale and mask [H, W], uint8 or the numbers of objects, with `_borders` around both."""
+    image, mask = examples.images[i], (examples.objects or examples.masks)[i]
     borders = _borders(config, mask.shape, fits)
     if not any(map(any, borders)):
         return image, mask
@@ -243,7 +248,10 @@ def batch_names(config, training, step):
 
 
 def augmented(config, training, epoch, i):
-    """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] and mask uint8 [h, w]."""
+    """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] and mask [h, w].
+
+    The mask holds class indices, uint8, or where the data tells objects apart their numbers, int32.
+    """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
     return augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
@@ -300,17 +308,20 @@ def _pipeline(config, steps, batch, shape):
     cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white
 
     def weigh(masks):
-        return np.stack([border_weights(mask, config.training.class_weights or [1.0] * 255) for mask in masks])
+        weights = config.training.class_weights or [1.0] * 255
+        objects = masks if config.data.objects else [None] * len(masks)
+        return np.stack([border_weights(as_classes(mask), weights, cells) for mask, cells in zip(masks, objects)])
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
-        images, masks = tf.numpy_function(batch, [step], (depth_of(white), tf.uint8), stateful=False)
+        mask_type = tf.int32 if config.data.objects else tf.uint8
+        images, masks = tf.numpy_function(batch, [step], (depth_of(white), mask_type), stateful=False)
         images = tf.ensure_shape(images, [*shape, config.network.channels])
         masks = tf.ensure_shape(masks, shape)
         if cut:
             masks = masks[:, cut:-cut, cut:-cut]
-        channels = [tf.cast(masks, tf.float32)]
+        channels = [tf.cast(tf.minimum(masks, 1) if config.data.objects else masks, tf.float32)]
         if config.training.weight_map:
             weights = tf.numpy_function(weigh, [masks], tf.float32, stateful=False)
             channels.append(tf.ensure_shape(weights, masks.shape))

@@ -10,6 +10,8 @@ from data.files import Colors, is_jpeg
 
 import numpy as np
 
+OBJECTS = {0: 0, 1: 1}  # `Layout.classes` where masks number objects: `as_classes` makes them background and foreground
+
 
 @dataclass(frozen=True)
 class Meaning:
@@ -187,6 +189,11 @@ def _misfit(present, items, config, jpeg):
     return UserError(
         f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}"
     )
+
+
+def as_classes(mask):
+    """uint8 [H, W] as it is; int32 [H, W], numbers of objects, -> uint8, 0 for the background and 1 for an object."""
+    return mask if mask.dtype == np.uint8 else (mask > 0).astype(np.uint8)
 
 
 def by_index(n):

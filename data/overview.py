@@ -23,7 +23,7 @@ from data.cache import CORES
 from data.files import in_8_bits, on_scale
 from data.layouts import find_channels
 from data.loader import augmented, find_white, open_layout
-from data.meaning import given_names, mask_meaning
+from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
 
 import numpy as np
@@ -43,7 +43,8 @@ LARGE = 2**20  # pixels, above which training on whole images is slow
 def overlay(image, mask, classes):
     """The mask over its image, shrunk to 256 pixels if larger: classes are tinted and outlined, the background is not.
 
-    image, mask: uint8 [H, W, C], 0 to 255, and uint8 [H, W] class indices, VOID where nothing is labelled.
+    image: uint8 [H, W, C], 0 to 255. mask: [H, W], class indices uint8, VOID where nothing is labelled, or int32 the numbers of
+    objects, each of which has its outline then.
     Returns: [H', W', 3] in 0..1.
     """
     shrink = max(1, max(mask.shape) / THUMBNAIL)
@@ -52,7 +53,7 @@ def overlay(image, mask, classes):
     image = np.asarray(image.resize((width, height), Image.Resampling.BOX)) / 255
     mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     opacity = np.where(find_boundaries(mask, mode="inner"), 1, 0.3) * (mask > 0)
-    return image + opacity[..., None] * (mask_colors(mask, max(classes, 2)) - image)
+    return image + opacity[..., None] * (mask_colors(as_classes(mask), max(classes, 2)) - image)
 
 
 def _legend(names, indices):
@@ -104,7 +105,7 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, 3, None)
         image = in_8_bits(on_scale(image, white, item.name), white)
-        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, table[mask], classes)))
+        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
 
@@ -120,7 +121,8 @@ class Facts(NamedTuple):
     blank: bool  # all pixels of the image are equal
     bits: int  # 8 or 16
     peak: int  # the brightest value of the image
-    counts: np.ndarray  # [256] pixels of each mask value
+    counts: np.ndarray  # [256] pixels of each mask value, as `as_classes` has it
+    objects: int | None  # how many the mask numbers; None where it holds classes
 
 
 def look(layout, item):
@@ -131,8 +133,8 @@ def look(layout, item):
         return str(error)
     spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
     peak = int(image.max())
-    counts = np.bincount(mask.ravel(), minlength=256)
-    return Facts(Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, counts)
+    counts, objects = np.bincount(as_classes(mask).ravel(), minlength=256), int(mask.max()) if layout.objects else None
+    return Facts(Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, counts, objects)
 
 
 def survey(layout, config):
@@ -200,6 +202,7 @@ def survey(layout, config):
         "depth": depth,
         "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
         "masks": meaning and meaning.note,
+        "objects": [fact.objects for fact in facts] if layout.objects else None,
         "classes": meaning and meaning.classes,
         "advice": advice,
         "problems": problems,
@@ -305,6 +308,8 @@ def describe(s, source):
     )
     values = [str(value) for value in s["mask_values"]]
     lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}"
+    if n := s["objects"]:
+        lines["objects"] = f"{sum(n):,}, {min(n)} to {max(n)} in an image, median {int(np.median(n))}"
     for label, text in lines.items():
         yield f"  {label:<11}{text}"
     if s["classes"]:

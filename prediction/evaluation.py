@@ -10,10 +10,10 @@ from common.metrics import class_scores, confusion, mean_over_classes
 from common.output import replacing
 from common.pictures import class_names
 from common.text import cell, say
-from data.files import read_mask
-from data.layouts import Item, Layout, image_files
-from data.meaning import by_index, mask_meaning, read_colors, trimap_classes
-from prediction.images import bands, count_values, pages_of
+from data.files import image_files, read_mask, read_objects
+from data.layouts import Item, Layout
+from data.meaning import OBJECTS, as_classes, by_index, mask_meaning, read_colors, trimap_classes
+from prediction.images import Source, bands, count_values, pages_of
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 def find_masks(path, sources):
     """The true masks for --evaluate `path`: {stem of a source: Source}. STEM or, as in Carvana, STEM_mask belongs to STEM.
+
+    Or, as in the 2018 Data Science Bowl, the folder STEM/masks: its Source has the folder as its path.
 
     Raises: UserError for an image without a mask, and for one with two.
     """
@@ -40,6 +42,8 @@ def find_masks(path, sources):
     for source in sources:
         stem = unicodedata.normalize("NFC", source.stem)
         found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
+        if not found[source.stem] and (path / source.stem / "masks").is_dir():
+            found[source.stem] = Source(path / source.stem / "masks", None, source.stem)
         if not found[source.stem]:
             raise UserError(
                 f"--evaluate {path} holds no mask for {source.path}: it is looked for as {stem} or {stem}_mask, any extension"
@@ -59,6 +63,8 @@ def truth_reader(masks, config, skip_bad):
 
     def read(mask):
         with _in_words_of_predict():
+            if config.data.objects:
+                return as_classes(read_objects(mask.path, page=mask.page))
             return read_mask(mask.path, page=mask.page, colors=colors)
 
     present = {}
@@ -66,7 +72,7 @@ def truth_reader(masks, config, skip_bad):
         with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
             present[mask] = count_values(read(mask)) > 0
     items = [Item(str(mask), mask.path, mask.path) for mask in present]
-    classes = by_index(max(config.network.classes, 2)) if colors else None
+    classes = by_index(max(config.network.classes, 2)) if colors else OBJECTS if config.data.objects else None
     if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
         classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
     layout = Layout(items, None, classes)

@@ -12,8 +12,8 @@ from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names
 from common.text import say
-from data.files import count_pages, in_8_bits, on_scale, read_image
-from data.layouts import EXTENSIONS, image_files, passed_over
+from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image
+from data.layouts import nested_images, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
 import numpy as np
@@ -45,8 +45,8 @@ def find_images(paths):
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        found = image_files(path) if path.is_dir() else [path]
-        if path.is_dir() and (over := passed_over(path)):
+        found = image_files(path) or nested_images(path) if path.is_dir() else [path]
+        if path.is_dir() and not nested_images(path) and (over := passed_over(path)):
             say(over, sys.stderr)
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")

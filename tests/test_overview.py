@@ -1,11 +1,10 @@
 """The overview of a data set: it counts right, names every problem, and its pictures show the mask where it lies."""
 
 import json
-from types import SimpleNamespace
 
 from common.config import VOID, Config, Size, UserError
 from data import overview
-from data.loader import training_batches
+from data.loader import Examples, training_batches
 from data.overview import draw_augmentations, main, needs, overlay
 
 import numpy as np
@@ -34,7 +33,7 @@ def examples(*images):
     """A training set like the loader's `Examples`; the masks are cut out of HALF."""
     masks = [HALF[: len(image), : image.shape[1]] for image in images]
     names, sizes = [f"{i}.png" for i in range(len(images))], [Size(*mask.shape) for mask in masks]
-    return SimpleNamespace(names=names, images=images, masks=masks, sizes=sizes)
+    return Examples(names, images, masks, sizes)
 
 
 def run(capsys, folder, *options, dataset="folder"):

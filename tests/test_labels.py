@@ -1,0 +1,188 @@
+"""Masks that number objects: label images, and a mask for every nucleus; what of that reaches the loss and the pictures."""
+
+from pathlib import Path
+
+from common.config import Config, Size, UserError
+from data import overview
+from data.borders import border_weights
+from data.files import read_objects
+from data.layouts import find_channels, find_layout
+from data.loader import load_examples, training_batches, validation_batches
+from prediction.evaluation import find_masks, truth_reader
+from prediction.images import find_images
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+SMALL = dict(depth=2, filters=4, batch_size=2, epochs=1)
+TOUCHING = np.zeros((32, 40), np.int32)  # two that touch, one apart, and a pixel of the second beside it
+TOUCHING[4:14, 4:12], TOUCHING[4:14, 12:22], TOUCHING[20:28, 25:35], TOUCHING[31, 39] = 1, 2, 3, 2
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 40), np.uint8)
+
+
+def save(path, values, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path, **options)
+    return path
+
+
+def nuclei(folder, labels=TOUCHING, image=None):
+    """ID/images/ID.png, RGBA with a constant alpha, and ID/masks/*.png in `folder`."""
+    gray = np.dstack([NOISE, NOISE, NOISE, np.full_like(NOISE, 255)]) if image is None else image
+    save(folder / "images" / f"{folder.name}.png", gray)
+    for k in range(1, labels.max() + 1):
+        save(folder / "masks" / f"{k}.png", np.uint8(255) * (labels == k))
+    return folder
+
+
+@pytest.fixture
+def bowl(tmp_path):
+    for name in "abcde":
+        nuclei(tmp_path / "stage1_train" / name)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(5):
+        save(tmp_path / f"images/{k}.png", NOISE)
+        save(tmp_path / f"masks/{k}.png", (300 * TOUCHING).astype(np.uint16))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, dtype, gaps",
+    [("a.png", np.uint8, [0, 7, 9, 200]), ("a.png", np.uint16, [0, 300, 5, 65535]), ("a.tif", np.uint16, [0, 1, 2, 3]),
+     ("a.tif", np.uint8, [0, 255, 1, 2]), ("a.tif", np.int32, [0, 9, 70000, 2]), ("a.tif", np.float32, [0, 1, 2, 3])],
+)  # fmt: skip
+def test_label_images_number_objects(tmp_path, name, dtype, gaps):
+    """Whatever the numbers are: they come as 1 to n, in order."""
+    tifffile.imwrite(path := tmp_path / name, np.array(gaps, dtype)[TOUCHING]) if name.endswith("tif") else save(
+        path := tmp_path / name, np.array(gaps, dtype)[TOUCHING]
+    )
+    found = read_objects(path)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, np.unique(np.array(gaps)[TOUCHING], return_inverse=True)[1].reshape(TOUCHING.shape))
+    assert sorted(np.unique(read_objects(path, Size(16, 20)))) == [0, 1, 2, 3]
+    everywhere = save(tmp_path / "full.png", np.full((4, 4), 3, np.uint8))
+    assert read_objects(everywhere).min() == 1, "no background at all"
+
+
+def test_values_that_number_nothing_are_refused(tmp_path):
+    for values in (TOUCHING.astype(np.float32) / 2, -TOUCHING, np.full((4, 4), np.nan, np.float32)):
+        tifffile.imwrite(tmp_path / "a.tif", values)
+        with pytest.raises(UserError, match="--objects a mask holds 0, 1, 2"):
+            read_objects(tmp_path / "a.tif")
+
+
+def test_a_mask_for_every_nucleus(bowl):
+    for data_dir in (bowl, bowl / "stage1_train"):
+        config = Config.of(dataset="dsb2018", data_dir=data_dir)
+        layout = find_layout(config)
+        assert [item.name for item in layout.items] == [f"{k}/images/{k}.png" for k in "abcde"] and config.data.objects
+        image, objects = layout.read(layout.items[0], find_channels(layout), None)
+        assert image.shape == (32, 40, 1), "gray, though stored as RGBA"
+        np.testing.assert_array_equal(objects, TOUCHING)
+    color = np.dstack([NOISE, 255 - NOISE, NOISE, np.full_like(NOISE, 255)])
+    nuclei(bowl / "stage1_train/e", image=color)
+    assert find_channels(layout) == 3, "one of five has colour"
+
+
+def test_the_first_of_two_masks_that_overlap_has_the_pixels(tmp_path):
+    square = np.zeros((8, 8), np.uint8)
+    for name, part in {"a": np.s_[1:5, 1:5], "b": np.s_[3:7, 3:7], "c": np.s_[2:4, 2:4], "d": np.s_[0, 0]}.items():
+        mask = square.copy()
+        mask[part] = 255
+        save(tmp_path / f"{name}.png", mask)
+    objects = read_objects(tmp_path)
+    assert [(objects == k).sum() for k in range(4)] == [64 - 16 - 12 - 1, 16, 12, 1], "c lies under a altogether"
+    assert objects[3, 3] == 1 and objects[0, 0] == 3
+
+
+def test_bowls_that_are_damaged(bowl):
+    a = bowl / "stage1_train/a"
+    config = Config.of(dataset="dsb2018", data_dir=bowl)
+    for spoil, text in {
+        lambda: save(a / "masks/1.png", NOISE): "1.png holds 2.. values: the mask of one object holds 0 and 255",
+        lambda: save(a / "masks/1.png", NOISE[:9] // 255): "1.png is 40x9 pixels, but its|2.png is 40x32 pixels",
+        lambda: [path.unlink() for path in (a / "masks").iterdir()]: "a/images/a.png has no masks/",
+    }.items():
+        spoil()
+        with pytest.raises(UserError, match=text):
+            layout = find_layout(config)
+            layout.read(layout.items[0], 1, None)
+    layout = find_layout(config.replace(skip_bad=True))
+    assert len(layout.items) == 4 and len(layout.left_out) == 1
+    with pytest.raises(UserError, match="holds no ID/images"):
+        find_layout(Config.of(dataset="dsb2018", data_dir=a))
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+@pytest.mark.parametrize("dataset", ["dsb2018", "folder"])
+def test_objects_reach_the_border_weights(dataset, cache, tmp_path, request, capsys):
+    """Between two that touch there is a border, which connected parts of the foreground do not have."""
+    data_dir = request.getfixturevalue("bowl" if dataset == "dsb2018" else "folder")
+    options = dict(dataset=dataset, data_dir=data_dir, objects=True, cache=cache and tmp_path / cache)
+    config = Config.of(**options, **SMALL, loss="cross_entropy", weight_map=True, augment="none")
+    for _ in range(2):  # the second time from the cache
+        found, training, validation = load_examples(config)
+        assert "15 objects" in capsys.readouterr().out and (found.network.classes, found.data.objects) == (1, True)
+        np.testing.assert_array_equal(training.objects[0], TOUCHING)
+        np.testing.assert_array_equal(training.masks[0], TOUCHING > 0)
+        expected = border_weights((TOUCHING > 0).astype(np.uint8), (1, 1), TOUCHING)
+        for batches in (training_batches(found, training), validation_batches(found, validation)):
+            for masks in next(iter(batches))[1].numpy():
+                np.testing.assert_array_equal(masks[..., 0], TOUCHING > 0)
+                np.testing.assert_array_equal(masks[..., 1], expected)
+    parts = border_weights((TOUCHING > 0).astype(np.uint8))
+    assert expected[3, 12] > 9 and parts[3, 12] < 3, "above the line where two touch"
+
+
+@pytest.mark.parametrize("kind", ["flips", "elastic", "paper", "recolor"])
+def test_numbers_are_never_mixed_by_augmentation(kind, folder):
+    config = Config.of(dataset="folder", data_dir=folder, objects=True, crop_size=Size(16, 20), augment=kind, **SMALL)
+    found, training, _ = load_examples(config)
+    for epoch in range(5):
+        image, mask = overview.augmented(found, training, epoch, 0)
+        assert mask.dtype == np.int32 and set(np.unique(mask)) <= {0, 1, 2, 3} and image.shape == (16, 20, 1)
+    masks = next(iter(training_batches(found, training)))[1].numpy()
+    assert set(np.unique(masks)) <= {0.0, 1.0}
+
+
+def test_a_changed_mask_makes_a_new_cache(bowl, tmp_path, capsys):
+    config = Config.of(dataset="dsb2018", data_dir=bowl, cache=tmp_path / "cache", **SMALL)
+    load_examples(config)
+    save(bowl / "stage1_train/a/masks/4.png", np.uint8(255) * (NOISE > 200) * (TOUCHING == 0))
+    load_examples(config)
+    assert [line.split(", ")[-1] for line in capsys.readouterr().out.splitlines()] == ["15 objects", "16 objects"]
+
+
+def test_the_overview_counts_and_outlines_objects(bowl, tmp_path, capsys):
+    code = overview.main(["--dataset", "dsb2018", "--data-dir", str(bowl), "--output", str(tmp_path / "o"), "--depth", "2"])
+    assert not [line for line in capsys.readouterr().out.splitlines() if "objects    15, 3 to 3" in line] == [] and code in (
+        0,
+        1,
+    )
+    picture = overview.overlay(np.zeros((32, 40, 1), np.uint8), TOUCHING, 1)
+    assert picture[8, 11].max() > 0.8 > picture[8, 8].max() > 0, "the line between two that touch"
+
+
+def test_options_that_do_not_go_with_objects():
+    for options in (dict(void_label=3), dict(classes=3), dict(dataset="carvana"), dict(dataset="dsb2018", void_label=3)):
+        with pytest.raises(UserError, match="objects"):
+            Config.of(**{"dataset": "folder", "data_dir": Path("."), "objects": True, **options})
+
+
+def test_true_objects_of_an_evaluation(bowl, folder):
+    """Images and masks are found where the Data Science Bowl has them; label images by their names."""
+    sources = find_images([bowl / "stage1_train"])
+    assert [source.stem for source in sources] == [*"abcde"]
+    masks = find_masks(bowl / "stage1_train", sources)
+    config = Config.of(dataset="dsb2018", data_dir=bowl, classes=1, channels=1)
+    np.testing.assert_array_equal(truth_reader(masks, config, False)(sources[0]), TOUCHING > 0)
+    sources = find_images([folder / "images"])
+    config = Config.of(dataset="folder", data_dir=folder, objects=True, classes=1, channels=1)
+    read = truth_reader(find_masks(folder / "masks", sources), config, False)
+    np.testing.assert_array_equal(read(sources[0]), TOUCHING > 0)
