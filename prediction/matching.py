@@ -32,12 +32,6 @@ class Overlaps(NamedTuple):
         real = (table.row > 0) & (table.col > 0)
         return cls(true_areas, found_areas, np.stack([table.row, table.col])[:, real], table.data[real])
 
-    def without_small(self, area):
-        """The same without the found objects of less than `area` pixels."""
-        stay = self.found_areas[self.pairs[1]] >= area
-        found_areas = np.where(self.found_areas >= area, self.found_areas, 0)
-        return self._replace(found_areas=found_areas, pairs=self.pairs[:, stay], shared=self.shared[stay])
-
 
 def object_scores(overlaps):
     """{"objects": how many there are, "found": how many were found, and "ap", "ap50", "f1", "aji", each 0..1} of an image.

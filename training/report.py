@@ -10,7 +10,17 @@ from common.checkpoint import COLUMNS
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
 from common.output import replacing
-from common.pictures import class_names, difference_colors, draw_curves, draw_grid, image_colors, legend, mask_colors
+from common.pictures import (
+    class_names,
+    difference_colors,
+    draw_confusion,
+    draw_curves,
+    draw_grid,
+    expendable,
+    image_colors,
+    legend,
+    mask_colors,
+)
 from common.text import cell, say
 from data.loader import validation_batches
 
@@ -134,6 +144,17 @@ def list_classes(config, means, matrix):
         say(f"{name:<{width}}{shown}  {pixels:>19,}")
     if config.network.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
+
+
+def write_confusion(folder, matrix, config):
+    """The confusion matrix, pixels of true classes in rows and of predicted ones in columns: confusion.csv, confusion.png."""
+    names = class_names(config.data.class_names, config.network.classes)
+    with replacing(folder / "confusion.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true class", *map(cell, names)])
+        writer.writerows([cell(name), *row] for name, row in zip(names, matrix.tolist()))
+    with expendable(folder / "confusion.png"):
+        draw_confusion(folder / "confusion.png", matrix, names)
 
 
 def list_folds(config):
