@@ -22,8 +22,7 @@ from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.text import say
-from data.files import read_image
-from prediction import EXPORTS, FIXED, images, objects
+from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import Evaluation, find_masks
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile
@@ -70,6 +69,8 @@ def read_command_line(argv):
         raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
     if args.quantize and args.export != "litert":
         raise UserError("--quantize goes with --export litert")
+    if (args.object_settings or args.object_class) and not args.objects:
+        raise UserError("--object-settings and --object-class go with --objects")
     return args
 
 
@@ -80,22 +81,24 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
 
     Raises: UserError for an image or a mask that cannot be read or does not fit.
     """
+    if settings:
+        from prediction import objects  # and scikit-image with it
     save_to, klass = paths.get("probabilities"), args.object_class
     image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
     line, labels, measured = images.describe(source, mask, config), None, []
     if settings:
         labels = objects.find_objects(p, settings, config)
-        measured = objects.measure(labels, read_image(source.path, config.network.channels, page=source.page))
+        measured = objects.measure(labels, image)
         line += f"  {labels.max()} objects"
     if evaluation:
         line += evaluation.add(source, image, mask, labels, klass)
-    images.save_mask(paths["mask"], mask, config.network.classes)
+    images.save_mask(paths["mask"], mask, config)
     if settings:
         objects.save_labels(paths["objects"], labels)
-    if args.overlay:
-        objects.save_outlines(paths["overlay"], image, labels) if settings else images.save_overlay(
-            paths["overlay"], image, mask
-        )
+    if args.overlay and settings:
+        objects.save_outlines(paths["overlay"], image, labels, config)
+    elif args.overlay:
+        images.save_overlay(paths["overlay"], image, mask, config)
     say(line)
     return measured
 
@@ -114,17 +117,18 @@ def main(argv=None):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
     sources = images.find_images(args.images)
     truths = find_masks(args.evaluate, sources) if args.evaluate else {}
-    if args.object_settings or args.object_class is not None or args.objects:
-        if not args.objects:
-            raise UserError("--object-settings and --object-class go with --objects")
+    settings = None
+    if args.objects:
+        from prediction import objects
+
         args.object_class = objects.class_of_objects(args.object_class, config)
+        settings = objects.Settings.of(*args.object_settings) if args.object_settings else None
     kinds = args.overlay, args.probabilities, args.objects
     results = {source: images.outputs(source, args.output, *kinds) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
     images.prepare_output(args.output, written, [*sources, *truths.values()])
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)
-    settings = objects.Settings.of(*args.object_settings) if args.object_settings else None
     if args.objects and not settings:
         settings = objects.settled(args.checkpoint, config, predict, args.object_class, args.tile)
     measured, errors, started = {}, [], time.perf_counter()

@@ -63,6 +63,33 @@ class Names(tuple):
         return ",".join(self)
 
 
+class Values(tuple):
+    """The values in masks that stand for the classes, in order. On the command line: `1,2,3`."""
+
+    @classmethod
+    def parse(cls, text):
+        values = cls(int(number) if re.fullmatch(r"\d{1,3}", number) else VOID for number in text.split(","))
+        if len(set(values)) < max(len(values), 2) or max(values) >= VOID:
+            raise argparse.ArgumentTypeError(f"{text!r} must be two or more values of masks, 0 to {VOID - 1}, each once: 1,2,3")
+        return values
+
+    def __str__(self):
+        return ",".join(map(str, self))
+
+
+class Bands(tuple):
+    """Numbers of bands, from 1: one to show as gray, or three as red, green and blue. On the command line: `3,2,1`."""
+
+    @classmethod
+    def parse(cls, text):
+        if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4},[1-9]\d{0,4})?", text):
+            raise argparse.ArgumentTypeError(f"{text!r} must be one or three numbers of bands, from 1, such as 3,2,1")
+        return cls(map(int, text.split(",")))
+
+    def __str__(self):
+        return ",".join(map(str, self))
+
+
 class Addresses(tuple):
     """The hosts of a training, the chief first. On the command line: `host1:2222,host2:2222`."""
 
@@ -210,7 +237,7 @@ class Network:
     """
 
     channels: int | None = option(
-        None, "image channels: 1 gray, 3 RGB (default: as the images are; synthetic: 1)", found=True, val=True
+        None, "image channels: 1 gray, 3 RGB, or other bands (default: as the images are; synthetic: 1)", found=True, val=True
     )
     classes: int | None = option(
         None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)", found=True, val=True
@@ -229,12 +256,12 @@ class Network:
     seed: int = option(0, "of the weights and the dropout, the cells, the split, the order and the augmentation", val=True)
 
     def __post_init__(self):
-        _at_least(self, classes=1, filters=1, depth=1)
+        _at_least(self, channels=1, classes=1, filters=1, depth=1)
         # an image of 2**14 pixels a side, the largest that is read, is 1 pixel at the bottom then
         _require(self.depth <= 14 and self.filters <= 2**16, "--depth must be at most 14, --filters at most 65536")
         _shares(self, "bn_momentum", "dropout")
         _above_0(self, "bn_epsilon")
-        _require(self.channels in (None, 1, 3), f"--channels must be 1 (gray) or 3 (RGB), got {self.channels}")
+        _require(self.channels is None or self.channels <= 4096, f"--channels must be at most 4096, got {self.channels}")
         _require(self.classes is None or self.classes <= VOID, f"--classes must be at most {VOID}, got {self.classes}")
         _require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
         _require(
@@ -246,6 +273,11 @@ class Network:
             self.precision != "float64" or self.batch_norm != "fused",
             "the fused batch normalization has no float64 kernel: add --batch-norm explicit",
         )
+
+    @property
+    def bands(self):
+        """The channels of an image, in words."""
+        return {1: "gray", 3: "RGB"}.get(self.channels, f"{self.channels} bands")
 
     @property
     def variable_dtype(self):
@@ -351,8 +383,14 @@ class Data:
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
     )
+    mask_values: Values | None = option(
+        None, "the values of masks that stand for the classes, in order: 1,2,3 (default: as found)", found=True
+    )
     class_names: Names | None = option(
         None, "for the legends: background,cell (default: as the data set has them)", found=True, val=False
+    )
+    show_bands: Bands | None = option(
+        None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
     )
     images: int = option(250, "synthetic: how many to draw")
     validation: float = option(0.2, "share of the images held back to validate on, above 0 and below 1")
@@ -402,6 +440,13 @@ class Data:
             self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
         )
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
+        _require(
+            self.mask_values is None
+            or self.dataset in ("folder", "carvana", "isbi")
+            and self.colors is None
+            and not self.objects,
+            "--mask-values needs --dataset folder, and masks that hold classes",
+        )
         _require(self.folds is None or self.split is None, "--folds and --split exclude each other")
         _require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")
 
@@ -431,6 +476,10 @@ class Config:
                 f"{smallest} pixels; use a larger size or a smaller --depth",
             )
         _require(
+            None in (data.show_bands, network.channels) or max(data.show_bands) <= network.channels,
+            f"--show-bands {data.show_bands} needs more bands than the {network.channels} of the images",
+        )
+        _require(
             not data.objects or network.classes in (None, 1, 2),
             f"objects are of one class, beside the background: --classes 1 or 2, got {network.classes}",
         )
@@ -448,7 +497,11 @@ class Config:
         if data.crop_size and any(missing(side, network) for side in data.crop_size):
             fits = Size(*(side + missing(side, network) for side in data.crop_size))
             raise UserError(f"--crop-size {data.crop_size} does not halve {network.depth} times: {fits} does")
-        for flag, values in (("--class-names", data.class_names), ("--class-weights", self.training.class_weights)):
+        for flag, values in (
+            ("--class-names", data.class_names),
+            ("--class-weights", self.training.class_weights),
+            ("--mask-values", data.mask_values),
+        ):
             if values and network.classes is not None:
                 needed = max(network.classes, 2)
                 _require(len(values) == needed, f"{flag} needs one for each of {needed} classes, got {len(values)}")
@@ -475,6 +528,12 @@ class Config:
         return cls(Network(**groups["network"]), Training(**groups["training"]), Data(**groups["data"]))
 
     @property
+    def shown_values(self):
+        """What stands for each class, in order, in pictures and in masks of many classes: what does in the user's masks."""
+        n = max(self.network.classes, 2)
+        return self.data.mask_values if self.data.mask_values and n > 2 else tuple(range(n))
+
+    @property
     def kept(self):
         """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on."""
         return self.replace(resume=False, workers=None, worker=None, local_workers=None)
@@ -488,11 +547,15 @@ class Config:
         """The inverse of `as_dict`. Raises: UserError for a field that there is not, or a value that it does not take."""
         if not isinstance(values, dict):
             raise UserError(f"{reprlib.repr(values)[:100]} is no list of options")
+        classes, void = values.get("classes"), values.get("void_label")
+        of_masks = values.get("dataset") in ("folder", "carvana", "isbi") and not values.get("colors")
+        if "mask_values" not in values and of_masks and {type(classes), type(void)} == {int} and void < classes > 2:
+            values = {**values, "mask_values": ",".join(map(str, range(classes)))}  # a class of no pixels stood for void then
         return cls.of(**{name: _from_json(name, value) if name in FIELDS else value for name, value in values.items()})
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""
-        worded = (Path, Size, Names, Weights, Addresses, ColorTable, Every)
+        worded = (Path, Size, Names, Values, Bands, Weights, Addresses, ColorTable, Every)
         return {name: str(value) if isinstance(value, worded) else value for name, value in self.flat.items()}
 
 

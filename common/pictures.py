@@ -79,6 +79,19 @@ def mask_colors(mask, classes):
     return colors[np.asarray(mask, int)]
 
 
+def in_values(mask, config):
+    """[H, W] class indices, and VOID -> `config.shown_values`, and VOID: by these pictures have their colours."""
+    values = config.shown_values
+    table = np.arange(256, dtype=np.uint8)
+    table[: len(values)] = values
+    return table[np.asarray(mask, int)]
+
+
+def names_of_values(config):
+    """{value: name} of the classes, by `config.shown_values`."""
+    return dict(zip(config.shown_values, class_names(config.data.class_names, config.network.classes)))
+
+
 def difference_colors(mask, prediction, classes):
     """[H, W, 3]: agreement darkened, missed foreground in orange, invented foreground and confused classes in violet.
 
@@ -97,16 +110,33 @@ def class_names(names, classes):
 
 
 def legend(names, indices):
-    """[(name, colour)] of class `indices`, VOID among them or not. names: of the classes, in order."""
-    names = {VOID: "void", **dict(enumerate(names))}
+    """[(name, colour)] of class `indices`, VOID among them or not. names: of the classes, in order, or {index: name}."""
+    names = {VOID: "void", **(names if isinstance(names, dict) else dict(enumerate(names)))}
     return [(names[k], CLASS_COLORS[k]) for k in indices]
 
 
-def image_colors(image, mask):
-    """[H, W, C] in 0..1 -> [H', W', 3], the part that `mask` [H', W'] covers: "valid" padding predicts no margin."""
+def shown_bands(image, bands=None):
+    """[H, W, C] -> [H, W, 3]: the `bands` of --show-bands, one or three of them, counted from 1, or the first three.
+
+    Gray is gray; of two bands the first is red and the second green.
+    """
+    channels = image.shape[-1]
+    if not bands and channels == 3:
+        return image
+    if not bands and channels == 2:
+        return np.concatenate([image, np.zeros_like(image[..., :1])], axis=-1)
+    bands = bands or (1, 2, 3)[: min(channels, 3)]
+    return image[..., [band - 1 for band in bands] * (3 // len(bands))]
+
+
+def image_colors(image, mask, bands=None):
+    """[H, W, C] in 0..1 -> [H', W', 3], the part that `mask` [H', W'] covers: "valid" padding predicts no margin.
+
+    bands: see `shown_bands`.
+    """
     top, left = [(i - m) // 2 for i, m in zip(image.shape, mask.shape)]
     image = image[top : top + mask.shape[0], left : left + mask.shape[1]]
-    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
+    return shown_bands(image, bands)
 
 
 def draw_grid(path, rows, title, legend=()):

@@ -97,8 +97,10 @@ def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white
     turn[:, 1] *= rng.choice(mirrors)
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
     contrast, brightness = CONTRAST ** rng.uniform(-1, 1), white * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black
-    mean = image[top : top + h : 4, left : left + w : 4].mean()
+    # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black; and
+    # so it would bands that are darker than others, but for those of a colour, which keep their ratio
+    part = image[top : top + h : 4, left : left + w : 4]
+    mean = part.mean() if image.shape[-1] in (1, 3) else part.mean(axis=(0, 1))
     return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast), white)
 
 
@@ -185,10 +187,11 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0, white=255):
     Args:
         image, mask, size: as in `augment`, but the image may be smaller than the window. It has 2x2 pixels at least.
         nodes: where the nodes lie in the image, [2, 3, 3], in pixels; bicubic between them.
-        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and `white`.
+        contrast, brightness: a value v becomes contrast * v + brightness, rounded, and cut off at 0 and `white`; the brightness
+            may be [C].
     """
     (height, width, channels), (h, w) = image.shape, size
-    values, labels = image.ravel(), mask.ravel()
+    values, labels, brightness = image.ravel(), mask.ravel(), np.broadcast_to(brightness, channels)
     places = spline(h) @ nodes.astype(np.float32) @ spline(w).T  # [2, h, w]
     sampled, sampled_mask = np.empty((h, w, channels), image.dtype), np.empty((h, w), mask.dtype)
     rows = max(BAND // w, 1)
@@ -203,7 +206,7 @@ def sample(image, mask, size, nodes, contrast=1.0, brightness=0.0, white=255):
             ul, ur, ll, lr = (values[c + channels * step :].take(pixel).astype(np.float32) for step in (0, 1, width, width + 1))
             value = _blend(_blend(ul, ur, x), _blend(ll, lr, x), y)
             value *= contrast
-            value += brightness + 0.5  # the conversion to whole numbers rounds down
+            value += brightness[c] + 0.5  # the conversion to whole numbers rounds down
             sampled[band, :, c] = value.clip(0, white, out=value)
     return sampled, sampled_mask
 

@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.config import VOID, Names, Size, UserError
+from data.bands import counted, open_bands
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp", ".npy")
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
+ALIKE = "all images of a network must have the same bands"
 SUPPORTED = "gray or RGB with 8 or 16 bits, or gray as 32-bit floats of 0 to 1"
 MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads decode at once as there are cores
 # Bytes per pixel at the peak, by Pillow's mode, read as gray or as a mask, and as RGB: the image, its copies while it is
 # converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
 BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
+MAX_NUMBER = 2**24  # in label images; a table of all numbers is made
+BAND_BYTES = 24  # of one of many bands, while it is converted
 COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
 WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
 
@@ -43,6 +47,9 @@ TURNS = {  # EXIF orientation, as stored to upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+
+
+SIDEWAYS = (Transpose.TRANSPOSE, Transpose.TRANSVERSE, Transpose.ROTATE_90, Transpose.ROTATE_270)
 
 
 class Colors(NamedTuple):
@@ -81,17 +88,29 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
 
 
 def read_image(path, channels, size=None, page=None):
-    """Reads gray or colour, converted to the other if need be -> [H, W, channels], the values as they are stored.
+    """Reads gray or colour, converted to the other if need be, or other bands -> [H, W, channels], the values as stored.
 
     uint8, 0 to 255, or uint16 where the file holds 16 bits; what white is there, `on_scale` knows. Floats of 0 to 1 become
     0 to 65535. Transparency that is the same everywhere is dropped. A JPEG that shrinks to `size` is decoded at half, a
     quarter or an eighth of its size, whichever is still large enough, and the rest of the way by triangles as wide as the
     step: four times faster, and as free of aliasing.
 
-    Raises: UserError for what cannot be read, for bands that are neither gray nor RGB, and for values outside of 16 bits, or
-    of 0 to 1 if they are floats.
+    Raises: UserError for what cannot be read, for other bands than `channels`, where they are neither gray nor RGB, and for
+    values outside of 16 bits, or of 0 to 1 if they are floats.
     """
     return _read_image(path, channels, size, page)[0]
+
+
+def count_bands(path):
+    """By the header of a file: 1 if it is gray, 3 if it may have colour, or how many other bands it holds.
+
+    Raises: UserError if it cannot be read.
+    """
+    with readable(path):
+        if found := open_bands(path):
+            return found.count
+        with Image.open(path, formats=FORMATS) as image:
+            return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
 
 
 def depth_of(white):
@@ -156,7 +175,7 @@ def read_objects(path, size=None, page=None):
 
 
 def count_pages(path):
-    """The number of images in a file. Raises: UserError if it cannot be read."""
+    """The number of images in a file that Pillow reads. Raises: UserError if it cannot be read."""
     with readable(path), Image.open(path, formats=FORMATS) as image:
         return getattr(image, "n_frames", 1)
 
@@ -241,15 +260,24 @@ def _bytes_per_pixel(image, as_rgb):
     return BYTES.get(image.mode, color)[as_rgb] + more
 
 
-def _check(path, image, as_rgb):
-    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
-    (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
-    cost = _bytes_per_pixel(image, as_rgb)
+def _band_bytes(found):
+    """`_bytes_per_pixel` of `Bands`: all as they are stored and as they are read, and one of them in several forms."""
+    return found.count * (found.dtype.itemsize + 1 + (found.dtype.itemsize > 1)) + BAND_BYTES
+
+
+def _check_cost(path, width, height, cost):
+    """Raises: UserError for an image that takes too much memory, at `cost` bytes for each pixel."""
     if cost * width * height > MAX_BYTES:
         raise UserError(
             f"{path} is {width}x{height} pixels by its header, and would take {cost * width * height / 2**30:.1f} GiB to read, "
             f"more than {MAX_BYTES / 2**30:g}: cut it into tiles, or remove it if it is damaged"
         )
+
+
+def _check(path, image, as_rgb):
+    """Raises: UserError for what takes too much memory or would be read wrong, by its header, before any pixel is decoded."""
+    (width, height), mode, tags = image.size, image.mode, getattr(image, "tag_v2", {})
+    _check_cost(path, width, height, _bytes_per_pixel(image, as_rgb))
     bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, and what those beyond the colours are
     if bands > 4 or 0 in extra:  # 1 and 2 are transparency, 0 is anything
         raise UserError(_unsupported(path, f"{bands} bands"))
@@ -308,7 +336,7 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
         if not is_jpeg:
             image.load()  # PNG may hold its orientation at the end; TIFF comes upright
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        sideways = turn in (Transpose.TRANSPOSE, Transpose.TRANSVERSE, Transpose.ROTATE_90, Transpose.ROTATE_270)
+        sideways = turn in SIDEWAYS
         wanted = size and ((size.height, size.width) if sideways else (size.width, size.height))
         drafted = None
         if draft and is_jpeg:
@@ -318,7 +346,7 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
     if image.mode[-1] in "Aa" and np.ptp(image.getextrema()[-1]):
         raise UserError(
             f"{path} has {len(image.getbands())} bands, and the last is not the same everywhere: as transparency it would be "
-            f"dropped; save the image without it, as {SUPPORTED}"
+            f"dropped; save the image without it, as {SUPPORTED}; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
         )
     if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # as in 8 bits, where Pillow does it
         image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16, copy=False))
@@ -350,22 +378,52 @@ def _planes(path, image, low):
         pairs = zip(image.split()[:3], low.split())
         return [Image.fromarray(np.asarray(high).astype(np.uint16) << 8 | np.asarray(rest)) for high, rest in pairs]
     if image.mode == "F" or image.mode.startswith("I"):
-        white = 1 if image.mode == "F" else 65535
-        least, most = image.getextrema() if image.mode in ("F", "I") else (0, white)
-        values = _array(image)
-        if not (least >= 0 and most <= white) or image.mode == "F" and np.isnan(values).any():
-            raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits")
-        return [
-            Image.fromarray(np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16))
-        ]
+        return [Image.fromarray(_in_16_bits(path, _array(image)))]
     return [image if image.mode in ("L", "RGB") else image.convert("RGB")]
+
+
+def _in_16_bits(path, values):
+    """Whole numbers of 0 to 65535 or floats of 0 to 1 -> uint16. Raises: UserError for others."""
+    white = 1 if values.dtype.kind == "f" else 65535
+    if values.size and not (values.min() >= 0 and values.max() <= white):  # neither is true of what is no number
+        raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits, or scale it to that")
+    return np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16, copy=False)
+
+
+def _read_bands(path, found, size):
+    """`_read_image` of `Bands`, all of them."""
+    deep = found.dtype.itemsize > 1
+    _check_cost(path, found.width, found.height, _band_bytes(found))
+    values, turn = found.read(), TURNS.get(found.orientation)
+    pixels, stored = None, Size(found.height, found.width)
+    upright = Size(found.width, found.height) if turn in SIDEWAYS else stored
+    for k in range(found.count):
+        band = values[..., k]
+        if found.dtype.kind == "b":
+            band = band * np.uint8(255)
+        image = Image.fromarray(_in_16_bits(path, band) if deep else np.ascontiguousarray(band).astype(np.uint8, copy=False))
+        image = image if turn is None else image.transpose(turn)
+        image = image.resize(size[::-1], Resampling.BILINEAR) if size else image
+        if pixels is None:
+            pixels = np.empty((image.height, image.width, found.count), np.uint16 if deep else np.uint8)
+        pixels[..., k] = image
+    return pixels, upright, stored
 
 
 def _read_image(path, channels, size, page):
     """-> uint8 or uint16 [H, W, channels], `Size` in the file upright, and as stored."""
     mode = "RGB" if channels == 3 else "L"
     with readable(path):
+        if found := open_bands(path):
+            if found.count != channels and not {found.count, channels} <= {1, 3}:
+                raise UserError(f"{path} holds {counted(found.count)}, but the network reads {channels}: {ALIKE}")
+            pixels, size, stored = _read_bands(path, found, size)
+            if found.count != channels:
+                pixels = np.repeat(pixels, 3, axis=-1) if channels == 3 else to_gray(pixels)
+            return pixels, size, stored
         images, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found))
+        if channels not in (1, 3):
+            raise UserError(f"{path} is gray or RGB, but the network reads {channels} bands: {ALIKE}")
         if images[0].mode in ("L", "RGB"):
             pixels = _array(images[0] if images[0].mode == mode else images[0].convert(mode))
             return pixels.reshape(*pixels.shape[:2], channels), size, stored
@@ -395,10 +453,19 @@ def _read_objects(path, size, page):
     if path.is_dir():
         return _read_single_objects(path, size)
     values, size = _read_values(path, size, page)
-    present, numbers = np.unique(values, return_inverse=True)
-    if not (present[0] >= 0 and present[-1] < 2**31 and (present == np.rint(present)).all()):
-        raise UserError(f"{path} holds values such as {present[-1]}: with --objects a mask holds 0, 1, 2 and so on")
-    return (numbers.reshape(values.shape) + (present[0] > 0)).astype(np.int32), size
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
+        raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
+    numbers = values.astype(np.int32)
+    strips = [numbers[top : top + 256] for top in range(0, len(numbers), 256)]  # an index array takes 8 bytes per pixel
+    table = np.zeros(int(most) + 1, np.int32)
+    for strip in strips:
+        table[strip] = 1
+    table[0] = 0
+    table = table.cumsum(dtype=np.int32)
+    for strip in strips:
+        strip[:] = table[strip]
+    return numbers, size
 
 
 def _read_single_objects(folder, size):
@@ -427,6 +494,13 @@ def _read_values(path, size, page, colors=None):
         return _planes(path, image, low) if low and not colors else [image]
 
     with readable(path):
+        if (found := open_bands(path)) and found.count == 1:
+            _check_cost(path, found.width, found.height, 3 * found.dtype.itemsize)
+            values, stored = found.read()[..., 0], Size(found.height, found.width)
+            if size:
+                rows, columns = (np.int64((np.arange(n) + 0.5) * m / n) for n, m in zip(size, stored))
+                values = values[np.ix_(rows, columns)]
+            return np.array(values, np.uint8 if found.dtype.kind == "b" else None), stored
         # the nearest pixel: between classes 1 and 3 there is no class 2
         (image, *others), size, _ = _load(path, page, size, Resampling.NEAREST, convert=gray)
         if colors:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
-from data.files import EXTENSIONS, count_pages, image_files, is_meant, read_image, read_pair, readable
+from data.files import EXTENSIONS, count_bands, count_pages, image_files, is_meant, read_image, read_pair, readable
 from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
 import numpy as np
@@ -48,6 +48,7 @@ class Layout:
     over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
     objects: bool = False  # whether masks tell objects of one class apart
     channels: int | None = None  # of the images where the layout fixes it; None: as the files are
+    note: str = ""  # a few words for the line about the data
 
 
 def find_layout(config):
@@ -132,11 +133,16 @@ def _carvana(config):
 def _oxford_pet(config):
     """images/NAME.jpg and annotations/trimaps/NAME.png; test.txt is for the test, trainval.txt for training and validation.
 
+    Without trainval.txt these are all photos that have a trimap, and are not in a test.txt.
+
     Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
     """
     images, annotations = config.data.data_dir / "images", config.data.data_dir / "annotations"
-    items, missing = {}, []
-    for part, path in {"": annotations / "trainval.txt", "test": annotations / "test.txt"}.items():
+    items, missing, note = {}, [], ""
+    lists = {"": annotations / "trainval.txt", "test": annotations / "test.txt"}
+    if unlisted := not lists[""].is_file() and images.is_dir() and (annotations / "trimaps").is_dir():
+        lists = {part: path for part, path in lists.items() if path.is_file()}
+    for part, path in lists.items():
         if not path.is_file():
             raise UserError(f"{path} is missing: --dataset oxford_pet needs images/ and annotations/ in --data-dir")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -149,6 +155,15 @@ def _oxford_pet(config):
                 missing += [
                     f"{file} is missing, listed in {path.name}" for file in (item.image, item.mask) if not file.is_file()
                 ]
+    if unlisted:
+        photos = [path for path in image_files(images) if path.suffix == ".jpg" and f"images/{path.name}" not in items]
+        found = [Item(f"images/{path.name}", path, annotations / f"trimaps/{path.stem}.png") for path in photos]
+        found = {item.name: item for item in found if item.mask.is_file()}
+        if not found:
+            raise UserError(f"no photo in {images} has a trimap in {annotations / 'trimaps'}: unpack the data set again")
+        items |= found
+        how = "by --split" if config.data.split else "by chance"
+        note = f"no trainval.txt: {len(found)} of {len(photos)} photos have a trimap, and are split {how}"
     if missing and not config.data.skip_bad:
         raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
     if not items:
@@ -159,7 +174,7 @@ def _oxford_pet(config):
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
     items.sort(key=lambda item: item.name)
-    return Layout(items, _reader(), *trimap_classes(config), left_out=missing)
+    return Layout(items, _reader(), *trimap_classes(config), left_out=missing, note=note)
 
 
 def _isbi(config):
@@ -183,6 +198,8 @@ def _nyuv2(config):
     """
     import h5py  # comes with TensorFlow, and only this layout needs it
 
+    if config.network.channels not in (None, 1, 3):
+        raise UserError(f"--dataset nyuv2 has colour images, for --channels 3 or 1; got {config.network.channels}")
     path = config.data.data_dir if config.data.data_dir.is_file() else config.data.data_dir / "nyu_depth_v2_labeled.mat"
     if not path.is_file():
         raise UserError(f"{path} is missing: --dataset nyuv2 needs it in --data-dir, or its path as --data-dir")
@@ -344,17 +361,22 @@ def _by_stem(folder):
 
 
 def find_channels(layout, samples=64):
-    """1 if the images are gray, 3 if any of some that are spread over the data set has colour; bad files are passed over.
+    """1 if the images are gray, 3 if any of some that are spread over the data set has colour, or how many bands they have.
 
-    Some are not few: among gray images, of which many are stored as colours, a quarter may have colour.
+    Some are not few: among gray images, many of them stored as colours, a quarter may have colour. Bad files are passed over.
     """
     if layout.channels:
         return layout.channels
     n = len(layout.items)
     for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
+        item = layout.items[i]
         try:
-            # a JPEG is decoded no larger, which saves most of it
-            image = read_image(layout.items[i].image, 3, Size(256, 256), layout.items[i].page)
+            bands = count_bands(item.image)
+            if bands == 1:
+                continue
+            if bands != 3:
+                return bands
+            image = read_image(item.image, 3, Size(256, 256), item.page)  # a JPEG is decoded no larger, which saves most of it
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2

@@ -66,7 +66,7 @@ def load_examples(config):
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
-    pixels = f"{small if small == large else f'{small} to {large}'} {'gray' if config.network.channels == 1 else 'RGB'}"
+    pixels = f"{small if small == large else f'{small} to {large}'} {config.network.bands}"
     fitted = {_grown(config, size, fits=True) for size in training.sizes}
     if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
         notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
@@ -140,7 +140,8 @@ def _read(config):
         channels=channels,
         classes=meaning.classes,
         void_label=meaning.void_label,
-        class_names=given_names(config, layout, meaning.classes),
+        mask_values=meaning.values,
+        class_names=given_names(config, layout, meaning),
     )
     table = meaning.table
     same = (table[prepared.counts.any(axis=0)] == np.flatnonzero(prepared.counts.any(axis=0))).all()
@@ -160,7 +161,7 @@ def _read(config):
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
         np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
         config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
-    notes = [note for note in (depth, meaning.note) if note]
+    notes = [note for note in (depth, meaning.note, layout.note) if note]
     if layout.objects:
         notes.append(f"{prepared.objects.sum():,} objects")
     if layout.mask_suffix:

@@ -5,7 +5,7 @@ import reprlib
 from dataclasses import dataclass
 
 from common.cli import listed
-from common.config import VOID, Names, UserError
+from common.config import VOID, Names, UserError, Values
 from data.files import Colors, is_jpeg
 
 import numpy as np
@@ -21,6 +21,7 @@ class Meaning:
     classes: int  # as in `Config`: 1 is foreground against background
     void_label: int | None  # the value that is void, None if there is none
     note: str  # a few words on how the values were read
+    values: Values | None = None  # what stands for the classes, in order, where that is not 0, 1, 2, ..., or 0 and 255
 
 
 def mask_meaning(present, items, config, layout):
@@ -37,12 +38,17 @@ def mask_meaning(present, items, config, layout):
     smeared, and for masks without a foreground.
     """
     void, held = config.data.void_label, present.any(axis=0)
-    if layout.classes is not None:
+    values = config.data.mask_values
+    if layout.classes is not None or values:
         classes, indices, note = _fixed(present, items, config, layout)
     else:
         labelled = present.copy()
         labelled[:, [] if void is None else void] = False
         classes, indices, note = _found(labelled, items, config)
+        by_class = sorted((index, value) for value, index in indices.items() if index != VOID)
+        if len(by_class) == max(classes, 2) and not set(indices) <= {0, 1, VOID}:
+            found = Values(value for _, value in by_class)
+            values = found if found != tuple(range(len(found))) else None
     if void is None and held[VOID] and indices.get(VOID) == VOID:
         void = VOID
     table = np.full(256, VOID, np.uint8)
@@ -50,25 +56,29 @@ def mask_meaning(present, items, config, layout):
     if void is not None:
         table[void] = VOID
         note += f", {void} is void"
-    return Meaning(table, classes, void, note)
+    return Meaning(table, classes, void, note, values)
 
 
 def _fixed(present, items, config, layout):
     """What a layout says about its masks -> (classes, {value: class index}, note)."""
-    known = {**layout.classes, config.data.void_label: VOID}
+    values = config.data.mask_values
+    classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout.classes
+    known = {**classes, config.data.void_label: VOID}
     n = 1 + max(index for index in known.values() if index != VOID)
     wrong = present.copy()
     wrong[:, [value for value in known if value is not None]] = False
     if wrong.any():
-        item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(layout.classes)))
+        item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(classes)))
         raise UserError(
-            f"{_of_all(wrong.any(axis=1))}{item.mask} holds the value {wrong.any(axis=0).argmax()}, but --dataset "
-            f"{config.data.dataset} has {allowed}: mend it"
+            f"{_of_all(wrong.any(axis=1))}{item.mask} holds the value {wrong.any(axis=0).argmax()}, but "
+            f"{'--mask-values' if values else f'--dataset {config.data.dataset}'} has {allowed}: mend it"
         )
     if not config.data.colors:  # a smeared colour has no name
         _refuse_smeared(present, items, _are_jpeg(items))
     note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
-    return config.network.classes or (1 if n == 2 else n), layout.classes, note
+    if values:
+        note = f"{n} classes from mask values {_span(values)}"
+    return config.network.classes or (1 if n == 2 else n), classes, note
 
 
 def _found(present, items, config):
@@ -92,22 +102,47 @@ def _found(present, items, config):
             return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
 
     indices = values - {VOID} if config.data.void_label is None else values  # beside class indices 255 is void
-    n = classes or max(indices) + 1
-    absent = sorted(set(range(n)) - indices)
+    standing = _standing(classes, config.data.void_label, max(indices, default=0))
+    n, absent = len(standing), sorted(set(standing) - indices)
     if classes:
-        fits = max(indices, default=0) < n and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
+        fits = indices <= set(standing) and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
     else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
         fits = n <= 200 and len(absent) <= n / 4
-    if n > 2 and fits:
+    if fits and (n > 2 or standing != [0, 1]):
         _refuse_smeared(present, items, jpeg)
-        note = f"{n} classes from mask values 0 to {max(indices, default=0)}"
+        note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
+        if not classes and config.data.dataset == "folder" and _count_on(present):
+            note += ", whose numbers may tell objects apart: if so, --objects"
         if absent and not classes:
             note += f" without {listed(list(map(str, absent)), 3)}"
         if not classes and len(items) >= 10:  # a class that one mask has may be a slip of the pen
             single = [value for value in sorted(indices) if present[:, value].sum() == 1]
             note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
-        return n, {**{i: i for i in range(n)}, VOID: VOID}, note
+        return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
     raise _misfit(present, items, config, jpeg)
+
+
+def _count_on(present):
+    """Whether masks look like label images: many hold 1 to k without a gap, for a k that is seldom the same."""
+    tops = [int(row.sum()) for row in present[:, 1:] if row.any() and row[: row.sum()].all()]
+    return len(tops) > 0.8 * present[:, 1:].any(axis=1).sum() and max(tops) > 3 and len(set(tops)) > max(1, len(tops) // 4)
+
+
+def _standing(classes, void, top):
+    """The values that stand for classes, in order: 0, 1, 2 and so on but for `void`; so many, or up to `top`.
+
+    A class of no pixels in the place of void would be learnt, weighed and shown for nothing.
+    """
+    values = [value for value in range(VOID) if value != void]
+    return values[: max(classes, 2)] if classes else [value for value in values if value <= top]
+
+
+def _span(values):
+    """Numbers in words: 1 to 40, or each of them."""
+    values = list(values)
+    return (
+        f"{values[0]} to {values[-1]}" if values == [*range(values[0], values[-1] + 1)] else listed(list(map(str, values)), 8)
+    )
 
 
 def _are_jpeg(items):
@@ -137,7 +172,8 @@ def _unlike(present, config):
     if classes in (None, 1, 2):
         ways = {"0 and 1": [0, 1], "0 and 255": [0, VOID]}
     else:
-        ways[f"0 to {classes - 1}"] = [*range(classes), *void]
+        standing = _standing(classes, config.data.void_label, 0)
+        ways[_span(standing)] = [*standing, *void]
     if classes is None:
         tops = {int(np.flatnonzero(row[:VOID])[-1]) for row in present if row[:VOID].any()}
         for top in sorted(top for top in tops if 2 <= top < 200):
@@ -166,7 +202,7 @@ def _misfit(present, items, config, jpeg):
     stray = values - set(np.flatnonzero(present[~odd].any(axis=0)).tolist())
     if classes:
         allowed = f"but --classes {classes} takes " + (
-            "0/1 or 0/255, the same in all masks" if classes <= 2 else f"0 to {classes - 1}"
+            "0/1 or 0/255, the same in all masks" if classes <= 2 else _span(_standing(classes, config.data.void_label, 0))
         )
     else:
         allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
@@ -179,13 +215,16 @@ def _misfit(present, items, config, jpeg):
     elif classes and top < max(classes, 2):
         advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
     elif top < 200 and len(values - {VOID}) >= (top + 1) / 2:  # else most of the classes would not occur
-        advice = f"if they are class indices, set --classes {top + 1}, otherwise mend the mask"
+        needed = len(_standing(None, config.data.void_label, top))
+        advice = f"if they are class indices, set --classes {needed}, otherwise mend the mask"
     elif few and len(stray) == 1:
         advice = f"mend the mask, or --void-label {min(stray)} if that marks what nobody labelled"
     elif len(held) > 32:
         advice = "save it without smoothed edges"
     else:
         advice = "mend the mask" if few else "if gray levels or colours stand for classes, name them with --colors FILE"
+    if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not jpeg[first] and not classes:
+        advice += ", or --objects if each number is an object"
     return UserError(
         f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}"
     )
@@ -240,12 +279,16 @@ def read_colors(config):
     return Colors(path, Names(names), indices, config.data.void_label is not None)
 
 
-def given_names(config, layout, classes):
+def given_names(config, layout, meaning):
     """The names on the command line, or those of the layout if there is one for each class, or None.
+
+    Classes whose index is not the value that stands for them are named by the value.
 
     Raises: UserError when the names on the command line are too few or too many.
     """
-    needed, given = max(classes, 2), config.data.class_names
+    needed, given = max(meaning.classes, 2), config.data.class_names
     if given and len(given) != needed:
         raise UserError(f"--class-names needs one for each of {needed} classes, got {len(given)}")
+    if not given and meaning.values and needed > 2:
+        return Names(f"class {value}" for value in meaning.values)
     return given or (layout.class_names if layout.class_names and len(layout.class_names) == needed else None)

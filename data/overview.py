@@ -16,7 +16,7 @@ from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
 from common.output import count_earlier, refuse_foreign, scratch, write_text
-from common.pictures import class_names, draw_grid, expendable, legend, mask_colors
+from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
 from common.text import say
 from data.cache import CORES
@@ -43,14 +43,13 @@ LARGE = 2**20  # pixels, above which training on whole images is slow
 def overlay(image, mask, classes):
     """The mask over its image, shrunk to 256 pixels if larger: classes are tinted and outlined, the background is not.
 
-    image: uint8 [H, W, C], 0 to 255. mask: [H, W], class indices uint8, VOID where nothing is labelled, or int32 the numbers of
+    image: uint8 [H, W, 3], 0 to 255. mask: [H, W], class indices uint8, VOID where nothing is labelled, or int32 the numbers of
     objects, each of which has its outline then.
     Returns: [H', W', 3] in 0..1.
     """
     shrink = max(1, max(mask.shape) / THUMBNAIL)
     height, width = (max(round(n / shrink), 1) for n in mask.shape)
-    image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).convert("RGB")
-    image = np.asarray(image.resize((width, height), Image.Resampling.BOX)) / 255
+    image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BOX)) / 255
     mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     opacity = np.where(find_boundaries(mask, mode="inner"), 1, 0.3) * (mask > 0)
     return image + opacity[..., None] * (mask_colors(as_classes(mask), max(classes, 2)) - image)
@@ -63,9 +62,9 @@ def _legend(names, indices):
     ]
 
 
-def _all_classes(classes, void_label):
-    """Their indices, with VOID if anything is void."""
-    return [*range(max(classes, 2)), *([] if void_label is None else [VOID])]
+def _all_values(config):
+    """Those of the classes, with VOID if anything is void."""
+    return [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
 
 
 def draw_augmentations(path, training, config):
@@ -76,7 +75,8 @@ def draw_augmentations(path, training, config):
     classes, white, rows = config.network.classes, config.data.white, []
 
     def picture(image, mask):
-        return overlay(in_8_bits(image, white), mask, classes)
+        mask = mask if config.data.objects else in_values(mask, config)
+        return overlay(in_8_bits(shown_bands(image, config.data.show_bands), white), mask, classes)
 
     for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
@@ -85,8 +85,7 @@ def draw_augmentations(path, training, config):
             row.append((f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))))
         rows.append(row)
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
-    names, indices = class_names(config.data.class_names, classes), _all_classes(classes, config.data.void_label)
-    draw_grid(path, rows, title, _legend(names, indices))
+    draw_grid(path, rows, title, _legend(names_of_values(config), _all_values(config)))
 
 
 def draw_overview(path, layout, items, meaning, values, white, config):
@@ -96,15 +95,21 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
-        table, classes, note = meaning.table, meaning.classes, meaning.note
-        names, indices = class_names(given_names(config, layout, classes), classes), _all_classes(classes, meaning.void_label)
+        config = config.replace(
+            classes=meaning.classes,
+            void_label=meaning.void_label,
+            mask_values=meaning.values,
+            class_names=given_names(config, layout, meaning),
+        )
+        table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
+        names, indices = names_of_values(config), _all_values(config)
     else:
         table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
         names, indices = map(str, table), values[:LEGEND]
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
-        image, mask = layout.read(item, 3, None)
-        image = in_8_bits(on_scale(image, white, item.name), white)
+        image, mask = layout.read(item, read_as(config.network.channels), None)
+        image = in_8_bits(on_scale(shown_bands(image, config.data.show_bands), white, item.name), white)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
@@ -125,10 +130,15 @@ class Facts(NamedTuple):
     objects: int | None  # how many the mask numbers; None where it holds classes
 
 
-def look(layout, item):
-    """Reads an image and its mask -> `Facts`, or the reason why it cannot be read."""
+def read_as(channels):
+    """How many channels to look at where the network reads so many: the colour of what it reads as gray, too."""
+    return 3 if channels == 1 else channels
+
+
+def look(layout, item, channels):
+    """Reads an image and its mask -> `Facts`, or the reason why it cannot be read. channels: of the network."""
     try:
-        image, mask = layout.read(item, 3, None)
+        image, mask = layout.read(item, read_as(channels), None)
     except UserError as error:
         return str(error)
     spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
@@ -138,16 +148,17 @@ def look(layout, item):
 
 
 def survey(layout, config):
-    """Reads all images in parallel and keeps only `Facts` of them.
+    """Reads all images in parallel and keeps only `Facts` of them. config: with the channels.
 
     Returns: (summary, items, meaning): a dict that JSON can hold, the items that can be read, and what their masks mean,
     None if that is unclear.
 
     Raises: UserError if no image can be read.
     """
+    channels = config.network.channels
     pool = ThreadPoolExecutor(CORES)  # Pillow decodes without the interpreter's lock
     try:
-        reading = pool.map(lambda item: look(layout, item), layout.items)
+        reading = pool.map(lambda item: look(layout, item, channels), layout.items)
         found = list(tqdm(reading, "reading", len(layout.items), unit=" images", delay=1, leave=False, disable=None))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -175,7 +186,7 @@ def survey(layout, config):
             problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
     too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    advice = [*layout.over, *advice]
+    advice = [*layout.over, *filter(None, [layout.note]), *advice]
     if layout.mask_suffix:
         advice.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     n = len(parts["train"]) if parts else config.training.batch_size
@@ -184,7 +195,7 @@ def survey(layout, config):
             f"{n} images to train on do not fill a batch of {config.training.batch_size}: use --batch-size {n} or less"
         )
     colored = sum(fact.color for fact in facts)
-    if 0 < colored < len(facts):
+    if channels in (1, 3) and 0 < colored < len(facts):
         advice.append(f"{colored} images have colour and {len(facts) - colored} are gray; --channels 1 reads all as gray")
 
     summary = {
@@ -197,7 +208,7 @@ def survey(layout, config):
         "groups": _groups(layout.items, config) if parts else {},
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
         "color_images": colored,
-        "channels": config.network.channels or find_channels(layout),
+        "channels": channels,
         "white": white,
         "depth": depth,
         "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
@@ -212,7 +223,7 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning.classes))
+        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning))
     return summary, items, meaning
 
 
@@ -303,9 +314,8 @@ def describe(s, source):
         lines["sizes"] = f"{s['smallest']} to {s['largest']}, median {s['median']}, {len(s['sizes'])} distinct"
     kinds = {"gray": s["readable"] - s["color_images"], "RGB": s["color_images"]}
     channels = "1 channel" if s["channels"] == 1 else f"{s['channels']} channels"
-    lines["images"] = f"{', '.join(f'{n} {kind}' for kind, n in kinds.items() if n)}; the network reads {channels}" + (
-        s["depth"] and f"; {s['depth']}"
-    )
+    shown = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n) if s["channels"] in (1, 3) else f"{s['channels']} bands"
+    lines["images"] = f"{shown}; the network reads {channels}" + (s["depth"] and f"; {s['depth']}")
     values = [str(value) for value in s["mask_values"]]
     lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}"
     if n := s["objects"]:
@@ -340,6 +350,7 @@ def main(argv=None):
     except OSError as error:
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = open_layout(config)
+    config = config.replace(channels=config.network.channels or find_channels(layout))
     summary, items, meaning = survey(layout, config)
     for line in describe(summary, _source(config)):
         say(line)

@@ -31,10 +31,12 @@ def make_cells(n, size, seed, classes=1, channels=1):
 
     Returns: images, uint8 [n, H, W, channels], 0 to 255, and masks, uint8 [n, H, W], class indices.
 
-    Raises: UserError for more classes than there are to draw.
+    Raises: UserError for more classes or other channels than there are to draw.
     """
     if classes > 3:
         raise UserError(f"synthetic cells have at most 3 classes (background, cell, nucleus), got --classes {classes}")
+    if channels not in (1, 3):
+        raise UserError(f"synthetic cells are gray or RGB, got --channels {channels}: 1 or 3")
     images = np.empty((n, *size, channels), np.uint8)
     masks = np.empty((n, *size), np.uint8)
     for i in tqdm(range(n), desc="drawing cells", unit="image", delay=1, leave=False, disable=None):

@@ -109,7 +109,7 @@ class Evaluation:
     def add(self, source, image, mask, objects=None, klass=1):
         """Compares a predicted mask, and the `objects` of class `klass` in it. Returns: the words for its line.
 
-        image: uint8 [H, W, channels]; mask: class indices [H, W]; objects: labels [H, W].
+        image: [H, W, channels] on the scale of the training; mask: class indices [H, W]; objects: labels [H, W].
 
         Raises: UserError when the true mask has another size.
         """
@@ -150,7 +150,8 @@ class Evaluation:
         write_metrics(folder / "metrics.csv", self.matrices, self.config, self.scores)
         write_confusion(folder, sum(self.matrices.values()), self.config)
         with expendable(folder / "predictions.png"):
-            examples = [(name, image / 255, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
+            white = self.config.data.white or 255
+            examples = [(name, image / white, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
             title = f"the worst of {len(self.matrices)} images first"
             draw_predictions(folder / "predictions.png", {"prediction": examples}, title, self.config)
 

@@ -10,7 +10,7 @@ from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
-from common.pictures import class_names
+from common.pictures import class_names, in_values, shown_bands
 from common.text import say
 from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image
 from data.layouts import nested_images, passed_over
@@ -108,7 +108,7 @@ def prepare_output(folder, results, inputs):
 
 
 def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
-    """-> image uint8 [H, W, channels], class indices uint8 [H, W], the probabilities [H, W] of the class `keep` if any.
+    """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W], probabilities [H, W] of class `keep`.
 
     All probabilities go into the file `save_to`, if any.
 
@@ -140,7 +140,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
                 kept[rows, columns] = p[..., keep if network.classes > 1 else 0]
             if save:
                 save(rows, columns, p)
-    return in_8_bits(image, config.data.white), mask, kept
+    return image, mask, kept
 
 
 def _read(source, config, size=None):
@@ -184,20 +184,24 @@ def count_values(mask):
     return sum(np.bincount(band.ravel(), minlength=256) for (band,) in bands(mask))
 
 
-def save_mask(path, mask, classes):
-    """0 and 255 with one class; else class indices, with a palette for the eye."""
-    picture = Image.fromarray(mask * np.uint8(255) if classes == 1 else mask)
-    if classes > 1:
-        picture.putpalette(COLORS[:classes].tobytes())
+def save_mask(path, mask, config):
+    """The values of the masks to train on, with a palette for the eye; 0 and 255 with one class."""
+    values = config.data.mask_values or config.shown_values
+    if config.network.classes == 1 and not config.data.mask_values:
+        picture = Image.fromarray(mask * np.uint8(255))
+    else:
+        picture = Image.fromarray(np.array(values, np.uint8)[mask])
+        picture.putpalette(COLORS[: max(values) + 1].tobytes())
     with replacing(path) as part:
         picture.save(part, "PNG")
 
 
-def save_overlay(path, image, mask):
-    """The image, with a half-transparent colour on all that is not background (class 0)."""
+def save_overlay(path, image, mask, config):
+    """The image as `predict_mask` gives it, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
     for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
-        pixels = np.repeat(pixels, 3, -1) if pixels.shape[-1] == 1 else pixels
+        pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.white)
+        classes = in_values(classes, config)
         mixed = pixels // 2 + COLORS[classes] // 2
         picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))
     with replacing(path) as part:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
 from common.output import discard, replacing, write_text
-from common.pictures import class_names
+from common.pictures import class_names, shown_bands
 from common.text import cell, say
+from data.files import in_8_bits
 from prediction.matching import Overlaps, object_scores
 from prediction.tiles import predict_tiles
 
@@ -206,17 +207,25 @@ def save_labels(path, labels):
 
 
 def measure(labels, image):
-    """One dict for each object. image: [H, W, channels], the values of the file.
+    """One dict for each object: label; area in pixels; row and column of the centroid; mean intensity in each channel.
 
-    label; area in pixels; row and column of the centroid; top, left, bottom, right: the first row and column of the object,
-    and those behind its last; mean_intensity, of RGB three.
+    top, left, bottom, right: the first row and column of the object, and those behind its last.
+
+    image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
-    names = {"label": "label", "area": "area", "centroid-0": "row", "centroid-1": "column"}
-    names |= {f"bbox-{k}": side for k, side in enumerate(("top", "left", "bottom", "right"))}
-    colors = (f"intensity_mean-{k}" for k in range(3))
-    names |= dict(zip(colors, ["mean_intensity"] if image.shape[-1] == 1 else [f"mean_{c}" for c in ("red", "green", "blue")]))
+    names = {
+        "centroid-0": "row",
+        "centroid-1": "column",
+        "bbox-0": "top",
+        "bbox-1": "left",
+        "bbox-2": "bottom",
+        "bbox-3": "right",
+    }
+    n = image.shape[-1]
+    channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
+    names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}
     table = regionprops_table(labels, image, ["label", "area", "centroid", "bbox", "intensity_mean"])
-    return [dict(zip((names[name] for name in table), row)) for row in zip(*table.values())]
+    return [dict(zip((names.get(name, name) for name in table), row)) for row in zip(*table.values())]
 
 
 def write_table(path, rows):
@@ -229,9 +238,9 @@ def write_table(path, rows):
             writer.writerows([cell(name), *(f"{value:.7g}" for value in row.values())] for row in measured)
 
 
-def save_outlines(path, image, labels):
-    """The image with the outline of each object, in colours that change from one to the next. image: uint8 [H, W, channels]."""
-    picture = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image.copy()
+def save_outlines(path, image, labels, config):
+    """The image, as `predict_mask` gives it, with the outline of each object, in colours that change from one to the next."""
+    picture = in_8_bits(shown_bands(image, config.data.show_bands), config.data.white).copy()
     lines = find_boundaries(labels, connectivity=1, mode="inner")
     if (thick := round(min(labels.shape) / 600)) > 0:
         lines = dilation(lines, np.ones((2 * thick + 1, 2 * thick + 1))) & (labels > 0)

@@ -165,7 +165,7 @@ def test_the_overview_counts_and_outlines_objects(bowl, tmp_path, capsys):
         0,
         1,
     )
-    picture = overview.overlay(np.zeros((32, 40, 1), np.uint8), TOUCHING, 1)
+    picture = overview.overlay(np.zeros((32, 40, 3), np.uint8), TOUCHING, 1)
     assert picture[8, 11].max() > 0.8 > picture[8, 8].max() > 0, "the line between two that touch"
 
 

@@ -8,7 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.config import VOID, Config, Size, UserError
+from common.config import VOID, Config, Size, UserError, Values
 from data import files
 from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair
 from data.layouts import Item, Layout, find_channels, find_layout
@@ -268,7 +268,28 @@ def test_oxford_pet_follows_its_lists(pets):
         path.write_text("\n")
     with refused("trainval.txt", "lists no images"):
         layout_of("oxford_pet", pets)
-    lists.unlink()
+
+
+def test_oxford_pet_without_its_lists(pets):
+    """All photos that have a trimap; those of a list of tests stay apart."""
+    (pets / "annotations/trainval.txt").unlink()
+    (pets / "annotations/trimaps/beagle_3.png").unlink()
+    _, layout = layout_of("oxford_pet", pets)
+    assert [(item.image.stem, item.part) for item in layout.items] == [
+        ("Abyssinian_1", ""),
+        ("Bengal_10", "test"),
+        ("Bengal_2", ""),
+        ("unlisted_4", ""),
+    ]
+    assert layout.note == "no trainval.txt: 3 of 4 photos have a trimap, and are split by chance"
+    (pets / "annotations/test.txt").unlink()
+    _, layout = layout_of("oxford_pet", pets)
+    assert {item.part for item in layout.items} == {""} and "4 of 5 photos" in layout.note and not layout.left_out
+    for path in (pets / "annotations/trimaps").glob("[!.]*"):
+        path.unlink()
+    with refused("no photo", "has a trimap"):
+        layout_of("oxford_pet", pets)
+    (pets / "images").rename(pets / "photos")
     with refused("trainval.txt is missing", "oxford_pet"):
         layout_of("oxford_pet", pets)
 
@@ -559,17 +580,8 @@ def test_where_0_is_white_the_values_are_turned(tmp_path, dtype, compression):
 
 
 BANDS = {  # shape, dtype, options of tifffile, what the message says
-    "2 bands": ((40, 48, 2), np.uint8, {}, "2 bands of uint8"),
-    "4 bands": ((40, 48, 4), np.uint16, {}, "4 bands of uint16"),
-    "5 bands": ((40, 48, 5), np.uint8, {}, "5 bands of uint8"),
-    "12 bands": ((40, 48, 12), np.uint16, {}, "12 bands of uint16"),
-    "12 planes": ((12, 40, 48), np.uint8, {"planarconfig": "separate"}, "12 bands of uint8"),
-    "float64": ((40, 48), np.float64, {}, "1 band of float64"),
     "complex": ((40, 48), np.complex64, {}, "1 band of complex64"),
-    "colours of float": ((40, 48, 3), np.float32, {"photometric": "rgb"}, "3 bands of float32"),
-    "near infrared": ((40, 48, 4), np.uint8, {"photometric": "rgb", "extrasamples": (0,)}, "4 bands"),
-    "near infrared, 16 bits": ((40, 48, 4), np.uint16, {"photometric": "rgb", "extrasamples": (0,)}, "4 bands"),
-    "RGB and two": ((40, 48, 5), np.uint8, {"photometric": "rgb", "extrasamples": (0, 0)}, "5 bands"),
+    "12 bands of complex": ((40, 48, 12), np.complex64, {}, "12 bands of complex64"),
     "float where 0 is white": ((40, 48), np.float32, {"photometric": "miniswhite"}, "0 is white"),
 }
 
@@ -756,6 +768,26 @@ FOUND = [  # masks, options, classes, void, {value: class index}, note
     ([[0, 1], [0, 255]], {"void_label": 255}, 1, 255, {0: 0, 1: 1, 255: VOID}, "255 is void"),
     ([[0, 128, 255]], {"void_label": 128}, 1, 128, {0: 0, 128: VOID, 255: 1}, "128 is void"),
     ([[0, 1, 2, 9]], {"void_label": 9, "classes": 4}, 4, 9, {2: 2, 9: VOID}, "9 is void"),
+    (
+        [[0, 1, 2, 3], [0, 4]],
+        {"void_label": 0},
+        4,
+        0,
+        {0: VOID, 1: 0, 2: 1, 4: 3},
+        "4 classes from mask values 1 to 4, 0 is void",
+    ),
+    ([[0, 1, 2]], {"void_label": 0, "classes": 4}, 4, 0, {0: VOID, 1: 0, 4: 3}, "4 classes"),
+    ([[0, 1, 2]], {"void_label": 0}, 1, 0, {0: VOID, 1: 0, 2: 1}, "2 classes from mask values 1 to 2"),
+    (
+        [[0, 1, 3], [4]],
+        {"void_label": 2},
+        4,
+        2,
+        {0: 0, 1: 1, 2: VOID, 3: 2, 4: 3},
+        "4 classes from mask values 0 to 4, 2 is void",
+    ),
+    ([[5, 7]], {"mask_values": Values([5, 6, 7])}, 3, None, {5: 0, 6: 1, 7: 2}, "3 classes from mask values 5 to 7"),
+    ([[3, 9, 255]], {"mask_values": Values([9, 3])}, 1, 255, {9: 0, 3: 1, 255: VOID}, "2 classes from mask values 9, 3"),
     ([[0, 1]], {"void_label": 255}, 1, 255, {0: 0, 1: 1, 255: VOID}, "255 is void"),
 ]
 
@@ -818,6 +850,13 @@ MISFITS = {
         {"suffix": ".png", "last": [0, 3, 255], "last_suffix": ".jpg", "classes": 3},
         ["--classes 3"],
     ),
+    "a class too many beside void": ([[0, 1, 2, 3, 4]], {"void_label": 0, "classes": 3}, ["takes 1 to 3", "set --classes 4"]),
+    "a value that is not named": (
+        [[1, 2]],
+        {"mask_values": Values([0, 1])},
+        ["0.png holds the value 2", "--mask-values has 0, 1"],
+    ),
+    "numbers of objects": ([[0, 17, 30, 99, 203]], {}, ["--objects if each number is an object"]),
     "jpeg of 0 and 1": ([[0, 1]] * 3, {"suffix": ".jpg"}, ["3 of 3 masks", "JPEG does not keep"]),
     "jpeg of 0 and 1 in one": (
         [[0, 1]] * 3,
@@ -859,6 +898,13 @@ def test_the_odd_mask_is_blamed_and_the_advice_trains(n, common, stray, place):
         assert f"--void-label {stray[0]}" in message
         found = meaning(*masks, void_label=stray[0])
         assert found.classes == max(len(common), 2) - (len(common) == 2) and found.table[stray[0]] == VOID
+
+
+def test_numbers_of_objects_are_no_classes_in_silence():
+    """Each mask counts its objects: 1 to k. Classes are mostly the same in all."""
+    assert "--objects" in meaning(range(5), range(9), range(3), range(14)).note
+    for classes in ([range(9)] * 9, [[0, 1, 2], [0, 1]] * 5, [[0, 3, 5], [0, 1, 2, 4], [0, 2, 5], [1, 3]]):
+        assert "--objects" not in meaning(*classes).note
 
 
 def test_a_class_of_a_single_mask_is_said():
@@ -1043,7 +1089,7 @@ def test_several_pages_in_one_file_are_refused(tmp_path):
         ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 65535"]),
         ("mask.png", NOISE, read_mask, ["is a colour image", "--colors FILE"]),
         ("mask.tif", BLOBS / np.float32(2), read_mask, ["holds the value 0.5"]),
-        ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value"]),
+        ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value", "tell objects apart: --objects"]),
     ],
 )
 def test_values_outside_of_8_bits(tmp_path, name, stored, read, texts):
@@ -1070,9 +1116,9 @@ FOLDERS = {
     ),
     "mask only": (lambda d: write(d / "masks/zebra.gif"), lambda d: d, ["masks/zebra.gif has no image"]),
     "masks of another kind": (
-        lambda d: [p.rename(p.with_suffix(".npy")) for p in d.glob("masks/*")],
+        lambda d: [p.rename(p.with_suffix(".npz")) for p in d.glob("masks/*")],
         lambda d: d,
-        ["images/0.png has no mask", "passed over in masks/", "0.npy, 1.npy"],
+        ["images/0.png has no mask", "passed over in masks/", "0.npz, 1.npz"],
     ),
     "same stem": (lambda d: write(d / "images/0.jpg"), lambda d: d, ["0.jpg", "0.png", "same name"]),
 }

@@ -159,7 +159,7 @@ def test_measures():
         "mean_intensity": 350
     }
     assert measure(labels * 0, image[..., np.newaxis]) == []
-    assert measure(labels, np.dstack([image, image * 2, image]))[0]["mean_green"] == 700
+    assert measure(labels, np.dstack([image, image * 2, image]))[0]["mean_intensity_green"] == 700
 
 
 def test_more_objects_than_16_bits_number(tmp_path, capsys):

@@ -165,7 +165,7 @@ def test_what_is_advised_is_taken():
 
 
 def test_overlay_tints_the_mask_where_it_lies():
-    image = np.full((40, 48, 1), 100, np.uint8)
+    image = np.full((40, 48, 3), 100, np.uint8)
     mask = np.where(HALF, 2, 0).astype(np.uint8)
     mask[:10, :10] = VOID
     picture = overlay(image, mask, 3)

@@ -18,8 +18,10 @@ from common.pictures import (
     draw_grid,
     expendable,
     image_colors,
+    in_values,
     legend,
     mask_colors,
+    names_of_values,
 )
 from common.text import cell, say
 from data.loader import validation_batches
@@ -110,15 +112,17 @@ def draw_predictions(path, columns, title, config):
     classes, rows, masks = config.network.classes, [], []
     for examples in zip(*columns.values()):
         name, image, truth, _, _ = examples[0]
-        row = [(name, image_colors(image, truth)), ("truth", mask_colors(truth, classes))]
+        truth = in_values(truth, config)
+        row = [(name, image_colors(image, truth, config.data.show_bands)), ("truth", mask_colors(truth, classes))]
         for label, (_, _, _, prediction, dice) in zip(columns, examples):
+            prediction = in_values(prediction, config)
             row.append((f"{label}, dice {dice:.3f}", mask_colors(prediction, classes)))
             masks += [truth, prediction]
         if len(columns) == 1:
             row.append(("missed orange, wrong violet", difference_colors(truth, prediction, classes)))
         rows.append(row)
     found = sorted(set().union(*map(np.unique, masks))) if classes > 1 else []
-    draw_grid(path, rows, title, legend(class_names(config.data.class_names, classes), found))
+    draw_grid(path, rows, title, legend(names_of_values(config), found))
 
 
 def draw_results(config, rows, best, validation, eval_step):

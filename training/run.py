@@ -13,7 +13,7 @@ from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from common.config import Stopped, UserError
 from common.device import device_name
 from common.output import discard, replacing
-from common.pictures import expendable, image_colors, mask_colors
+from common.pictures import expendable, image_colors, in_values, mask_colors
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.overview import draw_augmentations
@@ -302,8 +302,8 @@ class Run:
             return
         strips = []
         for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
-            masks = [mask_colors(mask, self.config.network.classes) for mask in (truth, prediction)]
-            strips.append(np.hstack([image_colors(image, truth), *masks]))
+            masks = [mask_colors(in_values(mask, self.config), self.config.network.classes) for mask in (truth, prediction)]
+            strips.append(np.hstack([image_colors(image, truth, self.config.data.show_bands), *masks]))
         self.events.pictures("image, truth, prediction", strips, self.step)
 
     def _metadata(self):

@@ -34,4 +34,4 @@ def print_summary(config, size):
     for name, (height, width, channels), count in rows:
         print(f"{name:<16}{height:>8}{width:>8}{channels:>10}{count or '':>14}")
     total = sum(count for _, _, count in rows)
-    print(f"{total:,} trainable parameters for {size} {'gray' if config.network.channels == 1 else 'RGB'} images")
+    print(f"{total:,} trainable parameters for {size} {config.network.bands} images")

@@ -1,0 +1,298 @@
+"""Images with any number of bands, from their files to the network and to the pictures of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from common.config import Bands, Config, Size, UserError
+from common.pictures import shown_bands
+from data import files, overview
+from data.augment import augment
+from data.files import count_bands, read_image, read_mask
+from data.layouts import find_channels, find_layout
+from data.loader import load_examples, training_batches, validation_batches
+from prediction.images import Source, predict_mask, save_overlay
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+DEEP = RNG.integers(0, 10_000, (24, 32, 12), dtype=np.uint16)
+EIGHT = (DEEP // 40).astype(np.uint8)
+MASK = (DEEP[..., 0] > 5000).astype(np.uint8)
+
+
+def write(path, values, **options):
+    """A .npy, or a TIFF of that many bands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        if options.get("planarconfig") == "separate":
+            values = np.moveaxis(values, -1, 0)
+        planar = {} if values.shape[-1] == 1 else {"planarconfig": "contig"}
+        tifffile.imwrite(path, values, **{"photometric": "minisblack", **planar, **options})
+    return path
+
+
+def data_set(folder, suffix=".tif", channels=12, n=5, **options):
+    for i in range(n):
+        write(folder / f"images/{i}{suffix}", DEEP[..., :channels], **options)
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(MASK).save(folder / f"masks/{i}.png")
+    return folder
+
+
+WAYS = {
+    "interleaved": (".tif", {}),
+    "planar": (".tif", {"planarconfig": "separate"}),
+    "tiles": (".tif", {"tile": (16, 16), "compression": "deflate", "predictor": True}),
+    "big-endian": (".tif", {"byteorder": ">", "planarconfig": "separate", "compression": "deflate"}),
+    "BigTIFF": (".tif", {"bigtiff": True}),
+    "colours and more": (".tif", {"photometric": "rgb", "extrasamples": "more"}),
+    "array": (".npy", {}),
+}
+
+
+@pytest.mark.parametrize("values", [EIGHT, DEEP, DEEP / np.float32(10_000)], ids=["8", "16", "float"])
+@pytest.mark.parametrize("channels", [2, 4, 12])
+@pytest.mark.parametrize("way", WAYS)
+def test_bands_come_as_they_are_stored(tmp_path, way, channels, values):
+    suffix, options = WAYS[way]
+    values = values[..., :channels]
+    if values.dtype == np.float32:
+        options = {key: value for key, value in options.items() if key != "predictor"}  # of floats imagecodecs has it
+    if options.get("extrasamples"):
+        if channels == 2:
+            return
+        options = {**options, "extrasamples": (0,) * (channels - 3)}
+    path = write(tmp_path / f"a{suffix}", values, **options)
+    assert count_bands(path) == channels
+    image = read_image(path, channels)
+    stored = np.rint(values * np.float32(65535)) if values.dtype == np.float32 else values
+    assert image.dtype == (np.uint8 if values.dtype == np.uint8 else np.uint16)
+    np.testing.assert_array_equal(image, stored)
+    half = read_image(path, channels, Size(12, 16))
+    bands = [Image.fromarray(np.ascontiguousarray(image[..., k])).resize((16, 12), Image.BILINEAR) for k in range(channels)]
+    np.testing.assert_array_equal(half, np.stack(bands, axis=-1))
+    with pytest.raises(UserError, match=f"holds {channels} bands, but the network reads 3: all images"):
+        read_image(path, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.int64, np.bool_])
+@pytest.mark.parametrize("bands", [0, 1, 3])
+def test_arrays_may_be_gray_or_colour(tmp_path, bands, dtype):
+    values = RNG.integers(0, 2, (24, 32, bands) if bands else (24, 32)).astype(dtype)
+    path = write(tmp_path / "a.npy", values)
+    white = {"u": 1, "i": 1, "f": 65535, "b": 255}[np.dtype(dtype).kind]
+    image = read_image(path, 3)
+    np.testing.assert_array_equal(image, np.repeat(white * values.reshape(24, 32, -1), 3 if bands != 3 else 1, axis=-1))
+    assert read_image(path, 1).shape == (24, 32, 1) and count_bands(path) == max(bands, 1)
+    if bands != 3:
+        np.testing.assert_array_equal(read_mask(path), values.reshape(24, 32))
+        np.testing.assert_array_equal(read_mask(path, Size(12, 16)), values.reshape(24, 32)[1::2, 1::2])
+
+
+def test_transparency_is_what_extrasamples_says(tmp_path):
+    """Dropped where it is the same everywhere, whether Pillow reads the colours before it or they are four bands."""
+    alpha = np.full((24, 32, 1), 255, np.uint8)
+    for bands, photometric in ((3, "rgb"), (4, "minisblack")):
+        values = np.dstack([EIGHT[..., :bands], alpha])
+        extra = (0,) * (bands - 1) * (photometric != "rgb") + (2,)
+        path = write(tmp_path / "a.tif", values, photometric=photometric, extrasamples=extra)
+        assert count_bands(path) == bands
+        np.testing.assert_array_equal(read_image(path, bands), EIGHT[..., :bands])
+        values[0, 0, -1] = 7
+        write(path, values, photometric=photometric, extrasamples=extra)
+        with pytest.raises(UserError, match="transparency"):
+            read_image(path, bands)
+
+
+def test_photos_of_bands_come_upright(tmp_path):
+    for orientation, turned in {1: DEEP, 3: DEEP[::-1, ::-1], 6: np.rot90(DEEP, -1), 8: np.rot90(DEEP)}.items():
+        path = write(tmp_path / "a.tif", DEEP, extratags=[(274, "H", 1, orientation, True)])
+        np.testing.assert_array_equal(read_image(path, 12), turned)
+        assert read_image(path, 12, Size(8, 20)).shape == (8, 20, 12)
+
+
+def save_previews(path):
+    """As a cloud-optimized GeoTIFF has them: a page of the image, and a smaller one of the same."""
+    with tifffile.TiffWriter(path) as file:
+        for image, kind in ((DEEP, 0), (DEEP[::2, ::2], 1)):
+            file.write(image, photometric="minisblack", planarconfig="contig", subfiletype=kind)
+
+
+def test_previews_are_no_images(tmp_path):
+    save_previews(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 12), DEEP)
+
+
+REFUSED = {
+    "bands first": (".npy", np.moveaxis(DEEP, -1, 0), {}, r"\[12, 24, 32\]: bands come last"),
+    "a stack": (".npy", DEEP[None], {}, r"uint16 \[1, 24, 32, 12\]: an image is \[H, W\] or"),
+    "complex": (".npy", DEEP.astype(complex), {}, "complex128"),
+    "objects": (".npy", np.array([{}] * 9, object), {}, "cannot read.*Python objects"),
+    "too bright": (".npy", DEEP.astype(np.float32), {}, "outside of 0 to 1: .*scale it"),
+    "no number": (".tif", np.full((24, 32, 12), np.nan, np.float32), {}, "outside of 0 to 1"),
+    "below 0": (".tif", DEEP.astype(np.int16) - 9999, {}, "outside of 0 to 65535"),
+    "0 is white": (".tif", DEEP, {"photometric": "miniswhite"}, "0 is white"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arrays_and_bands_that_are_refused(tmp_path, case):
+    suffix, values, options, text = REFUSED[case]
+    path = write(tmp_path / f"a{suffix}", values, **options)
+    with pytest.raises(UserError, match=text) as caught:
+        read_image(path, 12)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"), KeyError("imagecodecs")]
+)
+def test_compressions_that_take_a_package_say_so(tmp_path, monkeypatch, error):
+    def asarray(self):
+        raise error
+
+    path = write(tmp_path / "a.tif", DEEP)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    with pytest.raises(UserError, match="pip install imagecodecs, or .*deflate"):
+        read_image(path, 12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow's, as in tests/test_layouts.py
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_damaged_bands(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", DEEP)
+    content = path.read_bytes()
+    for spoilt in (content[: len(content) // 2], content[:30], b""):
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError, match="cannot read") as caught:
+            read_image(path, 12)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_memory_is_known_before_bands_are_read(tmp_path, monkeypatch, suffix):
+    path = write(tmp_path / f"a{suffix}", DEEP)
+    monkeypatch.setattr(files, "MAX_BYTES", 24 * 32 * 12 * 4)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="32x24 pixels by its header"):
+        read_image(path, 12)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from data import files
+from tests.test_layouts import MEMORY
+exec(MEMORY[MEMORY.index("def peak"):MEMORY.index("for path")])
+for path in map(Path, sys.argv[1:]):
+    count, found = files.count_bands(path), files.open_bands(path)
+    files.read_image(path.with_name("small_" + path.name), count)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    files.read_image(path, count)
+    print(path.name, peak() - before, files._band_bytes(found) * found.width * found.height)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak of memory")
+def test_no_file_of_bands_takes_more_memory_than_is_said(tmp_path):
+    paths = []
+    for name, values in (("u8", EIGHT), ("u16", DEEP), ("f32", DEEP / np.float32(10_000))):
+        for way, (suffix, options) in WAYS.items():
+            for channels in (2, 12):
+                if way != "colours and more" and not (way == "tiles" and name == "f32"):
+                    path = tmp_path / f"{name}-{way}-{channels}{suffix}"
+                    write(path, np.tile(values[..., :channels], (70, 50, 1)), **options)
+                    write(path.with_name("small_" + path.name), values[..., :channels], **options)
+                    paths.append(str(path))
+    done = subprocess.run([sys.executable, "-c", MEMORY, *paths], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == len(paths)
+    for name, used, promised in lines:
+        assert int(used) <= int(promised) + 2**22, (name, int(used) / (1680 * 1600), int(promised) / (1680 * 1600))
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
+    config = Config.of(
+        dataset="folder", data_dir=data_set(tmp_path, suffix, channels), cache=cache and tmp_path / cache, augment="none",
+        depth=2, batch_size=2, epochs=1, white=10_000,
+    )  # fmt: skip
+    for _ in range(2):
+        found, training, validation = load_examples(config)
+        words = {1: "gray", 3: "RGB"}.get(channels, f"{channels} bands")
+        assert f"32x24 {words}, 16 bits with 10000 as white" in capsys.readouterr().out and found.network.channels == channels
+        for batches in (training_batches(found, training), validation_batches(found, validation)):
+            np.testing.assert_allclose(next(iter(batches))[0][0] * 10_000, DEEP[..., :channels], atol=0.01)
+
+
+def test_files_of_other_bands_are_named(tmp_path):
+    folder = data_set(tmp_path)
+    write(folder / "images/3.tif", DEEP[..., :4])
+    config = Config.of(dataset="folder", data_dir=folder, depth=2, batch_size=2)
+    with pytest.raises(UserError, match="3.tif holds 4 bands, but the network reads 12"):
+        load_examples(config)
+    Image.fromarray(EIGHT[..., :3]).save(folder / "images/3.tif")
+    with pytest.raises(UserError, match="3.tif is gray or RGB, but the network reads 12 bands"):
+        load_examples(config)
+    assert find_channels(find_layout(config)) == 12
+
+
+@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_light_changes_every_band_alike(kind, channels):
+    """A band that is darker than the others stays a picture of the scene: its contrast is about its own mean."""
+    image = np.ascontiguousarray(DEEP[..., :1] // np.array([1, *[50] * (channels - 1)], np.uint16))
+    for seed in range(9):
+        changed, mask = augment(image, MASK, (16, 16), kind, np.random.default_rng(seed), 10_000)
+        assert changed.shape == (16, 16, channels) and changed.dtype == np.uint16 and set(np.unique(mask)) <= {0, 1}
+        if kind in ("elastic", "paper"):
+            light = changed[..., 1].astype(float).mean() - image[..., 1].mean()
+            assert abs(light) <= 0.1 * 10_000 + 60, "brightness alone, and not the mean of the other bands"
+
+
+def test_pictures_show_three_bands():
+    values = np.arange(24).reshape(2, 1, 12)
+    assert shown_bands(values)[0, 0].tolist() == [0, 1, 2]
+    assert shown_bands(values, (3, 2, 12))[0, 0].tolist() == [2, 1, 11]
+    assert shown_bands(values, (4,))[0, 0].tolist() == [3, 3, 3]
+    assert shown_bands(values[..., :1])[1, 0].tolist() == [12, 12, 12]
+    assert shown_bands(values[..., :2])[1, 0].tolist() == [12, 13, 0]
+    assert Bands.parse("3,2,1") == (3, 2, 1) and str(Bands.parse("8")) == "8"
+    for text in ("0", "1,2", "1,2,3,4", "a", ""):
+        with pytest.raises(Exception, match="one or three"):
+            Bands.parse(text)
+    with pytest.raises(UserError, match="--show-bands 4 needs more bands than the 3"):
+        Config.of(channels=3, show_bands=Bands([4]))
+    with pytest.raises(UserError, match="gray or RGB"):
+        load_examples(Config.of(channels=12, depth=2, images=4))
+
+
+def test_the_overview_shows_the_bands_that_are_named(tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args[0]) or np.zeros((8, 8, 3)))
+    words = ["--data-dir", str(data_set(tmp_path / "d", n=2)), "--depth", "2", "--white", "10000", "--batch-size", "1"]
+    code = overview.main(["--dataset", "folder", *words, "--show-bands", "12,1,4", "--output", str(tmp_path / "o")])
+    assert code == 0 and "12 bands; the network reads 12 channels; 16 bits" in capsys.readouterr().out
+    np.testing.assert_allclose(shown[0], DEEP[..., [11, 0, 3]] * 0.0255, atol=0.51)
+
+
+def test_prediction_and_its_overlay(tmp_path):
+    config = Config.of(channels=12, classes=1, depth=1, white=10_000, show_bands=(3, 2, 1), dataset="folder", data_dir=tmp_path)
+    source = Source(write(tmp_path / "a.tif", DEEP), None, "a")
+    image, mask = predict_mask(lambda window: window[..., :1], source, config, 64, True)
+    np.testing.assert_array_equal(mask, DEEP[..., 0] >= 5000)
+    save_overlay(tmp_path / "o.png", image, mask, config)
+    overlay = np.asarray(Image.open(tmp_path / "o.png"))
+    np.testing.assert_allclose(overlay[mask == 0], DEEP[mask == 0][:, [2, 1, 0]] * 0.0255, atol=0.51)
