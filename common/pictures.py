@@ -174,13 +174,14 @@ def draw_confusion(path, matrix, names):
 
     n, pixels = len(names), matrix.sum(1, keepdims=True)
     percent = 100 * matrix / np.where(pixels, pixels, np.nan)
-    side = 0.3 * n + 1.5
-    figure = Figure(figsize=(side, side), layout="constrained")
+    cell = 0.3 if n <= 40 else 12 / n  # inches
+    figure = Figure(figsize=(n * cell + 1.5, n * cell + 1.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    labels = [name if len(name) <= 24 else name[:23] + "…" for name in map(printable, names)]
-    axes.set_xticks(range(n), labels, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(range(n), labels, fontsize=7, parse_math=False)
+    labels = [name if len(name) <= 30 else name[:29] + "…" for name in map(printable, names)]
+    text = {"fontsize": min(7, 50 * cell), "parse_math": False}
+    axes.set_xticks(range(n), labels, rotation=90, **text)
+    axes.set_yticks(range(n), labels, **text)
     axes.xaxis.tick_top()
     axes.set_xlabel("predicted", fontsize=8)
     axes.set_ylabel("true, 100 % a row", fontsize=8)

@@ -144,10 +144,11 @@ class Evaluation:
         self.worst = sorted([*self.worst, (dice, name, *map(np.copy, kept))], key=lambda row: row[0])[:WORST]
 
     def write(self, folder):
-        """metrics.csv, which is printed too, confusion.csv and .png, and the worst images first in predictions.png."""
+        """metrics.csv, which is printed too, and in evaluation/ the confusion matrix and predictions.png, the worst first."""
         from training.report import draw_predictions, write_confusion  # and TensorFlow with it
 
         write_metrics(folder / "metrics.csv", self.matrices, self.config, self.scores)
+        folder = folder / "evaluation"  # beside the masks a picture would be taken for one
         write_confusion(folder, sum(self.matrices.values()), self.config)
         with expendable(folder / "predictions.png"):
             white = self.config.data.white or 255

@@ -227,7 +227,9 @@ def litert_predict(path):
     """-> predict: float32 images -> probabilities, of a LiteRT file, by the interpreter that TensorFlow brings along."""
     with filtered_stderr(LITERT_NOISE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated for that of ai-edge-litert, which would be a package more
-        runner = tf.lite.Interpreter(str(path)).get_signature_runner()
+        interpreter = tf.lite.Interpreter(str(path))
+        interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
     return lambda images: runner(images=images)["probabilities"]
 
 

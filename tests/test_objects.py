@@ -263,13 +263,13 @@ def test_the_worst_images_come_first_and_the_classes_are_confused(bright, tmp_pa
         Image.fromarray((255 * (p > 0.5)).astype(np.uint8)).save(tmp_path / "truth" / f"{stem}.png")
     run(bright(), tmp_path, "--object-settings", 0.5, 0, 0, "--evaluate", tmp_path / "truth")
     assert [name for name, *_ in drawn[0]] == ["b.png", "a.png"]
-    matrix = read(tmp_path / "out/confusion.csv")
+    matrix = read(tmp_path / "out/evaluation/confusion.csv")
     disc = int((discs((40, 40), size=(64, 64)) > 0.5).sum())
     both = int(((discs((40, 40), size=(64, 64)) > 0.5) & (discs((40, 50), size=(64, 64)) > 0.5)).sum())
     assert matrix[1]["true class"] == "foreground" and int(matrix[1]["background"]) == disc - both == int(
         matrix[0]["foreground"]
     )
-    assert (tmp_path / "out/confusion.png").stat().st_size > 1000
+    assert (tmp_path / "out/evaluation/confusion.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
