@@ -244,7 +244,7 @@ def save_outlines(path, image, labels, config):
     lines = find_boundaries(labels, connectivity=1, mode="inner")
     if (thick := round(min(labels.shape) / 600)) > 0:
         lines = dilation(lines, np.ones((2 * thick + 1, 2 * thick + 1))) & (labels > 0)
-    colors = np.rint(255 * CLASS_COLORS[1:8]).astype(np.uint8)
+    colors = np.rint(255 * CLASS_COLORS[1:5]).astype(np.uint8)  # orange, sky, green, yellow: seen on black and on purple
     picture[lines] = colors[labels[lines] % len(colors)]
     with replacing(path) as part:
         Image.fromarray(picture).save(part, "PNG")
