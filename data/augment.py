@@ -109,7 +109,8 @@ def recolor(image, mask, rng, white=255):
 
     A region is all pixels of one value of the mask, VOID too. Half of the images are cut in two by a random line, and the
     parts of such a region are regions of their own: or else every edge between two colours would be an outline, and letters
-    on the wall behind a car would be taken for the car.
+    on the wall behind a car would be taken for the car. Every band has a curve of its own, near that of the others; only images
+    of three bands, which have a gray, lose their colour before.
     """
     channels = image.shape[-1]
     if channels == 3 and rng.random() < GRAY:

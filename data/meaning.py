@@ -111,13 +111,13 @@ def _found(present, items, config):
     if fits and (n > 2 or standing != [0, 1]):
         _refuse_smeared(present, items, jpeg)
         note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
-        if not classes and config.data.dataset == "folder" and _count_on(present):
-            note += ", whose numbers may tell objects apart: if so, --objects"
         if absent and not classes:
             note += f" without {listed(list(map(str, absent)), 3)}"
         if not classes and len(items) >= 10:  # a class that one mask has may be a slip of the pen
             single = [value for value in sorted(indices) if present[:, value].sum() == 1]
             note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
+        if not classes and config.data.dataset == "folder" and _count_on(present):
+            note += ", which may be numbers of objects: if so, --objects"
         return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
     raise _misfit(present, items, config, jpeg)
 

@@ -110,6 +110,10 @@ def test_transparency_is_what_extrasamples_says(tmp_path):
         write(path, values, photometric=photometric, extrasamples=extra)
         with pytest.raises(UserError, match="transparency"):
             read_image(path, bands)
+    path = write(
+        tmp_path / "b.tif", np.dstack([EIGHT[..., :3], alpha, EIGHT[..., 3:]]), photometric="rgb", extrasamples=(2, *[0] * 9)
+    )
+    np.testing.assert_array_equal(read_image(path, 12), EIGHT)
 
 
 def test_photos_of_bands_come_upright(tmp_path):
@@ -286,6 +290,23 @@ def test_the_overview_shows_the_bands_that_are_named(tmp_path, monkeypatch, caps
     code = overview.main(["--dataset", "folder", *words, "--show-bands", "12,1,4", "--output", str(tmp_path / "o")])
     assert code == 0 and "12 bands; the network reads 12 channels; 16 bits" in capsys.readouterr().out
     np.testing.assert_allclose(shown[0], DEEP[..., [11, 0, 3]] * 0.0255, atol=0.51)
+
+
+def test_the_overview_shows_the_colour_of_what_is_read_as_gray(tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args[0]) or np.zeros((8, 8, 3)))
+    words = [
+        "--data-dir",
+        str(data_set(tmp_path / "d", ".npy", 3, n=2)),
+        "--depth",
+        "2",
+        "--channels",
+        "1",
+        "--batch-size",
+        "1",
+    ]
+    overview.main(["--dataset", "folder", *words, "--output", str(tmp_path / "o")])
+    assert "2 RGB; the network reads 1 channel" in capsys.readouterr().out and np.ptp(shown[0], axis=-1).max() > 9
 
 
 def test_prediction_and_its_overlay(tmp_path):
