@@ -1,7 +1,8 @@
-"""Masks for images of any size, from the checkpoint of any of the three implementations, through any of them.
+"""Masks and objects for images of any size, from the checkpoint of any of the three implementations, through any of them.
 
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks
     python predict.py --checkpoint runs/lowlevel/best.safetensors a.png stack.tif --output masks --overlay --tta
+    python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --objects --overlay
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --evaluate truth/
     python predict.py --checkpoint runs/lowlevel/best.safetensors --export savedmodel --output exported
 
@@ -69,6 +70,8 @@ def read_command_line(argv):
         raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
     if args.quantize and args.export != "litert":
         raise UserError("--quantize goes with --export litert")
+    if args.objects and args.export:
+        raise UserError("--objects goes with images to predict, and not with --export")
     if (args.object_settings or args.object_class) and not args.objects:
         raise UserError("--object-settings and --object-class go with --objects")
     return args

@@ -1,5 +1,6 @@
 """Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled on validation."""
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -161,16 +162,13 @@ def settled(checkpoint, config, predict, klass, tile):
     Raises: UserError when they are not known and the data of the training cannot be read.
     """
     path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
-    try:
-        known = json.loads(path.read_text())
-        known = known["classes"] if known["checkpoint"] == digest else {}
-        settings = Settings.of(*known[str(klass)]["settings"])
-        say(f"objects by --object-settings {settings}, from {path}")
-        return settings
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, UserError):
-        pass  # of other weights, of another class, or changed by hand: searched anew
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):  # none, or changed by hand: searched anew
+        kept = json.loads(path.read_text())
+        if kept["checkpoint"] == digest:  # else it is of other weights
+            known = dict(kept["classes"])
+            settings = Settings.of(*known[str(klass)]["settings"])
+            say(f"objects by --object-settings {settings}, from {path}")
+            return settings
     try:
         pairs = validation_pairs(config, predict, klass, tile)
     except UserError as error:
@@ -182,7 +180,6 @@ def settled(checkpoint, config, predict, klass, tile):
         f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
         "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
     )
-    known = known if isinstance(known, dict) else {}
     known[str(klass)] = {"settings": list(settings), "images": len(pairs), **scores}
     try:
         write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")

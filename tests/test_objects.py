@@ -4,7 +4,7 @@ import csv
 import json
 
 import predict
-from common.checkpoint import save_checkpoint
+from common.checkpoint import read_checkpoint, save_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from common.weights import initial_weights
 from prediction.matching import IOUS, Overlaps, object_scores, segment_scores
@@ -17,6 +17,7 @@ from prediction.objects import (
     save_labels,
     split_objects,
     true_objects,
+    validation_pairs,
 )
 
 import numpy as np
@@ -118,6 +119,12 @@ def test_touching_objects_are_parted_at_their_neck():
     assert split_objects(p.repeat(3, 0).repeat(3, 1), Settings(0.5, 0.9, 20)).max() == 3, "whatever their size"
     assert split_objects(p, Settings(0.95, 0.9, 0)).max() == 0
     assert split_objects(np.ones((9, 9)), Settings(0.5, 0.9, 0)).max() == 1, "one that fills the image"
+
+
+def test_how_thin_a_neck_parts():
+    """Two discs of radius 8, 10 pixels apart: what joins them is 12.5 thick, 0.78 of 16."""
+    p = discs((20, 20), (20, 30))
+    assert [split_objects(p, Settings(0.5, neck, 20)).max() for neck in (0.6, 0.95)] == [1, 2]
 
 
 def test_small_objects_go_and_small_holes_are_filled():
@@ -270,6 +277,24 @@ def test_the_worst_images_come_first_and_the_classes_are_confused(bright, tmp_pa
         matrix[0]["foreground"]
     )
     assert (tmp_path / "out/evaluation/confusion.png").stat().st_size > 1000
+
+
+def test_what_nobody_labelled_counts_nowhere(bright, tmp_path):
+    """One of two objects lies in the void: it is neither to be found nor invented."""
+    (tmp_path / "masks").mkdir()
+    for stem in "ab":
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, 28:] = 2  # void; the second disc of a, that of b
+        mask[:, :28][discs((16, 20), size=(64, 64))[:, :28] > 0.5] = stem == "a"
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "void_label": 2, "batch_size": 1, "images": Config().data.images}
+    checkpoint = bright(**options)
+    run(checkpoint, tmp_path, "--object-settings", 0.5, 0.9, 20, "--evaluate", tmp_path / "masks")
+    rows = {row["image"]: row for row in read(tmp_path / "out/metrics.csv")}
+    assert [rows["a.png"][name] for name in ("objects", "found", "ap50")] == ["1", "1", "1"]
+    assert [rows["b.png"][name] for name in ("objects", "found", "ap50")] == ["0", "0", "1"]
+    ((p, truth),) = validation_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64)
+    assert p[16, 20] in (np.float32(230 / 255), np.float32(26 / 255)) and not p[:, 28:].any() and not truth[:, 28:].any()
 
 
 @pytest.mark.parametrize(
