@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])  # pixels are joined by their sides, not their corners
 SMOOTHING = 1.5  # pixels: the raster gives every distance small summits
-THRESHOLDS, NECKS = (0.4, 0.5, 0.6), (0, 0.7, 0.8, 0.9, 0.95)  # that are tried
+THRESHOLDS, NECKS = (0.4, 0.5, 0.6, 0.75), (0, 0.5, 0.8, 0.9, 0.95)  # that are tried
 AREAS = (0.1, 0.2, 0.3)  # shares of the median area of the true objects
 SEARCHED = 4_000_000  # pixels of validation images to choose on
 
@@ -36,9 +36,7 @@ class Settings(NamedTuple):
     """What makes an object."""
 
     threshold: float  # of the probability, above 0: pixels from it on are in objects
-    neck: (
-        float  # 0..1: two parts are two objects if what joins them is less than `neck` times as thick as the thinner; 0: never
-    )
+    neck: float  # 0..1: two parts are two objects where it is less than `neck` times as high between them; 0: never
     area: int  # objects of fewer pixels are left out, and holes of fewer are filled
 
     @classmethod
@@ -63,11 +61,12 @@ def class_of_objects(name, config):
         if classes > 2:
             raise UserError(f"--objects: of which of the {classes} classes? add --object-class NAME ({', '.join(names)})")
         return 1
-    if name in names:
-        return names.index(name)
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
-    raise UserError(f"--object-class {name}: the classes are {', '.join(names)}")
+    index = names.index(name) if name in names else int(name) if name.isdecimal() else len(names)
+    if index >= len(names):
+        raise UserError(f"--object-class {name}: the classes are {', '.join(names)}")
+    if index == 0 and (classes == 1 or config.data.objects):
+        raise UserError(f"--object-class {name}: this network knows objects of {names[1]} alone")
+    return index
 
 
 # --- one image ---
@@ -76,17 +75,21 @@ def class_of_objects(name, config):
 def split_objects(p, settings):
     """Probabilities [H, W] -> labels int32 [H, W], 1 to n.
 
-    A watershed (Beucher and Lantuejoul 1979) from seeds, on the height of a pixel: its distance to the next pixel that is in no
-    object. A seed is a summit from which every way to a higher one descends below `neck` times its height, the same for small
-    objects and large ones. Holes that would be no objects are filled before: around a hole there is no summit.
+    A watershed (Beucher and Lantuejoul 1979) from seeds, on the height of a pixel: how far it lies inside the pixels from the
+    threshold on, and again inside those from halfway between the threshold and 1 on, so that a line of doubtful pixels, where
+    two objects meet, is a valley. A seed is a summit from which every way to a higher one descends below `neck` times its
+    height: the same for small objects and large ones. Holes that would be no objects are filled before: around a hole there
+    is no summit.
     """
-    inside = np.pad(p >= settings.threshold, 1)  # an object at the border ends there
-    inside = remove_small_holes(inside, settings.area, connectivity=1)
+    p = np.pad(p, 1)  # an object at the border ends there
+    levels = [settings.threshold, (1 + settings.threshold) / 2]
+    inside, surely = (remove_small_holes(p >= level, settings.area, connectivity=1) for level in levels)
     if settings.neck == 0:
         labels = label(inside, connectivity=1)
     else:
-        height = np.full(inside.shape, -1e3)  # logarithms: a share is a difference
-        height[inside] = np.log(gaussian_filter(distance_transform_edt(inside), SMOOTHING)[inside])
+        distance = gaussian_filter(distance_transform_edt(inside) + distance_transform_edt(surely), SMOOTHING)
+        height = np.full(p.shape, -1e3)  # logarithms: a share is a difference
+        height[inside] = np.log(distance[inside])
         filled = reconstruction(height + np.log(settings.neck), height, footprint=CROSS)  # summits cut down to `neck` of them
         seeds = label(local_maxima(filled, connectivity=1) & inside, connectivity=1)
         labels = watershed(-height, seeds, mask=inside)
