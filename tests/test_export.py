@@ -196,7 +196,7 @@ def test_export_answers_as_the_live_network(case, exported):
     kind, _, config = case.split("-")
     if kind == "onnx" and MISSING:
         pytest.skip(f"needs {' and '.join(MISSING)}")
-    tolerance = TOLERANCE["own" if kind in LIGHT else config]  # these compute in float32
+    tolerance = 1e-5 if kind in LIGHT else TOLERANCE[config]  # in float32 whatever the training; 3.9e-6 measured
     for number in "01":
         here, there = expected[f"{case}-{number}"], answers[f"{case}-{number}"]
         assert np.std(here) > 0.01, "an answer that is the same everywhere tells nothing"
