@@ -21,6 +21,11 @@ class Bands(NamedTuple):
     orientation: int  # as EXIF numbers them, 1 for upright
     read: Callable[[], np.ndarray]  # -> [H, W, bands]
 
+    @property
+    def is_deep(self):
+        """Whether the values need 16 bits."""
+        return self.dtype.itemsize > 1 or self.dtype.kind == "i"
+
 
 def open_bands(path):
     """-> `Bands`, or None for what Pillow reads: files of other kinds, and TIFFs of gray or RGB, with transparency or without.

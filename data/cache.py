@@ -210,6 +210,7 @@ def _key(items, channels, config):
         # where a layout maps mask values by itself
         "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
         "objects": config.data.objects,
+        "float_white": config.data.float_white,
         "colors": [config.data.colors, config.data.void_label is not None] if config.data.colors is not None else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]

@@ -61,11 +61,11 @@ class Colors(NamedTuple):
     rest_is_void: bool  # other colours are void, and no error
 
 
-def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None, objects=False):
+def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None, objects=False, float_white=None):
     """Reads an image and its mask, upright as their EXIF orientation says, resized to `size` if it is given.
 
     Args:
-        channels: 1 or 3, see `read_image`.
+        channels, float_white: see `read_image`.
         page: of multi-page files, from 0. None: the files must hold one image each.
         colors: see `read_mask`.
         objects: the mask numbers objects, see `read_objects`.
@@ -74,7 +74,7 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
-    image, image_size, stored = _read_image(image_path, channels, size, page)
+    image, image_size, stored = _read_image(image_path, channels, size, page, float_white)
     mask, mask_size = _read_objects(mask_path, size, page) if objects else _read_mask(mask_path, size, page, colors)
     if image_size != mask_size:
         turned = "they must have one size"
@@ -87,18 +87,18 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
     return image, mask
 
 
-def read_image(path, channels, size=None, page=None):
+def read_image(path, channels, size=None, page=None, float_white=None):
     """Reads gray or colour, converted to the other if need be, or other bands -> [H, W, channels], the values as stored.
 
     uint8, 0 to 255, or uint16 where the file holds 16 bits; what white is there, `on_scale` knows. Floats of 0 to 1 become
-    0 to 65535. Transparency that is the same everywhere is dropped. A JPEG that shrinks to `size` is decoded at half, a
-    quarter or an eighth of its size, whichever is still large enough, and the rest of the way by triangles as wide as the
-    step: four times faster, and as free of aliasing.
+    0 to 65535, or those of 0 to `float_white`, above which all is white. Transparency that is the same everywhere is dropped. A
+    JPEG that shrinks to `size` is decoded at half, a quarter or an eighth of its size, whichever is still large enough, and the
+    rest of the way by triangles as wide as the step: four times faster, and as free of aliasing.
 
     Raises: UserError for what cannot be read, for other bands than `channels`, where they are neither gray nor RGB, and for
     values outside of 16 bits, or of 0 to 1 if they are floats.
     """
-    return _read_image(path, channels, size, page)[0]
+    return _read_image(path, channels, size, page, float_white)[0]
 
 
 def count_bands(path):
@@ -262,7 +262,7 @@ def _bytes_per_pixel(image, as_rgb):
 
 def _band_bytes(found):
     """`_bytes_per_pixel` of `Bands`: all as they are stored and as they are read, and one of them in several forms."""
-    return found.count * (found.dtype.itemsize + 1 + (found.dtype.itemsize > 1)) + BAND_BYTES
+    return found.count * (found.dtype.itemsize + 1 + found.is_deep) + BAND_BYTES
 
 
 def _check_cost(path, width, height, cost):
@@ -372,27 +372,31 @@ def _array(image):
     return values
 
 
-def _planes(path, image, low):
+def _planes(path, image, low, float_white=None):
     """What was decoded -> one Pillow image, "L" or "RGB", or for each band of 16 bits one of mode "I;16"."""
     if low:
         pairs = zip(image.split()[:3], low.split())
         return [Image.fromarray(np.asarray(high).astype(np.uint16) << 8 | np.asarray(rest)) for high, rest in pairs]
     if image.mode == "F" or image.mode.startswith("I"):
-        return [Image.fromarray(_in_16_bits(path, _array(image)))]
+        return [Image.fromarray(_in_16_bits(path, _array(image), float_white))]
     return [image if image.mode in ("L", "RGB") else image.convert("RGB")]
 
 
-def _in_16_bits(path, values):
-    """Whole numbers of 0 to 65535 or floats of 0 to 1 -> uint16. Raises: UserError for others."""
-    white = 1 if values.dtype.kind == "f" else 65535
-    if values.size and not (values.min() >= 0 and values.max() <= white):  # neither is true of what is no number
-        raise UserError(f"{path} holds values outside of 0 to {white}: save it with 8 or 16 bits, or scale it to that")
-    return np.rint(values * np.float32(65535)).astype(np.uint16) if white == 1 else values.astype(np.uint16, copy=False)
+def _in_16_bits(path, values, float_white):
+    """Whole numbers of 0 to 65535, or floats of 0 to 1 or to `float_white`, -> uint16. Raises: UserError for others."""
+    most = (float_white or 1) if values.dtype.kind == "f" else 65535
+    least, top = values.min(), values.max()
+    if not (least >= 0 and (top <= most or values.dtype.kind == "f" and float_white)):  # neither is true of what is no number
+        hint = f", or train with --float-white {top:.6g}" if most == 1 and 0 <= least <= top < np.inf else ""
+        raise UserError(f"{path} holds values outside of 0 to {most:g}: save it with 8 or 16 bits, or scale it to that{hint}")
+    if values.dtype.kind != "f":
+        return values.astype(np.uint16, copy=False)
+    values = np.minimum(values, most) if top > most else values
+    return np.rint(values * np.float32(65535 / most)).astype(np.uint16)
 
 
-def _read_bands(path, found, size):
+def _read_bands(path, found, size, float_white):
     """`_read_image` of `Bands`, all of them."""
-    deep = found.dtype.itemsize > 1
     _check_cost(path, found.width, found.height, _band_bytes(found))
     values, turn = found.read(), TURNS.get(found.orientation)
     pixels, stored = None, Size(found.height, found.width)
@@ -401,27 +405,31 @@ def _read_bands(path, found, size):
         band = values[..., k]
         if found.dtype.kind == "b":
             band = band * np.uint8(255)
-        image = Image.fromarray(_in_16_bits(path, band) if deep else np.ascontiguousarray(band).astype(np.uint8, copy=False))
+        if found.is_deep:
+            band = _in_16_bits(path, band, float_white)
+        image = Image.fromarray(np.ascontiguousarray(band))
         image = image if turn is None else image.transpose(turn)
         image = image.resize(size[::-1], Resampling.BILINEAR) if size else image
         if pixels is None:
-            pixels = np.empty((image.height, image.width, found.count), np.uint16 if deep else np.uint8)
+            pixels = np.empty((image.height, image.width, found.count), np.uint16 if found.is_deep else np.uint8)
         pixels[..., k] = image
     return pixels, upright, stored
 
 
-def _read_image(path, channels, size, page):
+def _read_image(path, channels, size, page, float_white):
     """-> uint8 or uint16 [H, W, channels], `Size` in the file upright, and as stored."""
     mode = "RGB" if channels == 3 else "L"
     with readable(path):
         if found := open_bands(path):
             if found.count != channels and not {found.count, channels} <= {1, 3}:
                 raise UserError(f"{path} holds {counted(found.count)}, but the network reads {channels}: {ALIKE}")
-            pixels, size, stored = _read_bands(path, found, size)
+            pixels, size, stored = _read_bands(path, found, size, float_white)
             if found.count != channels:
                 pixels = np.repeat(pixels, 3, axis=-1) if channels == 3 else to_gray(pixels)
             return pixels, size, stored
-        images, size, stored = _load(path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found))
+        images, size, stored = _load(
+            path, page, size, Resampling.BILINEAR, mode, lambda *found: _planes(path, *found, float_white)
+        )
         if channels not in (1, 3):
             raise UserError(f"{path} is gray or RGB, but the network reads {channels} bands: {ALIKE}")
         if images[0].mode in ("L", "RGB"):
@@ -436,7 +444,7 @@ def _read_image(path, channels, size, page):
 def _read_mask(path, size, page, colors):
     """-> uint8 [H, W], and its `Size` in the file upright."""
     values, size = _read_values(path, size, page, colors)
-    if values.dtype.itemsize > 1:
+    if values.dtype != np.uint8:
         with np.errstate(invalid="ignore"):  # what is no number equals nothing below
             whole = values.astype(np.uint8)
         whole[values == 65535] = 255  # white in 16 bits

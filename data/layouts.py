@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class Layout:
     objects: bool = False  # whether masks tell objects of one class apart
     channels: int | None = None  # of the images where the layout fixes it; None: as the files are
     note: str = ""  # a few words for the line about the data
+    float_white: float | None = None  # of images of floats, see `data.files.read_image`
 
 
 def find_layout(config):
@@ -63,17 +64,19 @@ def find_layout(config):
     try:
         if not config.data.data_dir.exists():
             raise UserError(f"--data-dir {config.data.data_dir} does not exist")
-        return find[config.data.dataset](config)
+        found = find[config.data.dataset](config)
+        return replace(found, objects=config.data.objects, float_white=config.data.float_white)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
 
 
-def _reader(colors=None, objects=False):
+def _reader(config, colors=None):
     """`Layout.read` for a pair of files."""
 
     def read(item, channels, size):
-        return read_pair(item.image, item.mask, channels, size, item.page, colors, objects)
+        data = config.data
+        return read_pair(item.image, item.mask, channels, size, item.page, colors, data.objects, data.float_white)
 
     return read
 
@@ -100,11 +103,9 @@ def _folder(config):
             "name of the image: rename those of one part"
         )
     classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    objects = config.data.objects
-    if objects:
+    if config.data.objects:
         classes, names = OBJECTS, Names(("background", "object"))
-    read = _reader(colors=colors, objects=objects)
-    return _layout(config, items, pairs.values(), read, classes, names, suffixes[0] or None, objects=objects)
+    return _layout(config, items, pairs.values(), _reader(config, colors), classes, names, suffixes[0] or None)
 
 
 def _holds_images(folder):
@@ -112,7 +113,7 @@ def _holds_images(folder):
     return folder.is_dir() and ((folder / "images").is_dir() or bool(image_files(folder)))
 
 
-def _layout(config, items, pairs, *fields, objects=False):
+def _layout(config, items, pairs, *fields):
     """The `Layout` of `items`, which came out of `pairs`. Only --skip-bad passes over images and masks without the other."""
     alone, over = (sum(lists, []) for lists in zip(*((found.alone, found.over) for found in pairs)))
     if alone and not (config.data.skip_bad and items):
@@ -120,14 +121,14 @@ def _layout(config, items, pairs, *fields, objects=False):
         rule = f"STEM{suffix} is the mask of STEM" if suffix else "images and masks must have the same names"
         hint = " (--skip-bad goes on without)" if items else "; --mask-suffix _mask, if a_mask.png is the mask of a.png"
         raise UserError("; ".join([f"{rule}, up to the extension: in {config.data.data_dir} {listed(alone)}{hint}", *over]))
-    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over, objects=objects)
+    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over)
 
 
 def _carvana(config):
     """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
     pairs = _pairs(config.data.data_dir, "train", "train_masks", "_mask")
     items = [Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0]) for item in pairs.items]
-    return _layout(config, items, [pairs], _reader(), None, Names(("background", "car")))
+    return _layout(config, items, [pairs], _reader(config), None, Names(("background", "car")))
 
 
 def _oxford_pet(config):
@@ -174,7 +175,7 @@ def _oxford_pet(config):
             f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
         )
     items.sort(key=lambda item: item.name)
-    return Layout(items, _reader(), *trimap_classes(config), left_out=missing, note=note)
+    return Layout(items, _reader(config), *trimap_classes(config), left_out=missing, note=note)
 
 
 def _isbi(config):
@@ -188,7 +189,7 @@ def _isbi(config):
         raise UserError(f"{volume} has {pages} pages, but {labels} has {label_pages}: they must be of one stack")
     digits = len(str(pages - 1))  # so that names sort as pages do
     items = [Item(f"{volume.name}[{page:0{digits}}]", volume, labels, page) for page in range(pages)]
-    return Layout(items, _reader(), class_names=Names(("membrane", "cell")))
+    return Layout(items, _reader(config), class_names=Names(("membrane", "cell")))
 
 
 def _nyuv2(config):
@@ -256,7 +257,8 @@ def _dsb2018(config):
         hint = " (--skip-bad goes on without)" if items else ""
         raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
     names = Names(("background", "nucleus"))
-    return Layout(items, _reader(objects=True), OBJECTS, names, left_out=alone, objects=True)
+    note = "where masks overlap the first has the pixels"
+    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, note=note)
 
 
 def nested_images(folder):
@@ -376,7 +378,8 @@ def find_channels(layout, samples=64):
                 continue
             if bands != 3:
                 return bands
-            image = read_image(item.image, 3, Size(256, 256), item.page)  # a JPEG is decoded no larger, which saves most of it
+            # a JPEG is decoded no larger, which saves most of it
+            image = read_image(item.image, 3, Size(256, 256), item.page, layout.float_white)
         except UserError:
             continue
         if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2

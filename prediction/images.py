@@ -145,7 +145,8 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
 
 def _read(source, config, size=None):
     """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
-    image, white = read_image(source.path, config.network.channels, size, source.page), config.data.white
+    white = config.data.white
+    image = read_image(source.path, config.network.channels, size, source.page, config.data.float_white)
     if white and image.dtype == np.uint16 and (above := np.mean(image > white)):
         say(
             f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",

@@ -140,9 +140,10 @@ REFUSED = {
     "a stack": (".npy", DEEP[None], {}, r"uint16 \[1, 24, 32, 12\]: an image is \[H, W\] or"),
     "complex": (".npy", DEEP.astype(complex), {}, "complex128"),
     "objects": (".npy", np.array([{}] * 9, object), {}, "cannot read.*Python objects"),
-    "too bright": (".npy", DEEP.astype(np.float32), {}, "outside of 0 to 1: .*scale it"),
+    "too bright": (".npy", DEEP.astype(np.float32), {}, r"outside of 0 to 1: .*scale it.*--float-white \d{4}"),
     "no number": (".tif", np.full((24, 32, 12), np.nan, np.float32), {}, "outside of 0 to 1"),
     "below 0": (".tif", DEEP.astype(np.int16) - 9999, {}, "outside of 0 to 65535"),
+    "below 0, 8 bits": (".npy", np.full((24, 32, 12), -1, np.int8), {}, "outside of 0 to 65535"),
     "0 is white": (".tif", DEEP, {"photometric": "miniswhite"}, "0 is white"),
 }
 
@@ -154,6 +155,12 @@ def test_arrays_and_bands_that_are_refused(tmp_path, case):
     with pytest.raises(UserError, match=text) as caught:
         read_image(path, 12)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_masks_below_0_are_refused(tmp_path):
+    for values in (np.full((24, 32), -1, np.int8), np.full((24, 32), -300)):
+        with pytest.raises(UserError, match="holds the value -"):
+            read_mask(write(tmp_path / "a.npy", values))
 
 
 @pytest.mark.parametrize(
@@ -225,9 +232,10 @@ def test_no_file_of_bands_takes_more_memory_than_is_said(tmp_path):
         assert int(used) <= int(promised) + 2**22, (name, int(used) / (1680 * 1600), int(promised) / (1680 * 1600))
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
-@pytest.mark.parametrize("cache", [None, "cache"])
+@pytest.mark.parametrize(
+    "channels, suffix, cache",
+    [(1, ".npy", None), (2, ".tif", None), (3, ".npy", None), (3, ".tif", None), (4, ".npy", "cache"), (12, ".tif", "cache")],
+)
 def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
     config = Config.of(
         dataset="folder", data_dir=data_set(tmp_path, suffix, channels), cache=cache and tmp_path / cache, augment="none",
@@ -239,6 +247,25 @@ def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
         assert f"32x24 {words}, 16 bits with 10000 as white" in capsys.readouterr().out and found.network.channels == channels
         for batches in (training_batches(found, training), validation_batches(found, validation)):
             np.testing.assert_allclose(next(iter(batches))[0][0] * 10_000, DEEP[..., :channels], atol=0.01)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+def test_floats_have_one_white_in_a_data_set(tmp_path, capsys, suffix, channels):
+    """What lies above is white, in training and in prediction; without it such floats are refused."""
+    for i in range(4):
+        write(tmp_path / f"images/{i}{suffix}", DEEP[..., :channels] / np.float32(4))  # 0 to 2500
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(MASK).save(tmp_path / f"masks/{i}.png")
+    config = Config.of(dataset="folder", data_dir=tmp_path, depth=2, batch_size=2, epochs=1, augment="none", classes=1)
+    with pytest.raises(UserError, match="--float-white"):
+        load_examples(config.replace(channels=channels))
+    config, training, _ = load_examples(config.replace(float_white=1250.0))
+    assert config.network.channels == channels and config.data.white == 65535
+    np.testing.assert_allclose(training.images[0] / 65535, np.minimum(DEEP[..., :channels] / 5000, 1), atol=1e-5)
+    predicted = predict_mask(lambda w: w[..., :1], Source(tmp_path / f"images/0{suffix}", None, "0"), config, 64, False)
+    np.testing.assert_array_equal(predicted[0], training.images[0])
+    assert Config.from_dict(config.as_dict()) == config
 
 
 def test_files_of_other_bands_are_named(tmp_path):

@@ -27,7 +27,7 @@ from common.config import Config, UserError
 from common.output import is_ours, write_text, written_in
 from common.weights import initial_weights
 from data import cache
-from data.files import count_pages, read_image, read_mask
+from data.files import count_bands, count_pages, read_image, read_mask, read_objects
 from data.layouts import Item, Layout, find_layout
 from data.meaning import read_colors
 from data.splits import split
@@ -37,6 +37,7 @@ from training.start import read_command_line
 
 import h5py
 import numpy as np
+import tifffile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
@@ -63,6 +64,19 @@ def images():
     for image, kind, options in kinds:
         image.save(file := io.BytesIO(), kind, **options)
         found.append((f".{kind.lower()}", file.getvalue()))
+    return found
+
+
+def bands():
+    """Files of 12 bands."""
+    np.save(array := io.BytesIO(), values := PIXELS[..., [0, 1, 2] * 4].astype(np.uint16))
+    found = [(".npy", array.getvalue())]
+    for compression in (None, "deflate"):
+        for planar in ("contig", "separate"):
+            stored = values if planar == "contig" else np.moveaxis(values, -1, 0)
+            options = dict(photometric="minisblack", planarconfig=planar, compression=compression)
+            tifffile.imwrite(file := io.BytesIO(), stored, **options)
+            found.append((".tif", file.getvalue()))
     return found
 
 
@@ -168,6 +182,11 @@ def read_pixels(path):
         read_image(path, channels)
 
 
+def read_bands(path):
+    count_bands(path)
+    read_image(path, 12)
+
+
 def read_rooms(path):
     config = Config.of(dataset="nyuv2", data_dir=path)
     layout = find_layout(config)
@@ -193,7 +212,9 @@ COLOURS = b"sky 128 128 128\nroad marking 128 64 128\nvoid 0 0 0 # nothing\n"
 SPLIT = {"train": ["0", "images/1.png"], "val": ["2", "3"]}
 FILES = {
     "images": (read_pixels, images(), None),
+    "bands": (read_bands, bands(), None),
     "masks": (read_mask, images(), None),
+    "label images": (read_objects, images(), None),
     "HDF5": (read_rooms, matlab(), None),
     "checkpoint": (read_checkpoint, [(".safetensors", checkpoint())], None),
     "checkpoint, types": (read_checkpoint, [(".safetensors", checkpoint)], METADATA),
