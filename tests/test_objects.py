@@ -251,6 +251,19 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     assert "tried on" in capsys.readouterr().out
 
 
+def test_objects_of_one_of_many_classes(bright, tmp_path, monkeypatch):
+    """The third class is bright, the others share the dark."""
+    three = lambda images: np.concatenate([(1 - images) / 2, (1 - images) / 2, images], axis=-1)  # noqa: E731
+    monkeypatch.setattr(predict, "make_predict", lambda *_: three)
+    checkpoint = bright(classes=3)
+    with pytest.raises(UserError, match="--object-class car: the classes are class 0, class 1, class 2"):
+        run(checkpoint, tmp_path, "--object-class", "car")
+    run(checkpoint, tmp_path, "--object-settings", 0.5, 0.9, 20, "--object-class", "class 2")
+    assert np.asarray(Image.open(tmp_path / "out/objects/a.png")).max() == 2
+    run(checkpoint, tmp_path, "--object-settings", 0.3, 0, 20, "--object-class", 1)
+    assert np.asarray(Image.open(tmp_path / "out/objects/a.png"))[16, 20] == 0
+
+
 @pytest.mark.parametrize("numbered", [True, False])
 def test_objects_are_evaluated(numbered, bright, tmp_path, capsys):
     """Against label images, and against connected parts, where the two that touch are one."""
