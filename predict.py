@@ -1,7 +1,8 @@
-"""Masks for images of any size, from the checkpoint of any of the three implementations, through any of them.
+"""Masks and objects for images of any size, from the checkpoint of any of the three implementations, through any of them.
 
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks
     python predict.py --checkpoint runs/lowlevel/best.safetensors a.png stack.tif --output masks --overlay --tta
+    python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --objects --overlay
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --evaluate truth/
     python predict.py --checkpoint runs/lowlevel/best.safetensors --export savedmodel --output exported
 
@@ -22,7 +23,8 @@ from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.text import say
-from prediction import EXPORTS, evaluation, images
+from prediction import EXPORTS, FIXED, images
+from prediction.evaluation import Evaluation, find_masks
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile
 
@@ -42,36 +44,66 @@ def read_command_line(argv):
     written.add_argument(
         "--probabilities", action="store_true", help="also DIR/probabilities/STEM.npy, float32 [height, width, classes]"
     )
+    group = parser.add_argument_group("objects")
+    group.add_argument(
+        "--objects", action="store_true", help="also DIR/objects/STEM.png, which numbers them, and DIR/objects.csv; outlines"
+    )
+    group.add_argument(
+        "--object-class", metavar="NAME", help="which class is of objects, with more than two (default: the foreground)"
+    )
+    group.add_argument(
+        "--object-settings", type=float, nargs=3, metavar=("THRESHOLD", "NECK", "AREA"),
+        help="default: the best for the images that validated the training, which must be there then",
+    )  # fmt: skip
     group = parser.add_argument_group("evaluation")
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     group = parser.add_argument_group("export")
     group.add_argument("--export", choices=EXPORTS, help="no masks: write the network into DIR, for use without this project")
-    group.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo (default: the training's)")
+    group.add_argument(
+        "--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo and litert (default: the training's)"
+    )
+    group.add_argument("--quantize", choices=["int8"], help="--export litert in 8 bits, by images of the training")
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
-    if args.image_size and args.export != "stablehlo":
-        raise UserError("--image-size goes with --export stablehlo; a prediction takes that of the training")
+    if args.image_size and args.export not in FIXED:
+        raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
+    if args.quantize and args.export != "litert":
+        raise UserError("--quantize goes with --export litert")
+    if args.objects and args.export:
+        raise UserError("--objects goes with images to predict, and not with --export")
+    if (args.object_settings or args.object_class) and not args.objects:
+        raise UserError("--object-settings and --object-class go with --objects")
     return args
 
 
-def process(source, paths, predict, config, args, read_truth=None):
-    """Predicts an image, writes its files and prints its line. read_truth: from `truth_reader`, with --evaluate.
+def process(source, paths, predict, config, args, evaluation=None, settings=None):
+    """Predicts an image, writes its files and prints its line. settings: with --objects, from `prediction.objects`.
 
-    Returns: its confusion matrix, or None.
+    Returns: one dict for each object, or nothing.
 
     Raises: UserError for an image or a mask that cannot be read or does not fit.
     """
-    image, mask = images.predict_mask(predict, source, config, args.tile, args.tta, paths.get("probabilities"))
-    line, matrix, classes = images.describe(source, mask, config), None, config.network.classes
-    if read_truth:
-        matrix = evaluation.compare(source, mask, read_truth, classes)
-        line += "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*evaluation.measures(matrix, classes))
+    if settings:
+        from prediction import objects  # and scikit-image with it
+    save_to, klass = paths.get("probabilities"), args.object_class
+    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
+    line, labels, measured = images.describe(source, mask, config), None, []
+    if settings:
+        labels = objects.find_objects(p, settings, config)
+        measured = objects.measure(labels, image)
+        line += f"  {labels.max()} objects"
+    if evaluation:
+        line += evaluation.add(source, image, mask, labels, klass)
     images.save_mask(paths["mask"], mask, config)
-    if args.overlay:
+    if settings:
+        objects.save_labels(paths["objects"], labels)
+    if args.overlay and settings:
+        objects.save_outlines(paths["overlay"], image, labels, config)
+    elif args.overlay:
         images.save_overlay(paths["overlay"], image, mask, config)
     say(line)
-    return matrix
+    return measured
 
 
 def main(argv=None):
@@ -82,29 +114,40 @@ def main(argv=None):
         from prediction.export import export  # and TensorFlow with it
 
         implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
-        export(args.export, implementation, config, weights, args.output, args.image_size)
+        export(args.export, implementation, config, weights, args.output, args.image_size, bool(args.quantize))
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
     sources = images.find_images(args.images)
-    truths = evaluation.find_masks(args.evaluate, sources) if args.evaluate else {}
-    results = {source: images.outputs(source, args.output, args.overlay, args.probabilities) for source in sources}
+    truths = find_masks(args.evaluate, sources) if args.evaluate else {}
+    settings = None
+    if args.objects:
+        from prediction import objects
+
+        args.object_class = objects.class_of_objects(args.object_class, config)
+        settings = objects.Settings.of(*args.object_settings) if args.object_settings else None
+    kinds = args.overlay, args.probabilities, args.objects
+    results = {source: images.outputs(source, args.output, *kinds) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
     images.prepare_output(args.output, written, [*sources, *truths.values()])
-    read_truth = evaluation.truth_reader(truths, config, args.skip_bad) if truths else None
+    evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)
-    matrices, errors, started = {}, [], time.perf_counter()
+    if args.objects and not settings:
+        settings = objects.settled(args.checkpoint, config, predict, args.object_class, args.tile)
+    measured, errors, started = {}, [], time.perf_counter()
     for source, paths in results.items():
         try:
-            matrices[str(source)] = process(source, paths, predict, config, args, read_truth)
+            measured[str(source)] = process(source, paths, predict, config, args, evaluation, settings)
         except UserError as error:
             if not args.skip_bad:
                 raise
             errors.append(error)
     seconds = time.perf_counter() - started
-    if truths and matrices:
-        evaluation.write_metrics(args.output / "metrics.csv", matrices, config)
-    say(f"{len(matrices)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/")
+    if settings:
+        objects.write_table(args.output / "objects.csv", measured)
+    if evaluation and measured:
+        evaluation.write(args.output)
+    say(f"{len(measured)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/")
     for error in errors:
         say(f"left out: {error}", sys.stderr)
     return 1 if errors else 0

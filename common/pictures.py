@@ -162,3 +162,30 @@ def draw_grid(path, rows, title, legend=()):
         patches = [Patch(facecolor=color, edgecolor="0.6", label=printable(name)) for name, color in legend]
         _write_legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 2 * columns))
     save_figure(figure, path)
+
+
+def draw_confusion(path, matrix, names):
+    """What became of the pixels of each class: rows are true classes, columns predicted ones, cells percent of their row.
+
+    matrix: as `common.metrics.confusion` gives it. A class without a pixel has an empty row. Below half a percent, and with
+    more than 40 classes, there is colour alone.
+    """
+    from matplotlib.figure import Figure
+
+    n, pixels = len(names), matrix.sum(1, keepdims=True)
+    percent = 100 * matrix / np.where(pixels, pixels, np.nan)
+    cell = 0.3 if n <= 40 else 12 / n  # inches
+    figure = Figure(figsize=(n * cell + 1.5, n * cell + 1.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    labels = [name if len(name) <= 30 else name[:29] + "…" for name in map(printable, names)]
+    text = {"fontsize": min(7, 50 * cell), "parse_math": False}
+    axes.set_xticks(range(n), labels, rotation=90, **text)
+    axes.set_yticks(range(n), labels, **text)
+    axes.xaxis.tick_top()
+    axes.set_xlabel("predicted", fontsize=8)
+    axes.set_ylabel("true, 100 % a row", fontsize=8)
+    for row, column in np.argwhere(percent >= 0.5) if n <= 40 else ():
+        shade = "white" if percent[row, column] > 60 else "black"
+        axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", fontsize=6, color=shade)
+    save_figure(figure, path)

@@ -32,6 +32,6 @@ def missing(size, network):
 
     "valid": the logits are 2**depth * (b - 4) + 4 pixels for b pixels at the bottom of the U.
     """
-    if network.padding == "same":
-        return -size % 2**network.depth
-    return (4 + margin(network.depth, network.padding) - size) % 2**network.depth
+    unit = 2**network.depth
+    fits = 0 if network.padding == "same" else 4 + margin(network.depth, network.padding)
+    return (fits + unit - size % unit) % unit  # nothing negative: ONNX's integers divide toward zero

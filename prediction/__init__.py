@@ -6,4 +6,7 @@ EXPORTS = {  # kind: the files that it is made of
     "keras": {"export.json", "model.keras"},
     "savedmodel": {"export.json", "saved_model.pb", "fingerprint.pb", "variables", "assets"},
     "stablehlo": {"export.json", "model.mlir", "weights.safetensors"},
+    "onnx": {"export.json", "model.onnx"},
+    "litert": {"export.json", "model.tflite"},
 }
+FIXED = ("stablehlo", "litert")  # for one image of one size

@@ -1,14 +1,14 @@
-"""How good predicted masks are: the true masks that belong to them, their scores, and metrics.csv."""
+"""How good predicted masks are: the true masks that belong to them, their scores, metrics.csv, and pictures of the worst."""
 
 import contextlib
 import csv
 import re
 import unicodedata
 
-from common.config import Size, UserError
+from common.config import VOID, Size, UserError
 from common.metrics import class_scores, confusion, mean_over_classes
 from common.output import replacing
-from common.pictures import class_names
+from common.pictures import class_names, expendable
 from common.text import cell, say
 from data.files import image_files, read_mask, read_objects
 from data.layouts import Item, Layout
@@ -17,6 +17,9 @@ from prediction.images import Source, bands, count_values, pages_of
 
 import numpy as np
 from tqdm import tqdm
+
+WORST = 8  # images in predictions.png
+SHOWN = 600  # rows and columns of them at most
 
 
 def find_masks(path, sources):
@@ -93,12 +96,65 @@ def _in_words_of_predict():
         raise UserError("; ".join([what, *fits, "true masks hold what the masks of the training held"])) from None
 
 
-def compare(source, mask, read_truth, classes):
-    """The confusion matrix of a predicted mask. Raises: UserError when the true mask has another size."""
-    truth = read_truth(source)
-    if truth.shape != mask.shape:
-        raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
-    return sum(confusion(*pair, classes) for pair in bands(truth, mask))
+class Evaluation:
+    """What the predicted masks of a command are worth, image by image; then metrics.csv, and what shows it."""
+
+    def __init__(self, masks, config, skip_bad):
+        """masks: from `find_masks`."""
+        self.masks, self.config = masks, config
+        self.read_truth = truth_reader(masks, config, skip_bad)
+        self.matrices, self.scores = {}, {}  # name of the image -> confusion matrix; -> scores of its objects
+        self.worst = []  # (dice, name, image, true mask, mask) of the worst images so far, the worst first
+
+    def add(self, source, image, mask, objects=None, klass=1):
+        """Compares a predicted mask, and the `objects` of class `klass` in it. Returns: the words for its line.
+
+        image: [H, W, channels] on the scale of the training; mask: class indices [H, W]; objects: labels [H, W].
+
+        Raises: UserError when the true mask has another size.
+        """
+        truth, classes = self.read_truth(source), self.config.network.classes
+        if truth.shape != mask.shape:
+            raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
+        matrix = sum(confusion(*pair, classes) for pair in bands(truth, mask))
+        words = "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, classes))
+        if objects is not None:
+            scores = self._compare_objects(source, truth, objects, klass)
+            words += "  ap {ap:.4f} ({objects} true objects)".format(**scores)
+            self.scores[str(source)] = scores
+        self.matrices[str(source)] = matrix
+        self._show(str(source), image, truth, mask, measures(matrix, classes)[0])
+        return words
+
+    def _compare_objects(self, source, truth, found, klass):
+        from prediction.matching import Overlaps, object_scores, segment_scores
+        from prediction.objects import true_objects
+
+        mask = self.masks[source.stem]
+        if self.config.data.objects:
+            true = read_objects(mask.path, page=mask.page)
+        else:
+            true, found = true_objects(truth, klass), np.where(truth == VOID, 0, found)
+        return object_scores(Overlaps.of(true, found)) | segment_scores(true, found)
+
+    def _show(self, name, image, truth, mask, dice):
+        """Keeps the image if it is among the worst, every nth row and column of a large one."""
+        n = -(-max(mask.shape) // SHOWN)
+        kept = (image[::n, ::n], truth[::n, ::n], mask[::n, ::n])
+        self.worst = sorted([*self.worst, (dice, name, *map(np.copy, kept))], key=lambda row: row[0])[:WORST]
+
+    def write(self, folder):
+        """metrics.csv, which is printed too, and in evaluation/ the confusion matrix and predictions.png, the worst first."""
+        from training.report import draw_predictions, write_confusion  # and TensorFlow with it
+
+        write_metrics(folder / "metrics.csv", self.matrices, self.config, self.scores)
+        folder = folder / "evaluation"  # beside the masks a picture would be taken for one
+        write_confusion(folder, sum(self.matrices.values()), self.config)
+        with expendable(folder / "predictions.png"):
+            white = self.config.data.white or 255
+            examples = [(name, image / white, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
+            title = f"the worst of {len(self.matrices)} images first"
+            draw_predictions(folder / "predictions.png", {"prediction": examples}, title, self.config)
 
 
 def measures(matrix, classes):
@@ -108,18 +164,20 @@ def measures(matrix, classes):
     return [mean_over_classes(dice, classes), mean_over_classes(iou, classes), accuracy, *iou]
 
 
-def write_metrics(path, matrices, config):
+def write_metrics(path, matrices, config, scores):
     """Writes the metrics of every image, their mean, and those of all pixels together; prints the last two.
 
-    matrices: name of the image -> confusion matrix.
+    matrices: name of the image -> confusion matrix. scores: the same names -> {name: value} of its objects, or empty.
     """
-    rows = {name: measures(matrix, config.network.classes) for name, matrix in matrices.items()}
-    totals = {
-        "mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan),
-        "all pixels": measures(sum(matrices.values()), config.network.classes),
-    }
     names = class_names(config.data.class_names, config.network.classes)
     columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names)]
+    rows = {name: measures(matrix, config.network.classes) for name, matrix in matrices.items()}
+    every = measures(sum(matrices.values()), config.network.classes)
+    if scores:
+        columns += ["pixel_error", *next(iter(scores.values()))]
+        rows = {name: [*row, 1 - row[2], *scores[name].values()] for name, row in rows.items()}
+        every = [*every, 1 - every[2], *[np.nan] * (len(columns) - len(every) - 1)]  # objects are of an image
+    totals = {"mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan), "all pixels": every}
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *map(cell, columns)])
@@ -127,4 +185,5 @@ def write_metrics(path, matrices, config):
     width = max(map(len, columns))
     print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
     for column, *values in zip(columns, *totals.values()):
-        say(f"{column:<{width}}" + "".join(f"{value:>20.4f}" for value in values))
+        shown = ("-" if column in next(iter(scores.values()), ()) and np.isnan(value) else f"{value:.4f}" for value in values)
+        say(f"{column:<{width}}" + "".join(f"{value:>20}" for value in shown))

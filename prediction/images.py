@@ -74,11 +74,13 @@ def pages_of(path):
     return [Source(path, page, f"{path.stem}_{page + 1:0{len(str(pages))}}") for page in range(pages)]
 
 
-def outputs(source, folder, overlay, probabilities):
-    """Where the results of an image go: {"mask": path, ...}, and with `overlay` and `probabilities` these too."""
+def outputs(source, folder, overlay, probabilities, objects):
+    """Where the results of an image go: {"mask": path, ...}, and with `overlay`, `probabilities` and `objects` these too."""
     paths = {"mask": folder / f"{source.stem}.png"}
     if overlay:
         paths["overlay"] = folder / "overlays" / f"{source.stem}.png"
+    if objects:
+        paths["objects"] = folder / "objects" / f"{source.stem}.png"
     if probabilities:
         paths["probabilities"] = folder / "probabilities" / f"{source.stem}.npy"
     return paths
@@ -105,10 +107,10 @@ def prepare_output(folder, results, inputs):
 # --- one image ---
 
 
-def predict_mask(predict, source, config, tile, tta, save_to=None):
-    """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W].
+def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
+    """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W], probabilities [H, W] of class `keep`.
 
-    The probabilities go into the file `save_to`, if any.
+    All probabilities go into the file `save_to`, if any.
 
     predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
 
@@ -128,14 +130,17 @@ def predict_mask(predict, source, config, tile, tta, save_to=None):
         resized = _read(source, config, size)  # as the training did
         parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source), white)
     mask = np.empty((height, width), np.uint8)
+    kept = None if keep is None else np.empty((height, width), np.float32)
     with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
         for rows, columns, p in parts:
             if not np.isfinite(p).all():
                 raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
+            if keep is not None:
+                kept[rows, columns] = p[..., keep if network.classes > 1 else 0]
             if save:
                 save(rows, columns, p)
-    return image, mask
+    return image, mask, kept
 
 
 def _read(source, config, size=None):

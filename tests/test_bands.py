@@ -339,7 +339,7 @@ def test_the_overview_shows_the_colour_of_what_is_read_as_gray(tmp_path, monkeyp
 def test_prediction_and_its_overlay(tmp_path):
     config = Config.of(channels=12, classes=1, depth=1, white=10_000, show_bands=(3, 2, 1), dataset="folder", data_dir=tmp_path)
     source = Source(write(tmp_path / "a.tif", DEEP), None, "a")
-    image, mask = predict_mask(lambda window: window[..., :1], source, config, 64, True)
+    image, mask, _ = predict_mask(lambda window: window[..., :1], source, config, 64, True)
     np.testing.assert_array_equal(mask, DEEP[..., 0] >= 5000)
     save_overlay(tmp_path / "o.png", image, mask, config)
     overlay = np.asarray(Image.open(tmp_path / "o.png"))

@@ -379,7 +379,7 @@ def test_prediction_reads_on_the_scale_of_the_training(tmp_path, capsys, size):
 
     image = np.full((40, 48), 1500, np.uint16)
     assert predict(image, 2000)[1].all() and not predict(image, 5000)[1].any()
-    shown, _ = predict(image, 2000)
+    shown, *_ = predict(image, 2000)
     assert (in_8_bits(shown, 2000) == 191).all(), "for the overlay"
     assert capsys.readouterr().err == ""
     image[:2] = 2100

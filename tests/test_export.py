@@ -2,20 +2,24 @@
 
 import errno
 import functools
-import importlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import prediction.export
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, Size, UserError
 from common.losses import probabilities
 from common.padding import any_size
 from common.shapes import missing
 from common.weights import assign_weights, initial_weights, weight_shapes
-from prediction.export import export, stablehlo_size
+from prediction import FIXED
+from prediction.export import export, fixed_size
+from prediction.quantization import window
 from tests.conftest import IMPLEMENTATIONS
 
 import keras
@@ -41,7 +45,12 @@ CASES = [
     ("savedmodel", "lowlevel", "paper"),
     ("savedmodel", "highlevel", "float64"),
     ("stablehlo", "highlevel", "paper"),
+    *[(kind, implementation, "own") for kind in ("onnx", "litert") for implementation in IMPLEMENTATIONS],
+    *[("onnx", "lowlevel", "paper"), ("onnx", "highlevel", "float64"), ("litert", "lowlevel", "paper")],
 ]
+LIGHT = ("onnx", "litert")  # what needs no TensorFlow where it is used
+MISSING = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+HERE = [case for case in CASES if case[0] != "onnx" or not MISSING]
 # Probabilities are below 1: a unit in the last place is at most 6e-8 in float32. Other kernels round in another way in every
 # layer: deterministic ones here and not there, XLA's, Keras's own normalization. 1.3e-6 measured; in bfloat16, 8 bits, 0.01.
 TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5}  # float64 is narrowed to float32 at the end
@@ -91,6 +100,33 @@ np.savez(f"{folder}/answers.npz", **answers)
 assert not {"common", "keras_impl"} & set(sys.modules)
 """
 
+# The same for who has no TensorFlow.
+LIGHT_READER = """
+import json, sys
+import numpy as np
+
+folder, cases = sys.argv[1], json.loads(sys.argv[2])
+images, answers = np.load(f"{folder}/images.npz"), {}
+for case in cases:
+    if case.startswith("onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(f"{folder}/{case}/model.onnx", providers=["CPUExecutionProvider"])
+        network = lambda x: session.run(["probabilities"], {"images": x})[0]
+    else:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:  # the same, as TensorFlow brings it along
+            import tensorflow as tf
+            Interpreter = tf.lite.Interpreter
+        runner = Interpreter(f"{folder}/{case}/model.tflite").get_signature_runner()
+        network = lambda x: runner(images=x)["probabilities"]
+    for number in "01":
+        answers[f"{case}-{number}"] = network(images[f"{case}-{number}"])
+np.savez(f"{folder}/light.npz", **answers)
+assert not {"common", "keras_impl"} & set(sys.modules)
+"""
+
 
 def some_weights(config):
     """Canonical name -> array: no two alike, so that none can be mistaken for another."""
@@ -116,17 +152,17 @@ def live(implementation, name):
 
 
 def some_images(kind, network):
-    """Two batches of images as a kind of export takes them: StableHLO one image of one size, Keras sizes that fit."""
+    """Two batches of images as a kind of export takes them: one image of one size, or sizes that fit Keras, or any."""
     rng = np.random.default_rng(0)
     sizes = [[n, *(side + missing(side, network) * (kind == "keras") for side in size)] for n, *size in SIZES]
     first, second = (rng.random((*size, network.channels), dtype=np.float32) for size in sizes)
-    return (first[:1], first[1:]) if kind == "stablehlo" else (first, second)
+    return (first[:1], first[1:]) if kind in FIXED else (first, second)
 
 
 def write(folder):
-    """Exports all of CASES into `folder`, each from the checkpoint of another implementation; and the live answers."""
+    """Exports all of HERE into `folder`, each from the checkpoint of another implementation; and the live answers."""
     images, answers = {}, {}
-    for kind, implementation, name in CASES:
+    for kind, implementation, name in HERE:
         trained = IMPLEMENTATIONS[IMPLEMENTATIONS.index(implementation) - 1]
         save_checkpoint(folder / "some.safetensors", live(trained, name)[1], {})
         weights, _, _ = load_checkpoint(folder / "some.safetensors", CONFIGS[name].network)
@@ -145,26 +181,33 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     write(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")}
-    command = [sys.executable, "-I", "-c", READER, str(folder), json.dumps(["-".join(case) for case in CASES])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.fail(done.stderr[-5000:], pytrace=False)
-    return folder, np.load(folder / "expected.npz"), np.load(folder / "answers.npz")
+    for reader, light in ((READER, False), (LIGHT_READER, True)):
+        cases = json.dumps(["-".join(case) for case in HERE if (case[0] in LIGHT) == light])
+        command = [sys.executable, "-I", "-c", reader, str(folder), cases]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            pytest.fail(done.stderr[-5000:], pytrace=False)
+    answers = {**np.load(folder / "answers.npz"), **np.load(folder / "light.npz")}
+    return folder, np.load(folder / "expected.npz"), answers
 
 
 @pytest.mark.parametrize("case", ["-".join(case) for case in CASES])
 def test_export_answers_as_the_live_network(case, exported):
     _, expected, answers = exported
     kind, _, config = case.split("-")
+    if kind == "onnx" and MISSING:
+        pytest.skip(f"needs {' and '.join(MISSING)}")
+    tolerance = 1e-5 if kind in LIGHT else TOLERANCE[config]  # in float32 whatever the training; 3.9e-6 measured
     for number in "01":
         here, there = expected[f"{case}-{number}"], answers[f"{case}-{number}"]
         assert np.std(here) > 0.01, "an answer that is the same everywhere tells nothing"
         assert here.shape == there.shape
-        np.testing.assert_allclose(there, here, rtol=0, atol=TOLERANCE[config])
+        print(f"{case}: largest difference {np.abs(there - here).max():.2g}")
+        np.testing.assert_allclose(there, here, rtol=0, atol=tolerance)
         if kind != "keras":
             assert there.dtype == np.float32
     if kind == "savedmodel":
-        np.testing.assert_allclose(answers[f"{case}-session"], here, rtol=0, atol=TOLERANCE[config])
+        np.testing.assert_allclose(answers[f"{case}-session"], here, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name, sides", [("own", "multiples of 8 pixels"), ("paper", "multiples of 8 pixels and 4 more")])
@@ -182,7 +225,7 @@ def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
         loaded(np.zeros([1, fits, fits + 1, network.channels]))
 
 
-@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo"])
+@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
 def test_export_repeats_all_options_of_the_network(kind, exported):
     about = json.loads((exported[0] / f"{kind}-keras_impl-own" / "export.json").read_text())
     assert vars(OWN.network).items() <= about.items() and about["image_size"] == "110x93"
@@ -200,8 +243,8 @@ def test_keras_file_can_be_trained_on(name, exported):
 
 def test_nothing_exported_names_a_folder_of_this_machine(exported):
     folder, _, _ = exported
-    files = [file for case in CASES for file in (folder / "-".join(case)).rglob("*") if file.is_file()]
-    assert len(files) > 3 * len(CASES) - 10
+    files = [file for case in HERE for file in (folder / "-".join(case)).rglob("*") if file.is_file()]
+    assert len(files) > 3 * len(HERE) - 10
     for file in files:
         content = file.read_bytes()
         assert not any(os.fsencode(folder) in content for folder in (ROOT, Path(tf.__file__).parent)), file
@@ -266,11 +309,47 @@ def test_keras_file_from_another_implementation_is_refused(tmp_path):
         export("keras", "lowlevel", OWN, {}, tmp_path / "net")
 
 
-def test_size_of_the_stablehlo_program():
-    assert stablehlo_size(OWN) == SIZE
-    assert stablehlo_size(OWN, (32, 48)) == (32, 48)
-    assert stablehlo_size(Config()) == (128, 128)
+def test_what_onnx_needs_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(
+        UserError, match=r"^--export onnx needs a package more \(.*\): pip install tf2onnx==[\d.]+ onnx==[\d.]+$"
+    ):
+        export("onnx", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_int8_is_smaller_and_says_what_it_costs(tmp_path, capsys):
+    """Cells drawn for the purpose: they need no file."""
+    options = {"images": 8, "batch_size": 2, "image_size": Size(40, 56)}
+    config = Config.of(filters=8, depth=2, channels=1, classes=1, **options)
+    weights = initial_weights(config.network)
+    for name, quantize in (("wide", False), ("narrow", True)):
+        export("litert", "lowlevel", config, weights, tmp_path / name, quantize=quantize)
+    wide, narrow = ((tmp_path / name / "model.tflite").stat().st_size for name in ("wide", "narrow"))
+    assert narrow < wide / 2
+    costs = re.search(r"dice on (\d+) validation images of 56x40: float32 (0\.\d+), int8 (0\.\d+)\n$", capsys.readouterr().out)
+    assert int(costs[1]) >= 1 and abs(float(costs[2]) - float(costs[3])) < 0.05
+    assert json.loads((tmp_path / "narrow" / "export.json").read_text())["quantized"] == "int8"
+
+
+def test_a_litert_file_without_its_weights_is_not_written(tmp_path, monkeypatch):
+    """As TensorFlow's converter writes it if the weights are not found through the module that it is given: it answers NaN."""
+    monkeypatch.setattr(prediction.export, "litert_predict", lambda path: lambda images: np.full([1, 93, 110, 1], np.nan))
+    with pytest.raises(UserError, match="answers otherwise than the network, by nan: it was not written"):
+        export("litert", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_windows_of_one_size():
+    values = np.arange(5 * 4).reshape(5, 4, 1)
+    assert window(values, (3, 6))[..., 0].tolist() == [[v + 4 * k for v in (1, 0, 1, 2, 3, 2)] for k in (1, 2, 3)]
+
+
+def test_size_of_a_program_for_one_size():
+    assert fixed_size("stablehlo", OWN) == SIZE
+    assert fixed_size("stablehlo", OWN, (32, 48)) == (32, 48)
+    assert fixed_size("litert", Config()) == (128, 128)
     with pytest.raises(UserError, match="at least 16"):
-        stablehlo_size(Config(), (15, 32))
-    with pytest.raises(UserError, match="add --image-size"):
-        stablehlo_size(Config.of(dataset="folder", data_dir=Path("photos")))
+        fixed_size("litert", Config(), (15, 32))
+    with pytest.raises(UserError, match="--export litert is for one image size, .*add --image-size"):
+        fixed_size("litert", Config.of(dataset="folder", data_dir=Path("photos")))

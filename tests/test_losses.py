@@ -10,7 +10,7 @@ from common.losses import cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
 from comparison import parity
 from comparison.ways import EXACT_CONSTANTS, cases
-from training.report import evaluate, list_classes
+from training.report import evaluate, list_classes, write_confusion
 
 import numpy as np
 import pytest
@@ -239,6 +239,8 @@ def test_report_of_classes(tmp_path, capsys):
         "road,0.6666667,0.8,2",
         "car,nan,nan,0",
     ]
+    write_confusion(tmp_path, matrix, config)
+    assert (tmp_path / "confusion.csv").read_text().split("\n")[:3] == ["true class,sky,road,car", "sky,4,1,0", "road,0,2,0"]
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[1:] == [
         ["sky", "0.8000", "0.8889", "5"],

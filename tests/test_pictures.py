@@ -6,7 +6,17 @@ from pathlib import Path
 
 from common.colors import CLASS_COLORS
 from common.config import VOID, Config
-from common.pictures import INVENTED, class_names, difference_colors, draw_curves, draw_grid, expendable, legend, mask_colors
+from common.pictures import (
+    INVENTED,
+    class_names,
+    difference_colors,
+    draw_confusion,
+    draw_curves,
+    draw_grid,
+    expendable,
+    legend,
+    mask_colors,
+)
 from training.report import draw_predictions
 
 import numpy as np
@@ -116,6 +126,18 @@ def test_a_grid_takes_rows_of_any_length_and_pictures_of_any_shape(tmp_path):
     draw_grid(tmp_path / "grid.png", [[(long, PICTURE)] * 3, [("a", PICTURE[:1]), ("b", PICTURE[:, :1])]], "title")
     with Image.open(tmp_path / "grid.png") as grid:
         assert 500 < grid.width < 900 and 300 < grid.height < 800
+
+
+def test_a_confusion_matrix_is_shares_of_the_true_classes(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("common.pictures.save_figure", lambda figure, path: figures.append(figure))
+    draw_confusion(tmp_path, np.array([[3, 1, 0], [0, 0, 0], [1, 0, 999]]), ["a$b$", "_never", "c"])
+    draw_confusion(tmp_path, np.eye(41, dtype=int), [str(k) for k in range(41)])
+    (first,), (second,) = (figure.axes for figure in figures)
+    assert [label.get_text() for label in first.get_yticklabels()] == ["a$b$", "_never", "c"]
+    shown = {text.get_position(): text.get_text() for text in first.texts}
+    assert shown == {(0, 0): "75", (1, 0): "25", (2, 2): "100"}, "x is the prediction; what is less than half a percent is not"
+    assert not second.texts and np.isnan(np.asarray(first.images[0].get_array().filled(np.nan))[1]).all()
 
 
 def test_no_picture_costs_a_result(tmp_path, capsys):

@@ -19,6 +19,7 @@ from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
 from common.weights import initial_weights
 from data.files import read_image, read_mask
+from prediction import FIXED
 from prediction.images import array_file
 from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
@@ -536,14 +537,25 @@ def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys)
 # --- export ---
 
 
-@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo"])
+@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
 def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys):
     arguments = ["--checkpoint", str(trained("highlevel")), "--output", str(tmp_path / "out")]
-    assert predict.main([*arguments, "--export", kind, *(["--image-size", "32"] if kind == "stablehlo" else [])]) == 0
+    assert predict.main([*arguments, "--export", kind, *(["--image-size", "32"] if kind in FIXED else [])]) == 0
     through = "keras_impl" if kind == "keras" else "highlevel"
     assert f"{through} exported to {tmp_path / 'out'} ({kind}" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "export.json").read_text())
     assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_options_of_an_export_go_with_their_kind(tmp_path):
+    for words, reason in (
+        ("--export onnx --quantize int8", "--quantize goes with --export litert"),
+        ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
+        ("a.png --object-class car", "--object-class go with --objects"),
+        ("--export onnx --objects", "--objects goes with images to predict"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            predict.main([*words.split(), "--checkpoint", "x", "--output", str(tmp_path)])
 
 
 def test_images_or_export_and_not_both(tmp_path):

@@ -177,7 +177,10 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
     for name in ("draw_augmentations", "draw_results"):
         monkeypatch.setattr(loop, name, draw)
     train(tmp_path)
-    assert len(there) == 2 and {"history.csv", "classes.csv", "best.safetensors", "last.safetensors"} <= there[1]
+    assert (
+        len(there) == 2
+        and {"history.csv", "classes.csv", "confusion.csv", "confusion.png", "best.safetensors", "last.safetensors"} <= there[1]
+    )
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 2 and all(line.endswith("ParseException: Expected end of text, found '$'") for line in lines)

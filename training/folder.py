@@ -12,7 +12,7 @@ from common.output import first_foreign, is_counted, record_names, refuse_foreig
 from data.cache import try_lock
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
-FILES += ("curves.png", "augmentations.png", "predictions.png")
+FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png")
 STEP = r"step-(\d+)\.safetensors"
 UNCOUNTED = r"(fold\d+/)?events(/events\.out\.tfevents\..*)?"  # TensorFlow writes them
 # what else the version before left in the folder of a run, which kept no count

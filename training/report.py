@@ -13,8 +13,10 @@ from common.output import replacing
 from common.pictures import (
     class_names,
     difference_colors,
+    draw_confusion,
     draw_curves,
     draw_grid,
+    expendable,
     image_colors,
     in_values,
     legend,
@@ -146,6 +148,17 @@ def list_classes(config, means, matrix):
         say(f"{name:<{width}}{shown}  {pixels:>19,}")
     if config.network.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
+
+
+def write_confusion(folder, matrix, config):
+    """The confusion matrix, pixels of true classes in rows and of predicted ones in columns: confusion.csv, confusion.png."""
+    names = class_names(config.data.class_names, config.network.classes)
+    with replacing(folder / "confusion.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true class", *map(cell, names)])
+        writer.writerows([cell(name), *row] for name, row in zip(names, matrix.tolist()))
+    with expendable(folder / "confusion.png"):
+        draw_confusion(folder / "confusion.png", matrix, names)
 
 
 def list_folds(config):

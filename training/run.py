@@ -22,7 +22,7 @@ from data.synthetic import otsu_dice
 from training import replicas
 from training.events import EventWriter
 from training.folder import STEP, take_new_folder, write_config
-from training.report import draw_results, evaluate, list_classes, predict_some, write_examples, write_history
+from training.report import draw_results, evaluate, list_classes, predict_some, write_confusion, write_examples, write_history
 from training.schedule import learning_rate, stops_early
 from training.summary import print_summary
 
@@ -349,7 +349,9 @@ class Run:
             f"best validation dice {best['val_dice']:.4f} at epoch {best['epoch']}{beside}; see {self.run_dir}/",
             flush=True,
         )
-        list_classes(config, *self._evaluate())
+        means, matrix = self._evaluate()
+        list_classes(config, means, matrix)
+        write_confusion(self.run_dir, matrix, config)
         for line in self.training.left_out:
             print(f"left out: {line}")
         with expendable(self.run_dir / "predictions.png"):

@@ -1,0 +1,250 @@
+"""Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled on validation."""
+
+import contextlib
+import csv
+import hashlib
+import itertools
+import json
+import sys
+from typing import NamedTuple
+
+from common.colors import CLASS_COLORS
+from common.config import VOID, UserError
+from common.output import discard, replacing, write_text
+from common.pictures import class_names, shown_bands
+from common.text import cell, say
+from data.files import in_8_bits
+from prediction.matching import Overlaps, object_scores
+from prediction.tiles import predict_tiles
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from skimage.measure import label, regionprops_table
+from skimage.morphology import dilation, local_maxima, reconstruction, remove_small_holes
+from skimage.segmentation import find_boundaries, watershed
+from tqdm import tqdm
+
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])  # pixels are joined by their sides, not their corners
+SMOOTHING = 1.5  # pixels: the raster gives every distance small summits
+THRESHOLDS, NECKS = (0.4, 0.5, 0.6, 0.75), (0, 0.5, 0.8, 0.9, 0.95)  # that are tried
+AREAS = (0.1, 0.2, 0.3)  # shares of the median area of the true objects
+SEARCHED = 4_000_000  # pixels of validation images to choose on
+
+
+class Settings(NamedTuple):
+    """What makes an object."""
+
+    threshold: float  # of the probability, above 0: pixels from it on are in objects
+    neck: float  # 0..1: two parts are two objects where it is less than `neck` times as high between them; 0: never
+    area: int  # objects of fewer pixels are left out, and holes of fewer are filled
+
+    @classmethod
+    def of(cls, threshold, neck, area):
+        """Raises: UserError for numbers that are no settings."""
+        if not (0 < threshold <= 1 and 0 <= neck < 1 and 0 <= area < 2**53 and area == int(area)):
+            raise UserError(
+                "--object-settings takes a threshold above 0 and up to 1, a neck from 0 to below 1, and an area in pixels, "
+                f"such as 0.5 0.8 20, got {threshold:g} {neck:g} {area:g}"
+            )
+        return cls(threshold, neck, int(area))
+
+    def __str__(self):
+        return f"{self.threshold:g} {self.neck:g} {self.area}"
+
+
+def class_of_objects(name, config):
+    """The index of the class that --object-class `name` means, None being the foreground. Raises: UserError."""
+    classes = config.network.classes
+    names = class_names(config.data.class_names, classes)
+    if name is None:
+        if classes > 2:
+            raise UserError(f"--objects: of which of the {classes} classes? add --object-class NAME ({', '.join(names)})")
+        return 1
+    index = names.index(name) if name in names else int(name) if name.isdecimal() else len(names)
+    if index >= len(names):
+        raise UserError(f"--object-class {name}: the classes are {', '.join(names)}")
+    if index == 0 and (classes == 1 or config.data.objects):
+        raise UserError(f"--object-class {name}: this network knows objects of {names[1]} alone")
+    return index
+
+
+# --- one image ---
+
+
+def split_objects(p, settings):
+    """Probabilities [H, W] -> labels int32 [H, W], 1 to n.
+
+    A watershed (Beucher and Lantuejoul 1979) from seeds, on the height of a pixel: how far it lies inside the pixels from the
+    threshold on, and again inside those from halfway between the threshold and 1 on, so that a line of doubtful pixels, where
+    two objects meet, is a valley. A seed is a summit from which every way to a higher one descends below `neck` times its
+    height: the same for small objects and large ones. Holes that would be no objects are filled before: around a hole there
+    is no summit.
+    """
+    p = np.pad(p, 1)  # an object at the border ends there
+    levels = [settings.threshold, (1 + settings.threshold) / 2]
+    inside, surely = (remove_small_holes(p >= level, settings.area, connectivity=1) for level in levels)
+    if settings.neck == 0:
+        labels = label(inside, connectivity=1)
+    else:
+        distance = gaussian_filter(distance_transform_edt(inside) + distance_transform_edt(surely), SMOOTHING)
+        height = np.full(p.shape, -1e3)  # logarithms: a share is a difference
+        height[inside] = np.log(distance[inside])
+        filled = reconstruction(height + np.log(settings.neck), height, footprint=CROSS)  # summits cut down to `neck` of them
+        seeds = label(local_maxima(filled, connectivity=1) & inside, connectivity=1)
+        labels = watershed(-height, seeds, mask=inside)
+    labels = labels[1:-1, 1:-1]
+    stay = np.bincount(labels.ravel()) >= max(settings.area, 1)
+    stay[0] = False
+    return np.where(stay, np.cumsum(stay), 0).astype(np.int32)[labels]
+
+
+def find_objects(p, settings, config):
+    """Probabilities [H, W] of the class -> labels int32 [H, W]. Where the training resized, areas are in pixels of its size."""
+    size = config.data.image_size or p.shape
+    return split_objects(p, settings._replace(area=round(settings.area * p.size / (size[0] * size[1]))))
+
+
+def true_objects(mask, klass):
+    """Class indices [H, W] -> labels: where nothing tells objects apart, each connected part of the class is one."""
+    return label(mask == klass, connectivity=1)
+
+
+# --- settings ---
+
+
+def choose_settings(pairs):
+    """The `Settings` with the best mean AP: (settings, {name: mean over the images} of `object_scores`, how many were tried).
+
+    The best threshold and neck with the middle one of the areas, then the best area with them.
+
+    pairs: of validation images, (probabilities [H, W], true labels [H, W]); pixels that nobody labelled are 0 in both.
+    """
+    areas = np.concatenate([np.bincount(truth.ravel())[1:] for _, truth in pairs])
+    typical = np.median(areas[areas > 0]) if areas.any() else 0
+    areas, tried = [round(share * typical) for share in AREAS], {}
+    bar = tqdm(total=len(THRESHOLDS) * len(NECKS) + len(AREAS) - 1, desc="settings", delay=1, leave=False, disable=None)
+
+    def best_of(candidates):
+        for settings in candidates:
+            if settings not in tried:
+                tried[settings] = [object_scores(Overlaps.of(truth, split_objects(p, settings))) for p, truth in pairs]
+                bar.update()
+        return max(candidates, key=lambda settings: np.mean([scores["ap"] for scores in tried[settings]]))
+
+    with bar:
+        best = best_of([Settings(*two, areas[len(areas) // 2]) for two in itertools.product(THRESHOLDS, NECKS)])
+        best = best_of([best._replace(area=area) for area in areas])
+    return best, {name: float(np.mean([scores[name] for scores in tried[best]])) for name in tried[best][0]}, len(tried)
+
+
+def validation_pairs(config, predict, klass, tile):
+    """What `choose_settings` takes, of the first of the run's validation images. Raises: UserError when they are not there."""
+    from data.loader import load_examples  # and TensorFlow with it
+
+    config, _, validation = load_examples(config)
+    pairs = []
+    for i in range(len(validation.names)):
+        if sum(p.size for p, _ in pairs) >= SEARCHED:
+            break
+        image, mask = validation.images[i], validation.masks[i]
+        p = np.empty(mask.shape, np.float32)
+        parts = predict_tiles(predict, image, config.network, tile, name=validation.names[i], white=config.data.white or 255)
+        for rows, columns, part in parts:
+            p[rows, columns] = part[..., klass if config.network.classes > 1 else 0]
+        truth = validation.objects[i] if validation.objects else true_objects(mask, klass)
+        pairs.append((np.where(mask == VOID, 0, p), truth))
+    return pairs
+
+
+def settled(checkpoint, config, predict, klass, tile):
+    """The `Settings` for a checkpoint: those in objects.json beside it, or else the best on the validation images of its run.
+
+    What was found is printed, and kept in that file for the next time, also where the data of the training is not.
+
+    Raises: UserError when they are not known and the data of the training cannot be read.
+    """
+    path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):  # none, or changed by hand: searched anew
+        kept = json.loads(path.read_text())
+        if kept["checkpoint"] == digest:  # else it is of other weights
+            known = dict(kept["classes"])
+            settings = Settings.of(*known[str(klass)]["settings"])
+            say(f"objects by --object-settings {settings}, from {path}")
+            return settings
+    try:
+        pairs = validation_pairs(config, predict, klass, tile)
+    except UserError as error:
+        raise UserError(
+            f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
+        ) from None
+    settings, scores, tried = choose_settings(pairs)
+    say(
+        f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
+        "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
+    )
+    known[str(klass)] = {"settings": list(settings), "images": len(pairs), **scores}
+    try:
+        write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
+    except (UserError, OSError) as error:
+        say(f"warning: the settings are not kept for the next time: {error}", sys.stderr)
+    return settings
+
+
+# --- files ---
+
+
+def save_labels(path, labels):
+    """The label image, of 16 bits as `path`, a .png, or of 32 as a .tif beside it if there are more than 65535 objects."""
+    wide = labels.max(initial=0) > 65535
+    other = path.with_suffix(".tif")
+    if wide:
+        path, other = other, path
+        say(f"{path.stem}: {labels.max()} objects are more than a PNG can number: {path.name}")
+    with replacing(path) as part:
+        Image.fromarray(labels if wide else labels.astype(np.uint16)).save(part, "TIFF" if wide else "PNG")
+    discard(other)  # of an earlier prediction
+
+
+def measure(labels, image):
+    """One dict for each object: label; area in pixels; row and column of the centroid; mean intensity in each channel.
+
+    top, left, bottom, right: the first row and column of the object, and those behind its last.
+
+    image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
+    """
+    names = {
+        "centroid-0": "row",
+        "centroid-1": "column",
+        "bbox-0": "top",
+        "bbox-1": "left",
+        "bbox-2": "bottom",
+        "bbox-3": "right",
+    }
+    n = image.shape[-1]
+    channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
+    names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}
+    table = regionprops_table(labels, image, ["label", "area", "centroid", "bbox", "intensity_mean"])
+    return [dict(zip((names.get(name, name) for name in table), row)) for row in zip(*table.values())]
+
+
+def write_table(path, rows):
+    """rows: name of the image -> what `measure` returns, as one CSV file."""
+    columns = next((list(measured[0]) for measured in rows.values() if measured), ["label"])
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        for name, measured in rows.items():
+            writer.writerows([cell(name), *(f"{value:.7g}" for value in row.values())] for row in measured)
+
+
+def save_outlines(path, image, labels, config):
+    """The image, as `predict_mask` gives it, with the outline of each object, in colours that change from one to the next."""
+    picture = in_8_bits(shown_bands(image, config.data.show_bands), config.data.white).copy()
+    lines = find_boundaries(labels, connectivity=1, mode="inner")
+    if (thick := round(min(labels.shape) / 600)) > 0:
+        lines = dilation(lines, np.ones((2 * thick + 1, 2 * thick + 1))) & (labels > 0)
+    colors = np.rint(255 * CLASS_COLORS[1:5]).astype(np.uint8)  # orange, sky, green, yellow: seen on black and on purple
+    picture[lines] = colors[labels[lines] % len(colors)]
+    with replacing(path) as part:
+        Image.fromarray(picture).save(part, "PNG")

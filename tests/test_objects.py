@@ -1,0 +1,355 @@
+"""Objects: how they are found in probabilities, counted, measured and compared with the true ones."""
+
+import csv
+import json
+
+import predict
+from common.checkpoint import read_checkpoint, save_checkpoint
+from common.config import VOID, Config, Names, Size, UserError
+from common.weights import initial_weights
+from prediction.matching import IOUS, Overlaps, object_scores, segment_scores
+from prediction.objects import (
+    Settings,
+    choose_settings,
+    class_of_objects,
+    find_objects,
+    measure,
+    save_labels,
+    split_objects,
+    true_objects,
+    validation_pairs,
+)
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from skimage.draw import disk
+
+RNG = np.random.default_rng(0)
+
+
+def discs(*centres, size=(48, 64), radius=8):
+    """Probabilities 0.9 in discs and 0.1 beside them."""
+    p = np.full(size, 0.1, np.float32)
+    for centre in centres:
+        p[disk(centre, radius, shape=size)] = 0.9
+    return p
+
+
+def some_labels(size=(40, 40), n=6):
+    """Squares that cover each other in part, with a gap in their numbers."""
+    labels = np.zeros(size, np.int32)
+    for k in range(1, n + 1):
+        y, x, side = *RNG.integers(0, 32, 2), RNG.integers(3, 12)
+        labels[y : y + side, x : x + side] = k + (k > 3)
+    return labels
+
+
+# --- scores ---
+
+
+def by_definition(truth, found):
+    """`object_scores` by loops over all pairs."""
+    truths, founds = ([labels == k for k in np.unique(labels) if k] for labels in (truth, found))
+    iou = np.array([[(t & f).sum() / (t | f).sum() for f in founds] for t in truths]).reshape(len(truths), len(founds))
+    ap = []
+    for threshold in np.rint(100 * IOUS):
+        tp = (100 * iou > threshold + 1e-6).sum()
+        ap.append(tp / (len(truths) + len(founds) - tp))
+    inside, around, used = 0, 0, set()
+    for k, t in enumerate(truths):
+        j = iou[k].argmax() if founds else 0
+        if not founds or iou[k, j] == 0:
+            around += t.sum()
+            continue
+        inside, around = inside + (t & founds[j]).sum(), around + (t | founds[j]).sum()
+        used.add(j)
+    around += sum(f.sum() for j, f in enumerate(founds) if j not in used)
+    tp = (iou > 0.5).sum()
+    return {"ap": np.mean(ap), "ap50": ap[0], "f1": 2 * tp / (len(truths) + len(founds)), "aji": inside / around}
+
+
+def test_scores_are_those_of_the_definitions():
+    """Among them no object found, and none there."""
+    for k in range(40):
+        truth = some_labels(n=k % 5)
+        found = np.roll(np.where(RNG.random(truth.shape) < 0.1, 0, truth), k % 3, 0) if k % 2 else some_labels(n=k % 7)
+        if k == 38:
+            found = np.zeros_like(truth)
+        scores = object_scores(Overlaps.of(truth, found))
+        assert (scores["objects"], scores["found"]) == tuple(len(np.unique(labels[labels > 0])) for labels in (truth, found))
+        if truth.any() or found.any():
+            assert {name: scores[name] for name in ("ap", "ap50", "f1", "aji")} == pytest.approx(by_definition(truth, found))
+
+
+def test_scores_by_hand():
+    """Of two true objects of 100 pixels one is found with 60 of them, and one is invented: 0.6 is above 0.5 and 0.55 alone."""
+    truth, found = np.zeros((2, 30, 40), np.int32)
+    truth[:10, :10], truth[:10, 20:30] = 1, 2
+    found[:6, :10], found[20:30, 20:30] = 1, 2
+    scores = object_scores(Overlaps.of(truth, found))
+    assert scores == pytest.approx({"objects": 2, "found": 2, "ap": 1 / 3 * 2 / 10, "ap50": 1 / 3, "f1": 0.5, "aji": 60 / 300})
+    nothing = np.zeros_like(truth)
+    assert object_scores(Overlaps.of(nothing, nothing))["ap"] == 1 and object_scores(Overlaps.of(truth, nothing))["ap"] == 0
+
+
+def test_segments_by_hand():
+    """Two halves found as one: p(1, 1) = p(2, 1) = 1/2, so V-Rand = (1/4 + 1/4) / ((1/2 + 1) / 2) and V-Info = 0."""
+    truth = np.repeat([[1] * 30 + [0] * 3 + [2] * 30], 40, 0)
+    merged = np.ones_like(truth)
+    assert segment_scores(truth, merged) == pytest.approx({"v_rand": 2 / 3, "v_info": 0}, abs=1e-3)
+    thinner = np.where(truth, truth, 0)
+    thinner[:, 28:35] = 0  # a thicker membrane costs nothing
+    assert segment_scores(truth, thinner) == pytest.approx({"v_rand": 1, "v_info": 1})
+    quarters = truth + 2 * (np.arange(40) >= 20)[:, np.newaxis] * (truth > 0)  # (4/16) / ((1/2 + 1/4) / 2)
+    assert segment_scores(truth, quarters) == pytest.approx({"v_rand": 2 / 3, "v_info": 2 * 1 / (1 + 2)}, abs=1e-3)
+    assert np.isnan(segment_scores(np.zeros_like(truth), merged)["v_rand"])
+    assert segment_scores(truth, np.zeros_like(truth)) == segment_scores(truth, merged), "nothing found is one segment"
+
+
+# --- finding ---
+
+
+def test_touching_objects_are_parted_at_their_neck():
+    p = discs((16, 20), (16, 34), (38, 50))
+    assert split_objects(p, Settings(0.5, 0.9, 20)).max() == 3 and split_objects(p, Settings(0.5, 0, 20)).max() == 2
+    labels = split_objects(p, Settings(0.5, 0.9, 20))
+    assert labels.dtype == np.int32 and labels[16, 20] != labels[16, 34] and (labels > 0).sum() == (p > 0.5).sum()
+    assert split_objects(p.repeat(3, 0).repeat(3, 1), Settings(0.5, 0.9, 20)).max() == 3, "whatever their size"
+    assert split_objects(p, Settings(0.95, 0.9, 0)).max() == 0
+    assert split_objects(np.ones((9, 9)), Settings(0.5, 0.9, 0)).max() == 1, "one that fills the image"
+
+
+def test_how_thin_a_neck_parts():
+    """Two discs of radius 8, 10 pixels apart: what joins them is 12.5 thick, 0.78 of 16."""
+    p = discs((20, 20), (20, 30))
+    assert [split_objects(p, Settings(0.5, neck, 20)).max() for neck in (0.6, 0.95)] == [1, 2]
+
+
+def test_a_line_of_doubt_parts():
+    """A bar, everywhere above the threshold, with a line across it where the network is less sure."""
+    p = np.full((20, 60), 0.05, np.float32)
+    p[5:15, 5:55] = 0.95
+    assert split_objects(p, Settings(0.5, 0.8, 20)).max() == 1
+    p[5:15, 30:32] = 0.6
+    labels = split_objects(p, Settings(0.5, 0.8, 20))
+    assert labels.max() == 2 and (labels > 0).sum() == 500 and split_objects(p, Settings(0.5, 0, 20)).max() == 1
+
+
+def test_small_objects_go_and_small_holes_are_filled():
+    p = discs((16, 20))
+    p[15:17, 19:21], p[40:43, 40:43] = 0.2, 0.9  # a hole of 4 pixels, a speck of 9
+    assert split_objects(p, Settings(0.5, 0.9, 10))[16, 20] == 1 == split_objects(p, Settings(0.5, 0.9, 10)).max()
+    labels = split_objects(p, Settings(0.5, 0, 4))
+    assert labels.max() == 2 and labels[16, 20] == 0
+
+
+def test_areas_are_those_of_the_size_that_the_network_sees():
+    p = discs((24, 32), radius=4)  # 49 pixels
+    assert find_objects(p, Settings(0.5, 0.9, 30), Config.of(channels=1, classes=1)).max() == 1
+    half = Config.of(channels=1, classes=1, depth=2, image_size=Size(24, 32))  # 30 pixels there are 120 here
+    assert find_objects(p, Settings(0.5, 0.9, 30), half).max() == 0
+
+
+def test_settings_are_chosen_by_the_true_objects():
+    p = discs((16, 20), (16, 34), (38, 50))
+    p[5, 60] = 0.9  # a speck
+    two, three = (split_objects(p, Settings(0.5, neck, 20)) for neck in (0, 0.9))
+    for truth, parted in ((two, False), (three, True)):
+        settings, scores, tried = choose_settings([(p, truth)])
+        assert (settings.neck > 0) == parted and scores["ap"] == 1 and settings.area > 1 and tried == 22
+    assert choose_settings([(p, np.zeros_like(two))])[0].area == 0, "no true object at all"
+
+
+def test_connected_parts_are_objects_where_nothing_tells_them_apart():
+    mask = np.array([[1, 1, 0, 2], [0, 0, 1, 2], [VOID, 1, 0, 0]], np.uint8)
+    assert true_objects(mask, 1).tolist() == [[1, 1, 0, 0], [0, 0, 2, 0], [0, 3, 0, 0]]
+    assert true_objects(mask, 2).max() == 1
+
+
+def test_measures():
+    labels, image = np.zeros((2, 8, 9), np.int32)
+    labels[2:4, 3:6], image[2:4, 3:6], image[2, 3] = 1, 300, 600
+    (row,) = measure(labels, image[..., np.newaxis].astype(np.uint16))
+    assert row == {"label": 1, "area": 6, "row": 2.5, "column": 4, "top": 2, "left": 3, "bottom": 4, "right": 6} | {
+        "mean_intensity": 350
+    }
+    assert measure(labels * 0, image[..., np.newaxis]) == []
+    assert measure(labels, np.dstack([image, image * 2, image]))[0]["mean_intensity_green"] == 700
+
+
+def test_more_objects_than_16_bits_number(tmp_path, capsys):
+    labels = np.arange(70_000, dtype=np.int32).reshape(250, 280)
+    save_labels(tmp_path / "a.png", labels[:10])
+    assert np.asarray(Image.open(tmp_path / "a.png")).dtype == np.uint16
+    save_labels(tmp_path / "a.png", labels)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.tif")), labels)
+    assert "69999 objects are more than a PNG can number: a.tif" in capsys.readouterr().out
+    assert not (tmp_path / "a.png").exists(), "the numbers of before are not beside it"
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def bright(tmp_path, monkeypatch):
+    """make(**options) -> a checkpoint; its foreground is what is brighter than the middle. Cells are drawn to validate on."""
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
+
+    def make(**options):
+        size = {"images": 8, "batch_size": 2, "image_size": Size(64, 64)}
+        config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **size, **options})
+        weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
+        path = tmp_path / "run" / "best.safetensors"
+        save_checkpoint(path, weights, {}, config=config.as_dict(), implementation="lowlevel", epoch=1)
+        return path
+
+    (tmp_path / "images").mkdir()
+    for stem, p in {"a": discs((16, 20), (16, 34), size=(64, 64)), "b": discs((40, 40), size=(64, 64))}.items():
+        Image.fromarray(np.rint(255 * p).astype(np.uint8)).save(tmp_path / "images" / f"{stem}.png")
+    return make
+
+
+def run(checkpoint, folder, *arguments):
+    command = ["--checkpoint", str(checkpoint), str(folder / "images"), "--output", str(folder / "out"), "--objects"]
+    return predict.main([*command, *map(str, arguments)])
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_objects_are_numbered_measured_and_outlined(bright, tmp_path, capsys):
+    assert run(bright(), tmp_path, "--overlay", "--object-settings", 0.5, 0.9, 20) == 0
+    assert [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[:2]] == ["2 objects", "1 objects"]
+    labels = np.asarray(Image.open(tmp_path / "out/objects/a.png"))
+    assert labels.dtype == np.uint16 and np.unique(labels).tolist() == [0, 1, 2]
+    rows = read(tmp_path / "out/objects.csv")
+    assert [(row["image"], row["label"]) for row in rows] == [("a.png", "1"), ("a.png", "2"), ("b.png", "1")]
+    assert float(rows[2]["row"]) == 40 and float(rows[2]["mean_intensity"]) == 230
+    outlines = np.asarray(Image.open(tmp_path / "out/overlays/a.png")).astype(int)
+    coloured = np.ptp(outlines, axis=-1) > 0
+    assert coloured.any() and not coloured[16, 20] and (labels[coloured] > 0).all()
+    assert len(np.unique(outlines[coloured], axis=0)) == 2, "a colour each"
+
+
+def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path, capsys, monkeypatch):
+    checkpoint = bright()
+    run(checkpoint, tmp_path)
+    first = capsys.readouterr().out
+    assert "the best of 22 tried on 2 validation images: mean AP " in first
+    kept = json.loads((tmp_path / "run/objects.json").read_text())["classes"]["1"]["settings"]
+    with monkeypatch.context() as patch:
+        patch.setattr("prediction.objects.choose_settings", lambda pairs: pytest.fail("searched again"))
+        run(checkpoint, tmp_path)
+    used = "objects by --object-settings {:g} {:g} {}".format(*kept)
+    assert used in first and used in capsys.readouterr().out
+    bright(seed=1)  # other weights: what is kept is of others
+    run(checkpoint, tmp_path)
+    assert "tried on" in capsys.readouterr().out
+
+
+def test_objects_of_one_of_many_classes(bright, tmp_path, monkeypatch):
+    """The third class is bright, the others share the dark."""
+    three = lambda images: np.concatenate([(1 - images) / 2, (1 - images) / 2, images], axis=-1)  # noqa: E731
+    monkeypatch.setattr(predict, "make_predict", lambda *_: three)
+    checkpoint = bright(classes=3)
+    with pytest.raises(UserError, match="--object-class car: the classes are class 0, class 1, class 2"):
+        run(checkpoint, tmp_path, "--object-class", "car")
+    run(checkpoint, tmp_path, "--object-settings", 0.5, 0.9, 20, "--object-class", "class 2")
+    assert np.asarray(Image.open(tmp_path / "out/objects/a.png")).max() == 2
+    run(checkpoint, tmp_path, "--object-settings", 0.3, 0, 20, "--object-class", 1)
+    assert np.asarray(Image.open(tmp_path / "out/objects/a.png"))[16, 20] == 0
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_objects_are_evaluated(numbered, bright, tmp_path, capsys):
+    """Against label images, and against connected parts, where the two that touch are one."""
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for stem, p in {"a": discs((16, 20), (16, 34), size=(64, 64)), "b": discs((40, 40), size=(64, 64))}.items():
+        labels = split_objects(p, Settings(0.5, 0.9, 20))
+        Image.fromarray(labels.astype(np.uint16) * 300 if numbered else (255 * (p > 0.5)).astype(np.uint8)).save(
+            truth / f"{stem}.png"
+        )
+    data = {"dataset": "folder", "data_dir": tmp_path, "objects": True} if numbered else {}
+    arguments = ["--object-settings", 0.5, 0.9, 20, "--evaluate", truth]
+    assert run(bright(**data, **({"images": Config().data.images} if numbered else {})), tmp_path, *arguments) == 0
+    rows = {row["image"]: row for row in read(tmp_path / "out/metrics.csv")}
+    assert rows["a.png"]["objects"] == ("2" if numbered else "1") and rows["a.png"]["found"] == "2"
+    assert float(rows["b.png"]["ap"]) == float(rows["b.png"]["aji"]) == 1 and float(rows["a.png"]["pixel_error"]) == 0
+    assert (float(rows["mean of the images"]["ap"]) == 1) == numbered
+    assert (float(rows["a.png"]["v_rand"]) == 1) == numbered
+    assert "ap 1.0000 (1 true objects)" in capsys.readouterr().out
+
+
+def test_the_worst_images_come_first_and_the_classes_are_confused(bright, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("training.report.draw_predictions", lambda path, columns, *_: drawn.append(columns["prediction"]))
+    (tmp_path / "truth").mkdir()
+    for stem, p in {"a": discs((16, 20), (16, 34), size=(64, 64)), "b": discs((40, 50), size=(64, 64))}.items():
+        Image.fromarray((255 * (p > 0.5)).astype(np.uint8)).save(tmp_path / "truth" / f"{stem}.png")
+    run(bright(), tmp_path, "--object-settings", 0.5, 0, 0, "--evaluate", tmp_path / "truth")
+    assert [name for name, *_ in drawn[0]] == ["b.png", "a.png"]
+    matrix = read(tmp_path / "out/evaluation/confusion.csv")
+    disc = int((discs((40, 40), size=(64, 64)) > 0.5).sum())
+    both = int(((discs((40, 40), size=(64, 64)) > 0.5) & (discs((40, 50), size=(64, 64)) > 0.5)).sum())
+    assert matrix[1]["true class"] == "foreground" and int(matrix[1]["background"]) == disc - both == int(
+        matrix[0]["foreground"]
+    )
+    assert (tmp_path / "out/evaluation/confusion.png").stat().st_size > 1000
+
+
+def test_what_nobody_labelled_counts_nowhere(bright, tmp_path):
+    """One of two objects lies in the void: it is neither to be found nor invented."""
+    (tmp_path / "masks").mkdir()
+    for stem in "ab":
+        mask = np.zeros((64, 64), np.uint8)
+        mask[:, 28:] = 2  # void; the second disc of a, that of b
+        mask[:, :28][discs((16, 20), size=(64, 64))[:, :28] > 0.5] = stem == "a"
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "void_label": 2, "batch_size": 1, "images": Config().data.images}
+    checkpoint = bright(**options)
+    run(checkpoint, tmp_path, "--object-settings", 0.5, 0.9, 20, "--evaluate", tmp_path / "masks")
+    rows = {row["image"]: row for row in read(tmp_path / "out/metrics.csv")}
+    assert [rows["a.png"][name] for name in ("objects", "found", "ap50")] == ["1", "1", "1"]
+    assert [rows["b.png"][name] for name in ("objects", "found", "ap50")] == ["0", "0", "1"]
+    ((p, truth),) = validation_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64)
+    assert p[16, 20] in (np.float32(230 / 255), np.float32(26 / 255)) and not p[:, 28:].any() and not truth[:, 28:].any()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--object-settings", 0.5, 1, 3], "a neck from 0 to below 1"),
+        (["--object-settings", 0, 0.5, 3], "a threshold above 0"),
+        (["--object-settings", 0.5, 0.5, "nan"], "an area in pixels"),
+        (["--object-class", "background"], "this network knows objects of foreground alone"),
+        (["--object-class", "car"], "--object-class car: the classes are background, foreground"),
+    ],
+)
+def test_bad_settings(arguments, words, bright, tmp_path):
+    with pytest.raises(UserError, match=words):
+        run(bright(), tmp_path, *arguments)
+
+
+def test_where_the_data_of_the_training_is_not(bright, tmp_path):
+    config = {"dataset": "folder", "data_dir": tmp_path / "gone", "images": Config().data.images}
+    with pytest.raises(
+        UserError, match="gone.*; --objects looks there for its settings: or name them, as in --object-settings"
+    ):
+        run(bright(**config), tmp_path)
+
+
+def test_which_class_is_of_objects():
+    three = Config.of(channels=1, classes=3, class_names=Names(("sky", "road", "car")))
+    assert class_of_objects("car", three) == class_of_objects("2", three) == 2
+    with pytest.raises(UserError, match="of which of the 3 classes.*sky, road, car"):
+        class_of_objects(None, three)
+    assert (
+        class_of_objects(None, Config.of(channels=1, classes=2))
+        == class_of_objects(None, Config.of(channels=1, classes=1))
+        == 1
+    )
