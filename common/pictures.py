@@ -5,6 +5,7 @@ Matplotlib, 0.3 s, is imported by what draws: most who import this module need a
 
 import contextlib
 import sys
+import warnings
 
 from common.colors import CLASS_COLORS
 from common.config import VOID
@@ -27,7 +28,8 @@ def expendable(what):
 
 
 def save_figure(figure, path):
-    with replacing(path) as part:
+    with replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: a box is drawn
         figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
 
 

@@ -259,7 +259,7 @@ def test_predicted_classes():
         (dict(crop_size=(8, 8)), "--crop-size"),
         (dict(dataset="folder"), "--data-dir"),
         (dict(learning_rate=0.0), "--learning-rate"),
-        (dict(channels=2), "--channels"),
+        (dict(channels=0), "--channels"),
     ],
 )
 def test_impossible_configurations(options, words):
