@@ -47,7 +47,7 @@ def add_options(parser):
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
     words = "with --data: a consumer that takes so many images per second, and for how long it waits (default: 500,1000,2000)"
-    group.add_argument("--consume", type=_counts, metavar="N,N", default=[500, 1000, 2000], help=words)
+    group.add_argument("--consume", type=_counts, metavar="N,N", help=words)
     parser.set_defaults(what="default", images=40, devices=1)
 
 
@@ -62,6 +62,8 @@ def run(config, args):
     is_matrix = args.what in ("default", "quick", "full")
     if args.against and not is_matrix:
         raise UserError(f"--against compares images per second, and not with --{args.what}")
+    if args.consume and args.what != "data":
+        raise UserError("--consume goes with --data")
     if args.what == "profile" and args.rounds:
         raise UserError("--profile has no --rounds: it profiles 10 steps")
     if args.scaling:
@@ -79,7 +81,7 @@ def run(config, args):
     if args.what == "latency":
         latency.run(config, rounds, output / "latency.json")
     if args.what == "data":
-        pipeline.run(config, rounds, args.consume, output / "pipeline.json")
+        pipeline.run(config, rounds, args.consume or [500, 1000, 2000], output / "pipeline.json")
     if args.what == "loop":
         training_loop.run(config, rounds, output / "loop.json")
     if args.what == "profile":

@@ -3,7 +3,7 @@
     python comparison/offline.py pack PIECES          here: installs requirements.txt and TensorFlow's CUDA libraries into
                                                       pieces of 56 MB, for the machine's Python and generation of GPU
     python3 comparison/offline.py run PIECES OUT      there, in a copy of this repository: unpacks them, and runs what there
-                                                      is to see on a GPU; the JSON and pictures come to lie in OUT
+                                                      is to see on a GPU; the JSON and pictures come to lie in OUT, a new folder
 
 It needs nothing but Python's own library. What makes 5 GB carryable: the libraries hold machine code for six generations of
 GPUs, of which one is kept; and TensorFlow opens libraries at its start that a convolution net never calls, which become empty
@@ -14,11 +14,13 @@ import argparse
 import lzma
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -51,18 +53,32 @@ def main():
     packing.add_argument(
         "--generation", type=int, default=90, help="compute capability of its GPU (default: %(default)s: H100)"
     )
-    packing.add_argument("--megabytes", type=int, default=56, help="of a piece at most (default: %(default)s)")
+    packing.add_argument(
+        "--megabytes",
+        type=int,
+        default=56,
+        choices=range(40, 4096),
+        metavar="N",
+        help="of a piece at most (default: %(default)s)",
+    )
     running = commands.add_parser("run", help="there")
     running.add_argument("pieces", type=Path)
     running.add_argument("output", type=Path)
-    running.add_argument("--only", nargs="*", help=f"of {', '.join(name for name, *_ in RUNS)}")
+    running.add_argument("--only", nargs="*", choices=[name for name, *_ in RUNS], help="default: all that follow")
     running.add_argument("--data", type=Path, help="images/ and masks/ for bench --data, which is left out without")
     running.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after so many")
     args = parser.parse_args()
+    site = args.pieces.with_name(args.pieces.name + "-site")
+    for path in [args.pieces, site] if args.command == "pack" else [args.output]:
+        if os.path.lexists(path):
+            parser.error(f"{path} exists: name a new folder, or remove it")
     if args.command == "pack":
         pack(args.pieces, args.python, args.generation, args.megabytes)
         return 0
-    return run(args.pieces, args.output, args.only, args.data, args.seconds)
+    try:
+        return run(args.pieces, args.output, args.only, args.data, args.seconds)
+    except (OSError, ValueError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+        parser.error(f"{args.pieces} cannot be unpacked: {error}")
 
 
 def pack(pieces, python, generation, megabytes):
@@ -145,34 +161,42 @@ def keep_generation(path, generation):
 
 
 def run(pieces, output, only=None, data=None, seconds=float("inf")):
-    """Unpacks `pieces` into a folder beside them, once, and runs `RUNS`. Returns: how many of them failed."""
+    """Unpacks `pieces` into a folder beside them, once, and runs `RUNS`. Returns: how many of them failed.
+
+    Raises: OSError, ValueError, EOFError, LZMAError, TarError for pieces that are not whole.
+    """
     begin = time.time()
-    site = pieces.with_name(pieces.name + "-site") / "site"
+    site = pieces.with_name(pieces.name + "-site")
     if not site.exists():
         parts = sorted(pieces.rglob("*.xz"), key=lambda path: path.name)
-        assert [int(part.stem) for part in parts] == list(range(len(parts))), "a piece is missing"
-        site.parent.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor() as pool, open(site.with_name("site.tar"), "wb") as file:
+        if not parts or [part.stem for part in parts] != [f"{k:03}" for k in range(len(parts))]:
+            raise ValueError("it lacks some of 000.xz, 001.xz and so on")
+        unfinished = Path(tempfile.mkdtemp(dir=pieces.parent))
+        with ProcessPoolExecutor() as pool, open(unfinished / "site.tar", "wb") as file:
             for text in pool.map(decompress, parts):
                 file.write(text)
-        subprocess.run(["tar", "xf", site.with_name("site.tar"), "-C", site.parent], check=True)
+        with tarfile.open(unfinished / "site.tar") as tar:
+            tar.extractall(unfinished, filter="data")
+        (unfinished / "site.tar").unlink()
+        unfinished.rename(site)  # all of it, or nothing
         print(f"unpacked in {time.time() - begin:.0f} s", flush=True)
+    site /= "site"
     path = [str(site), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
-    output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True)
     failed = 0
     for name, limit, command in RUNS:
         if (only and name not in only) or ("DATA" in command and not data) or time.time() - begin > seconds:
             continue
         start, folder = time.time(), ROOT / "runs" / name
-        command = command.replace("*", sys.executable, 1).replace("DATA", str(data))
-        if " -c " not in command:
-            command += f" --run-dir {folder}"
+        command = [{"*": sys.executable, "DATA": str(data)}.get(word, word) for word in shlex.split(command)]
+        if "-c" not in command:
+            command += ["--run-dir", str(folder)]
         with open(output / f"{name}.log", "w") as log:
             where = dict(cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            code = subprocess.run(["timeout", str(limit), "sh", "-c", command], **where).returncode
+            code = subprocess.run(["timeout", str(limit), *command], **where).returncode
         failed += code != 0
-        print(f"{name}: exit code {code} after {time.time() - start:.0f} s: {command}", flush=True)
+        print(f"{name}: exit code {code} after {time.time() - start:.0f} s: {shlex.join(command)}", flush=True)
         for path in folder.glob("*.*"):
             if path.suffix in (".json", ".png", ".csv"):
                 shutil.copy(path, output / f"{name}-{path.name}")

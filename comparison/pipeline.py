@@ -128,10 +128,12 @@ def run(config, rounds, consume, path):
 
     Raises: UserError for data that does not lie on disk as images.
     """
-    if config.data.dataset in ("synthetic", "nyuv2"):
-        raise UserError("bench --data reads image files: add --dataset carvana --data-dir DIR, or another layout")
+    if config.data.dataset in ("synthetic", "nyuv2", "dsb2018"):
+        raise UserError("bench --data reads pairs of image files: add --dataset carvana --data-dir DIR, or another layout")
     config, training, validation = load_examples(config)
     layout = find_layout(config)
+    if odd := next((item.image for item in layout.items if item.image.suffix == ".npy"), None):
+        raise UserError(f"bench --data compares with Pillow, which does not read {odd}: take a data set of image files")
     kept = {*training.names, *validation.names}  # --skip-bad leaves some out
     items = [layout.items[i] for part in split(layout.items, config).values() for i in part if layout.items[i].name in kept]
     print(f"{device_name()}, {CORES} threads, batch {config.training.batch_size}, {len(items)} images", flush=True)

@@ -29,6 +29,8 @@ import numpy as np
 SIZES = ((64, 128), (64, 256), (256, 128), (8, 128), (8, 512), (64, 512), (256, 256))
 SMALL = dict(filters=8, depth=2, image_size="64", batch_size=4)
 LARGE = dict(channels=1, classes=1)  # and the defaults
+KEYS = dict(parameters=list, results=list, updated=list, implementation=str, program=str, precision=str, network=dict)
+KEYS |= dict(batch_size=int, height=int, width=int)  # of a program's .json, and what they are
 SECONDS = 1.0  # that the steps of a measurement take at least, if there are not 50 before
 
 
@@ -50,8 +52,10 @@ def find_programs(folder):
     for path in sorted(folder.rglob("*.json")):
         about = None
         with contextlib.suppress(ValueError, RecursionError):  # the file of someone else
-            about = json.loads(path.read_text())
+            about = json.loads(path.read_text()) if path.is_file() else None
         if isinstance(about, dict) and {"parameters", "results", "updated"} <= about.keys():
+            if not (about.keys() >= KEYS.keys() and all(isinstance(about[key], kind) for key, kind in KEYS.items())):
+                raise UserError(f"{path} was changed: write it again with `compare.py graph --save {folder}`")
             found.append(about | {"path": path})
     if not found:
         raise UserError(f"there are no programs in {folder}: write them with `compare.py graph --save {folder}`")
@@ -373,7 +377,11 @@ def main(argv=None):
     if args.prepare:
         return prepare(args.folder)
     programs, path = find_programs(args.folder), args.output or args.folder / "pjrt.json"
+    if path.resolve() in [program["path"].resolve() for program in programs]:
+        raise UserError(f"--output {path} is one of the programs: name another file")
     refuse_foreign([path])  # before the work, not after it
+    if not (args.time or any("tolerances" in program for program in programs)):
+        raise UserError(f"the programs in {args.folder} come without numbers to compare: add --time, or write others")
     peer = Peer(args.peer) if args.time else None  # it starts meanwhile
     runtime = Runtime()
     found = {"runtime": runtime.about, "checks": [], "peaks": [], "speeds": []}

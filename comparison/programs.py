@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import comparison
 from common.config import Config
 from common.device import tf
-from common.output import replacing, write_text
+from common.output import discard, replacing, write_text
 from comparison import rounding
 from comparison.roofline import convolution_flops
 
@@ -119,6 +119,8 @@ class Lowered(NamedTuple):
         if "stablehlo.rng" in self.text:
             print(f"{name}: it draws random numbers, which another runtime draws otherwise, so its results are not written")
             numbers = False
+        for earlier in (".stablehlo.txt", ".stablehlo.txt.gz", ".npz"):  # of another form
+            discard(folder / f"{name}{earlier}")
         if numbers:
             values, results, about["tolerances"] = self.numbers()
             arrays = {f"in/{n}": x for n, x in zip(self.names, values)}

@@ -1,21 +1,17 @@
-"""The tables of speed in docs/results.md, from the files that `compare.py bench` wrote on each machine.
+"""Prints the tables of speed in docs/results.md, from the files that `compare.py bench` wrote on each machine.
 
-    cp runs/compare/bench.json docs/bench/NAME.json
-    python -m comparison.records
+    python -m comparison.records docs/bench/*.json
 
 `compare.py bench --against docs/bench/NAME.json` holds another machine against one of them.
 """
 
-import re
 import statistics
+from pathlib import Path
 
 import comparison
-from common.cli import run_script
+from common.cli import Parser, run_script
 from comparison.cells import MODES
 from comparison.report import read_record
-
-RECORDS, RESULTS = comparison.ROOT / "docs" / "bench", comparison.ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- from here on made by python -m comparison.records -->", "<!-- as far as here -->"
 
 
 def table(path):
@@ -39,15 +35,11 @@ def table(path):
     return "\n".join(lines)
 
 
-def tables():
-    return "\n\n".join(table(path) for path in sorted(RECORDS.glob("*.json")))
-
-
-def main():
-    """Writes the tables into docs/results.md, between two marks. Returns: the exit code."""
-    text = RESULTS.read_text()
-    within = re.compile(f"(?<={re.escape(BEGIN)}\n).*(?={re.escape(END)})", re.DOTALL)
-    RESULTS.write_text(within.sub(lambda _: f"\n{tables()}\n\n", text))
+def main(argv=None):
+    """Returns: the exit code."""
+    parser = Parser(prog="python -m comparison.records", description=__doc__)
+    parser.add_argument("records", type=Path, nargs="+", metavar="FILE", help="a bench.json")
+    print("\n\n".join(table(path) for path in parser.parse_args(argv).records))
     return 0
 
 

@@ -24,6 +24,7 @@ VARIABLES = ("TF_", "XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_")  # o
 SAME = 0.02  # speeds that differ by less are called the same, see `compare_rounds`
 ALIKE = 0.1  # speeds of two hours or machines that differ by less need no explanation
 SETTING = Cell._fields[:-1]
+TEXTS = ("mode", "implementation", "precision")  # of a record
 
 
 def record(cell, mode, workers, config, limit):
@@ -134,17 +135,24 @@ def draw(records, title, path):
 
 def read_record(path):
     """What `bench` wrote. Raises: UserError for a file that is none."""
+    wrong = f"{path} was not written by this version's compare.py bench"
+    if not Path(path).is_file():
+        raise UserError(f"{path} is no file that compare.py bench wrote")
     try:
         found = json.loads(Path(path).read_text())
-        for row in found["records"]:
-            for name in (*Cell._fields, "mode", "step_seconds", "images_per_second"):
-                row[name]
-        found["environment"]["packages"], found["config"], found["limits"].keys()
+        times = [seconds for row in found["records"] for seconds in (*row["step_seconds"], row["images_per_second"])]
+        limits = [limit[what] for limit in found["limits"].values() for what in ("convolution", "copy")]
+        about, config = found["environment"], found["config"]
+        strings = [about["device"], about["packages"]["tensorflow"], *(row[name] for row in found["records"] for name in TEXTS)]
+        is_one = all(isinstance(text, str) for text in strings) and isinstance(config, dict)
+        is_one &= all(row["step_seconds"] and row["mode"] in MODES and row.keys() >= {*SETTING} for row in found["records"])
+        if not (is_one and times and min(times + limits) > 0):
+            raise UserError(wrong)
         return found
     except OSError as error:
-        raise UserError(f"--against {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"--against {path} was not written by this version's compare.py bench") from None
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(wrong) from None
 
 
 def compare_rounds(old, new):

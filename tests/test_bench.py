@@ -370,6 +370,30 @@ def test_a_speed_beside_another_machines_is_explained(ratio, of_limits, words):
     assert words in report.explain(ratio, of_limits)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(limits={"float32": {"copy": 1.0}}),
+        dict(limits={"float32": {"convolution": 0, "copy": 1.0}}),
+        dict(config=[]),
+        dict(records=[]),
+        dict(environment={"device": 3, "packages": {"tensorflow": "2"}}),
+    ],
+)
+def test_a_record_that_was_changed_is_one_line(change, tmp_path):
+    row = dict(zip(cells.Cell._fields, CELL), mode="train", step_seconds=[0.5], images_per_second=4.0)
+    record = dict(records=[row], limits={"float32": {"convolution": 1.0, "copy": 1.0}}, config={})
+    record |= dict(environment={"device": "CPU", "packages": {"tensorflow": "2"}})
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(record))
+    report.read_record(path)
+    path.write_text(json.dumps(record | change))
+    with pytest.raises(UserError, match="was not written by this version's compare.py bench"):
+        report.read_record(path)
+    with pytest.raises(UserError, match="is no file"):
+        report.read_record(tmp_path)
+
+
 def test_against_something_else(tmp_path):
     def against(other):
         compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(other)])

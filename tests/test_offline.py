@@ -5,6 +5,8 @@ import tarfile
 
 from comparison import offline
 
+import pytest
+
 
 def container(*entries):
     """As CUDA's compiler writes it: entries are (kind, compute capability, payload)."""
@@ -38,4 +40,29 @@ def test_pieces_are_unpacked_and_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(offline, "RUNS", [("good", 9, "* -c 'import carried'"), ("bad", 9, "* -m missing"), ("other", 9, "x")])
     assert offline.run(tmp_path / "pieces", tmp_path / "out", ["good", "bad"]) == 1
     assert (tmp_path / "out" / "good.log").read_text() == "here\n"
+    assert not [*tmp_path.glob("tmp*")]
     assert "bad: exit code 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("pack here", "here exists"),
+        ("pack new", "new-site exists"),
+        ("run pieces here", "here exists"),
+        ("run here out", "cannot be unpacked: it lacks some of 000.xz"),
+        ("run cut out", "cut cannot be unpacked"),
+        ("run here out --only typo", "invalid choice: 'typo'"),
+    ],
+)
+def test_nothing_of_others_is_touched(argv, words, tmp_path, monkeypatch, capsys):
+    for name in ("here", "new-site", "cut"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "thesis.txt").write_text("mine")
+    (tmp_path / "cut" / "000.xz").write_bytes(b"no archive")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["offline.py", *argv.split()])
+    with pytest.raises(SystemExit) as ended:
+        offline.main()
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+    assert (tmp_path / "here" / "thesis.txt").read_text() == "mine" and not (tmp_path / "out").exists()

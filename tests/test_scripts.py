@@ -185,6 +185,19 @@ def test_another_runtime_computes_the_same(lowered):
     assert result.stdout.count(": the same") == 6 and len(json.loads((lowered[0] / "pjrt.json").read_text())["checks"]) == 6
 
 
+def test_programs_that_were_changed_are_one_line(lowered, tmp_path):
+    from comparison import pjrt
+
+    name = "lowlevel-forward.json"
+    with pytest.raises(UserError, match=f"--output .*{name} is one of the programs"):
+        pjrt.main([str(lowered[0]), "--output", str(lowered[0] / name)])
+    about = json.loads((lowered[0] / name).read_text())
+    for change, words in ((dict(updated="none"), "was changed"), (dict(tolerances=None), "without numbers to compare")):
+        (tmp_path / name).write_text(json.dumps({key: v for key, v in (about | change).items() if v is not None}))
+        with pytest.raises(UserError, match=words):
+            pjrt.main([str(tmp_path)])
+
+
 @needs_jax
 def test_another_runtime_sees_another_weight_and_another_program(lowered, tmp_path):
     """Planted faults: in a program a minus for a plus, at the end of an update; in another a weight that is a little larger."""
