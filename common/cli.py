@@ -81,7 +81,13 @@ def read_config(args):
 
     Raises: UserError for values that do not fit together.
     """
-    return Config.of(**{name: getattr(args, name) for name in FIELDS})
+    config = Config.of(**{name: getattr(args, name) for name in FIELDS})
+    # not in `Config`: runs of the version before hold both
+    if config.data.void_label is not None and config.data.void_label in (config.data.mask_values or ()):
+        raise UserError(
+            f"--mask-values {config.data.mask_values} has the --void-label {config.data.void_label}: it is no class"
+        )
+    return config
 
 
 def count(text):
