@@ -164,6 +164,8 @@ def _read(config):
     notes = [note for note in (depth, meaning.note, layout.note) if note]
     if layout.objects:
         notes.append(f"{prepared.objects.sum():,} objects")
+        if config.data.dataset == "folder" and prepared.objects.max() < 2:
+            notes[-1] += ", one in a mask at most: if the masks hold classes, leave --objects out"
     if layout.mask_suffix:
         notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     if config.data.group:
