@@ -381,7 +381,7 @@ class Data:
         None, "value that is white in images of 16 bits (default: the brightest of the data set)", found=True
     )
     float_white: float | None = option(
-        None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)"
+        None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)", found=True
     )
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
@@ -442,7 +442,10 @@ class Data:
         _require(
             self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
         )
-        _above_0(self, "float_white")
+        _require(
+            self.float_white is None or 1e-30 <= self.float_white <= 1e30,
+            f"--float-white must be 1e-30 to 1e30, got {self.float_white}",
+        )
         _require(self.float_white is None or on_disk, "--float-white is for images on disk: it needs --dataset folder")
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(
