@@ -24,7 +24,7 @@ from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.text import say
 from prediction import EXPORTS, FIXED, images
-from prediction.evaluation import Evaluation, find_masks
+from prediction.evaluation import EVALUATED, Evaluation, find_masks
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile
 
@@ -129,6 +129,7 @@ def main(argv=None):
     kinds = args.overlay, args.probabilities, args.objects
     results = {source: images.outputs(source, args.output, *kinds) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
+    written += [args.output / "objects.csv"] * args.objects + [args.output / name for name in EVALUATED] * bool(truths)
     images.prepare_output(args.output, written, [*sources, *truths.values()])
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)

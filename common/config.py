@@ -472,6 +472,8 @@ class Config:
 
     def __post_init__(self):
         network, data = self.network, self.data
+        for name, value in self.flat.items():  # of 32 bits: products of two are still whole numbers everywhere
+            _require(type(value) is not int or value < 2**31, f"{flag(name)} must be below 2**31, got {value}")
         if data.dataset == "synthetic" and None in (network.channels, network.classes):
             known = dict(channels=network.channels or 1, classes=network.classes or 1)
             object.__setattr__(self, "network", dataclasses.replace(network, **known))
@@ -505,14 +507,14 @@ class Config:
         if data.crop_size and any(missing(side, network) for side in data.crop_size):
             fits = Size(*(side + missing(side, network) for side in data.crop_size))
             raise UserError(f"--crop-size {data.crop_size} does not halve {network.depth} times: {fits} does")
-        for flag, values in (
+        for word, values in (
             ("--class-names", data.class_names),
             ("--class-weights", self.training.class_weights),
             ("--mask-values", data.mask_values),
         ):
             if values and network.classes is not None:
                 needed = max(network.classes, 2)
-                _require(len(values) == needed, f"{flag} needs one for each of {needed} classes, got {len(values)}")
+                _require(len(values) == needed, f"{word} needs one for each of {needed} classes, got {len(values)}")
 
     @property
     def seed(self):

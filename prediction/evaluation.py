@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 WORST = 8  # images in predictions.png
+EVALUATED = ("metrics.csv", *(f"evaluation/{name}" for name in ("confusion.csv", "confusion.png", "predictions.png")))
 SHOWN = 600  # rows and columns of them at most
 
 
