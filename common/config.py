@@ -7,6 +7,7 @@ as flat. Networks take `config.network` alone.
 import argparse
 import contextlib
 import dataclasses
+import os
 import re
 import reprlib
 import types
@@ -132,6 +133,8 @@ class ColorTable(str):
     @classmethod
     def parse(cls, path):
         try:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
+                raise UserError(f"--colors {path} is no file: name one with a line `name r g b` for each class")
             table = cls(Path(path).read_text(encoding="utf-8-sig").rstrip("\n") + "\n")
         except UnicodeDecodeError:
             raise UserError(f"--colors {path} is no text in UTF-8") from None

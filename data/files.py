@@ -236,6 +236,7 @@ def readable(path):
             raise UserError(_unsupported(path, held)) from None
         elif isinstance(error, UnidentifiedImageError):
             known = f"known are {', '.join(FORMATS)}"
+            known += " and not HEIC" * (Path(path).suffix.lower() in (".heic", ".heif"))
             reason = f"it is cut short, or no image of a known kind ({known}); save it again as PNG, or remove it"
         else:
             text = re.sub(r"\s+", " ", str(error)) or type(error).__name__

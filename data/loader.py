@@ -150,6 +150,7 @@ def find_white(bits, peaks, floats, cuts, items, config):
 def _read(config):
     """-> (config, training, validation, [notes for the line about the data], [further lines])."""
     layout = open_layout(config)
+    _check_run_dir(config, layout)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
     channels = config.network.channels or find_channels(layout)
@@ -201,6 +202,18 @@ def _read(config):
     if channels == 1 and config.network.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
     return config, *chosen, notes, layout.over
+
+
+def _check_run_dir(config, layout):
+    """Raises: UserError for a run that would write among the images or masks, where its pictures would be taken for some."""
+    run_dir, data_dir = config.training.run_dir, config.data.data_dir
+    if not run_dir or not data_dir:
+        return
+    run_dir, data_dir = run_dir.resolve(), (data_dir.parent if data_dir.is_file() else data_dir).resolve()
+    paths = {path if path.is_dir() else path.parent for item in layout.items for path in (item.image, item.mask)}
+    for folder in {path.resolve() for path in paths}:
+        if run_dir == folder or folder != data_dir and run_dir.is_relative_to(folder):
+            raise UserError(f"--run-dir {config.training.run_dir} lies among the images, in {folder}: name a folder elsewhere")
 
 
 def _check_sizes(config, training, validation):

@@ -290,10 +290,11 @@ class Run:
         if self.chief:
             self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
+        speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
             f"validation: loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
-            f"{of_classes}accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
+            f"{of_classes}accuracy {row['val_accuracy']:.4f}{speed}",
             flush=True,
         )
         if not self.done:
