@@ -195,7 +195,7 @@ def count_values(mask):
 
 
 def save_mask(path, mask, config):
-    """The values of the masks to train on, with a palette for the eye; 0 and 255 with one class."""
+    """The values of the masks to train on, or class indices where a layout maps its own; 0 and 255 with one class."""
     values = config.data.mask_values or config.shown_values
     if config.network.classes == 1 and not config.data.mask_values:
         picture = Image.fromarray(mask * np.uint8(255))
