@@ -6,8 +6,9 @@
     python predict.py --checkpoint runs/lowlevel/best.safetensors photos/ --output masks --evaluate truth/
     python predict.py --checkpoint runs/lowlevel/best.safetensors --export savedmodel --output exported
 
-DIR/STEM.png is the mask of STEM.*: 0 and 255 with one class, else the class indices with a palette of colours. Both can be
-read back as masks to train on. The pages of a TIFF or GIF that holds many become STEM_1.png, STEM_2.png and so on.
+DIR/STEM.png is the mask of STEM.*: 0 and 255 with one class, else the values of the training's masks, or of oxford_pet, nyuv2
+and --colors the class indices, with a palette of colours. All can be read back as masks of --dataset folder to train on. The
+pages of a TIFF or GIF that holds many become STEM_1.png, STEM_2.png and so on.
 
 A run that resized its images to --image-size predicts at that size too, and the probabilities are brought back to the size of
 the image. Images larger than --tile are predicted in overlapping tiles, with the same result as in one piece.
@@ -24,7 +25,7 @@ from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.text import say
 from prediction import EXPORTS, FIXED, images
-from prediction.evaluation import Evaluation, find_masks
+from prediction.evaluation import EVALUATED, Evaluation, find_masks
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile
 
@@ -129,6 +130,7 @@ def main(argv=None):
     kinds = args.overlay, args.probabilities, args.objects
     results = {source: images.outputs(source, args.output, *kinds) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
+    written += [args.output / "objects.csv"] * args.objects + [args.output / name for name in EVALUATED] * bool(truths)
     images.prepare_output(args.output, written, [*sources, *truths.values()])
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)

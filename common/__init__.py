@@ -6,7 +6,6 @@ No module of this package chooses between TensorFlow's APIs.
 """
 
 import os
-import signal
 import sys
 
 # tf.layers lives in tf-keras; TensorFlow reads this switch when its Keras is first touched.
@@ -30,9 +29,9 @@ def quietly(hook):
             error = error.__cause__ or error.__context__
         if not any(isinstance(error, KeyboardInterrupt) for error in chain):
             return hook(*what)
-        if len(what) == 1:  # it came where nothing can be raised, so it comes again
-            return signal.raise_signal(signal.SIGINT)
         print("\nstopped; what was saved before stays", file=sys.stderr, flush=True)
+        if len(what) == 1:  # it came where nothing can be raised, and not from here either
+            os._exit(130)
 
     return answer
 

@@ -70,6 +70,10 @@ def load_metadata(path):
 
     Raises: UserError that names the file when it is damaged, or a value is of another kind.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name the file, {Path(path) / 'best.safetensors'}")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
+        raise UserError(f"{path} is no file: name best.safetensors of a run")
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}

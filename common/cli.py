@@ -81,7 +81,15 @@ def read_config(args):
 
     Raises: UserError for values that do not fit together.
     """
-    return Config.of(**{name: getattr(args, name) for name in FIELDS})
+    config = Config.of(**{name: getattr(args, name) for name in FIELDS})
+    # not in `Config`: a run may have stored both
+    if config.data.void_label is not None and config.data.void_label in (config.data.mask_values or ()):
+        raise UserError(
+            f"--mask-values {config.data.mask_values} has the --void-label {config.data.void_label}: it is no class"
+        )
+    if config.data.white is not None and config.data.float_white is not None:
+        raise UserError("--white is for whole numbers of 16 bits, --float-white for floats: leave one of them out")
+    return config
 
 
 def count(text):

@@ -7,6 +7,7 @@ as flat. Networks take `config.network` alone.
 import argparse
 import contextlib
 import dataclasses
+import os
 import re
 import reprlib
 import types
@@ -132,6 +133,8 @@ class ColorTable(str):
     @classmethod
     def parse(cls, path):
         try:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
+                raise UserError(f"--colors {path} is no file: name one with a line `name r g b` for each class")
             table = cls(Path(path).read_text(encoding="utf-8-sig").rstrip("\n") + "\n")
         except UnicodeDecodeError:
             raise UserError(f"--colors {path} is no text in UTF-8") from None
@@ -381,7 +384,7 @@ class Data:
         None, "value that is white in images of 16 bits (default: the brightest of the data set)", found=True
     )
     float_white: float | None = option(
-        None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)"
+        None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)", found=True
     )
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
@@ -442,7 +445,10 @@ class Data:
         _require(
             self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
         )
-        _above_0(self, "float_white")
+        _require(
+            self.float_white is None or 1e-30 <= self.float_white <= 1e30,
+            f"--float-white must be 1e-30 to 1e30, got {self.float_white}",
+        )
         _require(self.float_white is None or on_disk, "--float-white is for images on disk: it needs --dataset folder")
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(
@@ -469,6 +475,8 @@ class Config:
 
     def __post_init__(self):
         network, data = self.network, self.data
+        for name, value in self.flat.items():  # of 32 bits: products of two are still whole numbers everywhere
+            _require(type(value) is not int or value < 2**31, f"{flag(name)} must be below 2**31, got {value}")
         if data.dataset == "synthetic" and None in (network.channels, network.classes):
             known = dict(channels=network.channels or 1, classes=network.classes or 1)
             object.__setattr__(self, "network", dataclasses.replace(network, **known))
@@ -502,14 +510,14 @@ class Config:
         if data.crop_size and any(missing(side, network) for side in data.crop_size):
             fits = Size(*(side + missing(side, network) for side in data.crop_size))
             raise UserError(f"--crop-size {data.crop_size} does not halve {network.depth} times: {fits} does")
-        for flag, values in (
+        for word, values in (
             ("--class-names", data.class_names),
             ("--class-weights", self.training.class_weights),
             ("--mask-values", data.mask_values),
         ):
             if values and network.classes is not None:
                 needed = max(network.classes, 2)
-                _require(len(values) == needed, f"{flag} needs one for each of {needed} classes, got {len(values)}")
+                _require(len(values) == needed, f"{word} needs one for each of {needed} classes, got {len(values)}")
 
     @property
     def seed(self):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import Size, UserError
-from data.files import image_files
+from data.files import floats_in, image_files
 from data.meaning import as_classes
 
 import numpy as np
@@ -30,7 +30,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-VERSION = 4  # of the format, and of how files are decoded
+VERSION = 5  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -40,26 +40,28 @@ class Index(NamedTuple):
     sizes: np.ndarray  # [n, 2], height and width
     bits: np.ndarray  # [n], 8 or 16 of the image
     peaks: np.ndarray  # [n], the brightest value of the image
+    floats: np.ndarray  # [n], 1 where the file holds floats
+    cuts: np.ndarray  # [n], what percent of its floats are white or above
     counts: np.ndarray  # [n, 256], how many pixels of the mask have each value, as `data.meaning.as_classes` has it
     objects: np.ndarray  # [n], how many the mask numbers; 0 where it holds classes
     checksums: np.ndarray  # [n, 2], CRC-32 of the image and of the mask
 
     @classmethod
     def empty(cls, n):
-        return cls(*(np.zeros((n, *shape), np.int64) for shape in ((2,), (), (), (256,), (), (2,))))
+        return cls(*(np.zeros((n, *shape), np.int64) for shape in ((2,), (), (), (), (), (256,), (), (2,))))
 
 
 class Prepared:
     """The decoded items. All items are known by their number, in the order in which they came.
 
-    sizes: list of `Size`, None for what was left out. bits, peaks, counts, objects, checksums: as `Index` has them.
+    sizes: list of `Size`, None for what was left out. bits to checksums: as `Index` has them.
     left_out: {number: reason}. Pixels are read from the file at every call: whatever was read before is in the operating
     system's page cache and not in this process, so memory stays flat.
     """
 
     def __init__(self, file, channels, mask_type, index, left_out):
         self.file, self.channels, self.mask_type, self.left_out = file, channels, np.dtype(mask_type), left_out
-        sizes, self.bits, self.peaks, self.counts, self.objects, self.checksums = index
+        sizes, self.bits, self.peaks, self.floats, self.cuts, self.counts, self.objects, self.checksums = index
         self.sizes = [Size(*size) if all(size) else None for size in sizes.tolist()]
         bytes_per_pixel = channels * self.bits // 8 + self.mask_type.itemsize
         self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * bytes_per_pixel)]).tolist()
@@ -157,9 +159,10 @@ def _decode_all(layout, items, channels, config, file):
     def read(item):
         try:
             image, mask = layout.read(item, channels, config.data.image_size)
+            floats = floats_in(item.image, image)
         except UserError as error:
             return error
-        return image, mask, Image.fromarray(as_classes(mask)).histogram()  # a tenth of the time of np.bincount
+        return image, mask, floats, Image.fromarray(as_classes(mask)).histogram()  # a tenth of the time of np.bincount
 
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):
@@ -169,7 +172,7 @@ def _decode_all(layout, items, channels, config, file):
                 raise UserError(f"{found} (--skip-bad goes on without it)")
             left_out[i] = str(found)
             continue
-        image, mask, index.counts[i] = found
+        image, mask, (index.floats[i], index.cuts[i]), index.counts[i] = found
         index.sizes[i], index.bits[i], index.peaks[i] = mask.shape, 8 * image.itemsize, image.max()
         index.objects[i] = mask.max() if layout.objects else 0
         index.checksums[i] = _checksum(image), _checksum(mask)
@@ -210,7 +213,7 @@ def _key(items, channels, config):
         # where a layout maps mask values by itself
         "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
         "objects": config.data.objects,
-        "float_white": config.data.float_white,
+        "float_white": config.data.float_white or 1.0,
         "colors": [config.data.colors, config.data.void_label is not None] if config.data.colors is not None else None,
         "items": [
             [item.name, str(item.image.absolute()), stamps[item.image], str(item.mask.absolute()), stamps[item.mask], item.page]

@@ -174,6 +174,30 @@ def read_objects(path, size=None, page=None):
     return _read_objects(path, size, page)[0]
 
 
+def floats_in(path, image):
+    """Of what was read as `image`: whether the file holds floats, and what percent of them are white or above, both int."""
+    if image.dtype == np.uint8:
+        return 0, 0
+    with readable(path):
+        if found := open_bands(path):
+            floats = found.dtype.kind == "f"
+        else:
+            with Image.open(path, formats=FORMATS) as header:
+                floats = header.mode == "F"
+    return int(floats), int(100 * np.mean(image == 65535)) if floats else 0
+
+
+def span_of_floats(path):
+    """The least and the greatest value in a file of floats. Raises: UserError if it cannot be read."""
+    with readable(path):
+        if found := open_bands(path):
+            values = found.read()
+        else:
+            with Image.open(path, formats=FORMATS) as image:
+                values = _array(image)
+    return values.min(), values.max()
+
+
 def count_pages(path):
     """The number of images in a file that Pillow reads. Raises: UserError if it cannot be read."""
     with readable(path), Image.open(path, formats=FORMATS) as image:
@@ -212,6 +236,7 @@ def readable(path):
             raise UserError(_unsupported(path, held)) from None
         elif isinstance(error, UnidentifiedImageError):
             known = f"known are {', '.join(FORMATS)}"
+            known += " and not HEIC" * (Path(path).suffix.lower() in (".heic", ".heif"))
             reason = f"it is cut short, or no image of a known kind ({known}); save it again as PNG, or remove it"
         else:
             text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
@@ -386,7 +411,7 @@ def _in_16_bits(path, values, float_white):
     """Whole numbers of 0 to 65535, or floats of 0 to 1 or to `float_white`, -> uint16. Raises: UserError for others."""
     most = (float_white or 1) if values.dtype.kind == "f" else 65535
     least, top = values.min(), values.max()
-    if not (least >= 0 and (top <= most or values.dtype.kind == "f" and float_white)):  # neither is true of what is no number
+    if not (least >= 0 and (top <= most or values.dtype.kind == "f" and most != 1)):  # neither is true of what is no number
         hint = f", or train with --float-white {top:.6g}" if most == 1 and 0 <= least <= top < np.inf else ""
         raise UserError(f"{path} holds values outside of 0 to {most:g}: save it with 8 or 16 bits, or scale it to that{hint}")
     if values.dtype.kind != "f":

@@ -242,15 +242,16 @@ def _dsb2018(config):
 
     Of masks that overlap, the first by name has the pixels.
     """
-    folder = config.data.data_dir / "stage1_train"
-    folder = folder if folder.is_dir() else config.data.data_dir
-    items, alone = [], []
-    for image in nested_images(folder):
-        name, masks = image.relative_to(folder).as_posix(), image.parents[1] / "masks"
-        if masks.is_dir() and image_files(masks):
-            items.append(Item(name, image, masks))
-        else:
-            alone.append(f"{name} has no {masks.name}/ with a mask for each nucleus")
+    folder = bowl_of(config.data.data_dir)
+    items, alone, over = [], [], []
+    for path in _others(folder):
+        found = {part: image_files(path / part) for part in ("images", "masks") if (path / part).is_dir()}
+        over += [other for part in found for other in _others(path / part)] if found else [path]
+        images, masks = found.get("images"), found.get("masks")
+        if images and masks:
+            items += [Item(image.relative_to(folder).as_posix(), image, path / "masks") for image in images]
+        elif found:
+            alone.append(f"{path.name}/ has no {'masks/ with a mask for each nucleus' if images else 'images/ with an image'}")
     if not items and not alone:
         raise UserError(f"{folder} holds no ID/images/ID.png: --dataset dsb2018 needs stage1_train/ in --data-dir, unpacked")
     if alone and not (config.data.skip_bad and items):
@@ -258,12 +259,17 @@ def _dsb2018(config):
         raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
     names = Names(("background", "nucleus"))
     note = "where masks overlap the first has the pixels"
-    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, note=note)
+    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, over=_passed_over(over, folder), note=note)
+
+
+def bowl_of(folder):
+    """Where the folders ID/ of the 2018 Data Science Bowl lie: in `folder` or its stage1_train/."""
+    return folder / "stage1_train" if (folder / "stage1_train").is_dir() else folder
 
 
 def nested_images(folder):
-    """The image files ID/images/NAME in `folder`, sorted: as the 2018 Data Science Bowl has them."""
-    folders = [child / "images" for child in sorted(folder.iterdir()) if is_meant(child)]
+    """The image files ID/images/NAME in `bowl_of(folder)`, sorted: as the 2018 Data Science Bowl has them."""
+    folders = [child / "images" for child in sorted(bowl_of(folder).iterdir()) if is_meant(child)]
     return [path for images in folders if images.is_dir() for path in image_files(images)]
 
 
@@ -344,11 +350,20 @@ def _find_suffix(image_paths, mask_paths):
 
 def passed_over(folder):
     """What else is in `folder`, in a line for the user, or ""."""
+    return "".join(_passed_over(_others(folder), folder, f" in {folder.name}/"))
+
+
+def _others(folder):
+    """What a person has put into `folder` that is no image file, sorted."""
     known = set(image_files(folder))
-    others = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p not in known and is_meant(p))
-    if not others:
-        return ""
-    return f"passed over in {folder.name}/, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(others, 3)}"
+    return sorted(p for p in folder.iterdir() if p not in known and is_meant(p))
+
+
+def _passed_over(others, folder, where=""):
+    """[a line for the user on the `others` in `folder`], or []."""
+    names = [p.relative_to(folder).as_posix() + "/" * p.is_dir() for p in others]
+    line = f"passed over{where}, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(names, 3)}"
+    return [line] if names else []
 
 
 def _by_stem(folder):

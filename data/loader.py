@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import listed
 from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
@@ -18,13 +19,15 @@ from common.text import say
 from data.augment import augment
 from data.borders import border_weights
 from data.cache import CORES, prepare
-from data.files import depth_of, on_scale
+from data.files import depth_of, on_scale, span_of_floats
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import make_cells
 
 import numpy as np
+
+LEVELS = 200  # of gray that floats must have at least: 8 bits have 256
 
 
 @dataclass(frozen=True)
@@ -100,21 +103,42 @@ def _drawn_size(config):
     return Size(*(max(128, side - lost) for side in crop))
 
 
-def find_white(bits, peaks, config):
+def find_white(bits, peaks, floats, cuts, items, config):
     """What is white in the images of 16 bits, decided once for the data set: --white, or the brightest value in any of them.
 
-    bits, peaks: int [n], 8 or 16 of each image, and its brightest value.
+    Floats have become 16 bits: where --float-white was given that is 65535.
+
+    bits, peaks, floats, cuts: int [n] of the n `items`, as `data.cache.Index` has them.
 
     Returns: the value, or None where all have 8 bits, and a note for the user or "".
 
-    Raises: UserError for a --white that there is nothing for.
+    Raises: UserError for a --white or --float-white that there is nothing for, or of which little is left, and for floats
+    beside whole numbers of 16 bits, which have no scale in common.
     """
-    deep = bits == 16
+    deep, floats, float_white = bits == 16, floats > 0, config.data.float_white
+    if float_white and not floats.any():
+        raise UserError(f"--float-white {float_white:g} is for images of floats, and none holds any: leave it out")
+    if floats.any() and (whole := deep & ~floats).any():
+        few, what = (floats, "floats") if floats.sum() <= whole.sum() else (whole, "whole numbers of 16 bits")
+        names = listed([item.name for item, odd in zip(items, few) if odd], 3)
+        raise UserError(
+            f"{few.sum()} of {deep.sum()} images hold {what}, and the others do not, so they have no white in common: save "
+            f"{names} as the others are"
+        )
+    if floats.any() and (peaks[floats].max() < LEVELS or np.mean(cuts[floats]) > 50):
+        item = items[int(np.where(floats, peaks + cuts, -1).argmax())]
+        least, top = span_of_floats(item.image)
+        raise UserError(
+            f"of the floats in the images, {least:.6g} to {top:.6g} in {item.name}, "
+            f"little is left with {float_white or 1:g} as white: "
+            f"{'most are above it' if peaks[floats].max() >= LEVELS else f'fewer than {LEVELS} levels'}; "
+            f"name with --float-white what is white in them, such as {top:.6g}"
+        )
     if not deep.any():
         if config.data.white:
             raise UserError(f"--white {config.data.white} is for images of 16 bits, and all have 8: leave it out")
         return None, ""
-    white = config.data.white or max(int(peaks[deep].max()), 1)
+    white = config.data.white or (65535 if float_white else 0) or max(int(peaks[deep].max()), 1)
     note = f"16 bits with {white} as white"
     if above := np.count_nonzero(peaks[deep] > white):
         note += f", and so is what lies above in {above} images"
@@ -126,6 +150,7 @@ def find_white(bits, peaks, config):
 def _read(config):
     """-> (config, training, validation, [notes for the line about the data], [further lines])."""
     layout = open_layout(config)
+    _check_run_dir(config, layout)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
     channels = config.network.channels or find_channels(layout)
@@ -133,9 +158,11 @@ def _read(config):
     prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
-    white, depth = find_white(prepared.bits[good], prepared.peaks[good], config)
+    light = (values[good] for values in (prepared.bits, prepared.peaks, prepared.floats, prepared.cuts))
+    white, depth = find_white(*light, [items[k] for k in good], config)
     config = config.replace(
         white=white,
+        float_white=config.data.float_white or (1.0 if prepared.floats[good].any() else None),
         mask_suffix=layout.mask_suffix,
         channels=channels,
         classes=meaning.classes,
@@ -164,6 +191,8 @@ def _read(config):
     notes = [note for note in (depth, meaning.note, layout.note) if note]
     if layout.objects:
         notes.append(f"{prepared.objects.sum():,} objects")
+        if config.data.dataset == "folder" and prepared.objects.max() < 2:
+            notes[-1] += ", one in a mask at most: if the masks hold classes, leave --objects out"
     if layout.mask_suffix:
         notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
     if config.data.group:
@@ -173,6 +202,18 @@ def _read(config):
     if channels == 1 and config.network.channels and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
     return config, *chosen, notes, layout.over
+
+
+def _check_run_dir(config, layout):
+    """Raises: UserError for a run that would write among the images or masks, where its pictures would be taken for some."""
+    run_dir, data_dir = config.training.run_dir, config.data.data_dir
+    if not run_dir or not data_dir:
+        return
+    run_dir, data_dir = run_dir.resolve(), (data_dir.parent if data_dir.is_file() else data_dir).resolve()
+    paths = {path if path.is_dir() else path.parent for item in layout.items for path in (item.image, item.mask)}
+    for folder in {path.resolve() for path in paths}:
+        if run_dir == folder or folder != data_dir and run_dir.is_relative_to(folder):
+            raise UserError(f"--run-dir {config.training.run_dir} lies among the images, in {folder}: name a folder elsewhere")
 
 
 def _check_sizes(config, training, validation):

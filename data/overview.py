@@ -20,7 +20,7 @@ from common.pictures import class_names, draw_grid, expendable, in_values, legen
 from common.shapes import min_size, missing
 from common.text import say
 from data.cache import CORES
-from data.files import in_8_bits, on_scale
+from data.files import floats_in, in_8_bits, on_scale
 from data.layouts import find_channels
 from data.loader import augmented, find_white, open_layout
 from data.meaning import as_classes, given_names, mask_meaning
@@ -126,6 +126,8 @@ class Facts(NamedTuple):
     blank: bool  # all pixels of the image are equal
     bits: int  # 8 or 16
     peak: int  # the brightest value of the image
+    floats: int  # 1 where the file holds floats
+    cut: int  # what percent of its floats are white or above
     counts: np.ndarray  # [256] pixels of each mask value, as `as_classes` has it
     objects: int | None  # how many the mask numbers; None where it holds classes
 
@@ -139,12 +141,15 @@ def look(layout, item, channels):
     """Reads an image and its mask -> `Facts`, or the reason why it cannot be read. channels: of the network."""
     try:
         image, mask = layout.read(item, read_as(channels), None)
+        floats = floats_in(item.image, image)
     except UserError as error:
         return str(error)
     spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
     peak = int(image.max())
     counts, objects = np.bincount(as_classes(mask).ravel(), minlength=256), int(mask.max()) if layout.objects else None
-    return Facts(Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, counts, objects)
+    return Facts(
+        Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, *floats, counts, objects
+    )
 
 
 def survey(layout, config):
@@ -178,7 +183,8 @@ def survey(layout, config):
         parts = split(layout.items, config)  # with those that cannot be read: so does the loader
     except UserError as error:
         problems.append(str(error))
-    white, depth = find_white(np.array([fact.bits for fact in facts]), np.array([fact.peak for fact in facts]), config)
+    light = (np.array([getattr(fact, name) for fact in facts]) for name in ("bits", "peak", "floats", "cut"))
+    white, depth = find_white(*light, items, config)
     for item, fact in zip(items, facts):
         if fact.blank:
             problems.append(f"{item.name}: all pixels of the image are equal")

@@ -72,6 +72,8 @@ def groups_of(items, config):
     groups = _matches(config.data.group, names)
     if None in groups:
         raise UserError(f"--group {config.data.group!r} matches nothing in {items[groups.index(None)].name}")
+    if not any(groups):
+        raise UserError(f"--group {config.data.group!r} has nothing in its (...) in any name: put what belongs together there")
     return groups
 
 

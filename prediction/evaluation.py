@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import re
+import sys
 import unicodedata
 
 from common.config import VOID, Size, UserError
@@ -11,7 +12,7 @@ from common.output import replacing
 from common.pictures import class_names, expendable
 from common.text import cell, say
 from data.files import image_files, read_mask, read_objects
-from data.layouts import Item, Layout
+from data.layouts import Item, Layout, bowl_of, passed_over
 from data.meaning import OBJECTS, as_classes, by_index, mask_meaning, read_colors, trimap_classes
 from prediction.images import Source, bands, count_values, pages_of
 
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 WORST = 8  # images in predictions.png
+EVALUATED = ("metrics.csv", *(f"evaluation/{name}" for name in ("confusion.csv", "confusion.png", "predictions.png")))
 SHOWN = 600  # rows and columns of them at most
 
 
@@ -45,8 +47,10 @@ def find_masks(path, sources):
     for source in sources:
         stem = unicodedata.normalize("NFC", source.stem)
         found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
-        if not found[source.stem] and (path / source.stem / "masks").is_dir():
-            found[source.stem] = Source(path / source.stem / "masks", None, source.stem)
+        if not found[source.stem] and (masks_of_one := bowl_of(path) / source.stem / "masks").is_dir():
+            found[source.stem] = Source(masks_of_one, None, source.stem)
+            if over := passed_over(masks_of_one):
+                say(f"{source}: {over}", sys.stderr)
         if not found[source.stem]:
             raise UserError(
                 f"--evaluate {path} holds no mask for {source.path}: it is looked for as {stem} or {stem}_mask, any extension"

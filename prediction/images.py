@@ -12,7 +12,7 @@ from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names, in_values, shown_bands
 from common.text import say
-from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image
+from data.files import EXTENSIONS, count_pages, floats_in, image_files, in_8_bits, on_scale, read_image
 from data.layouts import nested_images, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
@@ -147,7 +147,16 @@ def _read(source, config, size=None):
     """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
     white = config.data.white
     image = read_image(source.path, config.network.channels, size, source.page, config.data.float_white)
-    if white and image.dtype == np.uint16 and (above := np.mean(image > white)):
+    float_white, (floats, cut) = config.data.float_white, floats_in(source.path, image)
+    if white and image.dtype == np.uint16 and bool(floats) != (float_white is not None):
+        kinds = ["whole numbers of 16 bits", "floats"]
+        raise UserError(
+            f"{source.path} holds {kinds[floats]}, but the images to train on held {kinds[not floats]}, which have another "
+            "white: save it as they were"
+        )
+    if white and cut and float_white != 1:
+        say(f"warning: {source}: {cut} % of its values are {float_white:g} or more: read as white", sys.stderr)
+    elif white and image.dtype == np.uint16 and (above := np.mean(image > white)):
         say(
             f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",
             sys.stderr,
@@ -186,7 +195,7 @@ def count_values(mask):
 
 
 def save_mask(path, mask, config):
-    """The values of the masks to train on, with a palette for the eye; 0 and 255 with one class."""
+    """The values of the masks to train on, or class indices where a layout maps its own; 0 and 255 with one class."""
     values = config.data.mask_values or config.shown_values
     if config.network.classes == 1 and not config.data.mask_values:
         picture = Image.fromarray(mask * np.uint8(255))

@@ -1,6 +1,7 @@
 """Images with any number of bands, from their files to the network and to the pictures of them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,65 @@ def test_floats_have_one_white_in_a_data_set(tmp_path, capsys, suffix, channels)
     predicted = predict_mask(lambda w: w[..., :1], Source(tmp_path / f"images/0{suffix}", None, "0"), config, 64, False)
     np.testing.assert_array_equal(predicted[0], training.images[0])
     assert Config.from_dict(config.as_dict()) == config
+
+
+def floats_of(folder, *tops, suffix=".npy"):
+    """Images of floats from 0 to each of the `tops`, or of whole numbers where that is one, and masks; how to read them."""
+    for i, top in enumerate(tops):
+        values = np.linspace(0, top, 24 * 32).reshape(24, 32, 1)
+        write(folder / f"images/{i}{suffix}", values.astype(np.uint16 if isinstance(top, int) else np.float32))
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(MASK).save(folder / f"masks/{i}.png")
+    return Config.of(dataset="folder", data_dir=folder, depth=2, batch_size=2, epochs=1, augment="none", classes=1)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_floats_beside_whole_numbers_are_refused(tmp_path, suffix):
+    with pytest.raises(UserError, match=r"1 of 4 images hold floats.* save images/2\.\w+ as the others are"):
+        load_examples(floats_of(tmp_path / "a", 4095, 4000, 1.0, 4095, suffix=suffix))
+    with pytest.raises(UserError, match=r"1 of 4 images hold whole numbers of 16 bits.* save images/3"):
+        load_examples(floats_of(tmp_path / "b", 0.9, 1.0, 1.0, 4095, suffix=suffix))
+
+
+def test_prediction_takes_the_kind_of_the_training(tmp_path):
+    for name, tops, other, words in (
+        ("a", [0.9] * 4, 4095, "holds whole numbers of 16 bits, but the images to train on held floats"),
+        ("b", [4095] * 4, 0.9, "holds floats, but the images to train on held whole numbers of 16 bits"),
+    ):
+        config, training, _ = load_examples(floats_of(tmp_path / name, *tops))
+        assert load_examples(config)[0] == config == Config.from_dict(config.as_dict())
+        floats_of(tmp_path / "other", tops[0], other)
+        read = [Source(tmp_path / f"other/images/{i}.npy", None, str(i)) for i in range(2)]
+        shown, *_ = predict_mask(lambda w: w[..., :1], read[0], config, 64, False)
+        np.testing.assert_array_equal(shown, training.images[0])
+        with pytest.raises(UserError, match=words):
+            predict_mask(lambda w: w[..., :1], read[1], config, 64, False)
+
+
+@pytest.mark.parametrize("top, white", [(1.0, 10_000.0), (1.0, 1e30), (1.0, 1e-30), (0.001, None), (1000.0, 2.0)])
+def test_a_white_that_leaves_little_is_refused(tmp_path, top, white):
+    told = re.escape(f"little is left with {white or 1:g} as white")
+    with pytest.raises(UserError, match=rf"0 to {top:g} in images/\d.npy, {told}"):
+        load_examples(floats_of(tmp_path, *[top] * 4).replace(float_white=white))
+
+
+def test_float_white_is_white(tmp_path, capsys):
+    """And the brightest value is not."""
+    config, training, _ = load_examples(floats_of(tmp_path, *[0.5] * 4).replace(float_white=2.0))
+    (images, _), *_ = training_batches(config, training)
+    assert float(images.numpy().max()) == pytest.approx(0.25, abs=1e-4)
+    floats_of(tmp_path / "other", 4.0)
+    predict_mask(lambda w: w[..., :1], Source(tmp_path / "other/images/0.npy", None, "0"), config, 64, False)
+    assert "0.npy: 50 % of its values are 2 or more: read as white" in capsys.readouterr().err
+
+
+def test_float_white_is_of_floats(tmp_path):
+    for tops in ([4095] * 4, [4000, 4095, 4095, 4095]):
+        with pytest.raises(UserError, match="--float-white 2 is for images of floats, and none holds any"):
+            load_examples(floats_of(tmp_path, *tops).replace(float_white=2.0))
+    for white in (0.0, -1.0, float("inf"), float("nan"), 1e300, 1e-40):
+        with pytest.raises(UserError, match="--float-white must be"):
+            Config.of(dataset="folder", data_dir=tmp_path, float_white=white)
 
 
 def test_files_of_other_bands_are_named(tmp_path):

@@ -147,7 +147,8 @@ def test_a_flipped_bit_in_the_cache_is_noticed(tmp_path, position):
         prepare(layout, layout.items, 1, config(tmp_path))
 
 
-def test_16_bits_come_back(tmp_path):
+def test_16_bits_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.cache.floats_in", lambda path, image: (int(path.stem == "3"), int(path.stem)))  # no images
     layout = layout_of(tmp_path / "files")
 
     def read(item, channels, size):
@@ -158,6 +159,7 @@ def test_16_bits_come_back(tmp_path):
     for _ in range(2):
         prepared = prepare(deep, deep.items, 3, config(tmp_path))
         assert prepared.bits.tolist() == [8, 16, 8, 16, 8]
+        assert prepared.floats.tolist() == [0, 0, 0, 1, 0] and prepared.cuts.tolist() == [0, 1, 2, 3, 4]
         for i, item in enumerate(deep.items):
             image, mask = read(item, 3, None)
             assert prepared.image(i).dtype == image.dtype and prepared.peaks[i] == image.max()

@@ -1,8 +1,10 @@
 """Checkpoints change hands: any implementation goes on where any other stopped."""
 
+import os
+
 import comparison
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.config import Config, UserError
+from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.config import ColorTable, Config, UserError
 from common.weights import assign_weights, initial_weights
 from comparison import exact
 from comparison.ways import EXACT_CONSTANTS
@@ -65,6 +67,16 @@ def checkpoint(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_checkpoint(path, training.weights, training.state, epoch=3)
     return path
+
+
+def test_only_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in ((tmp_path, "is a folder: name the file, .*best.safetensors"), (tmp_path / "pipe", "pipe is no file")):
+        with pytest.raises(UserError, match=words):
+            load_metadata(path)
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(UserError, match=f"--colors {path} is no file"):
+            ColorTable.parse(path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from common.cli import GROUPS, make_parser
-from common.config import FIELDS, PRESETS, Config, Network, Size, UserError, marked
+from common.config import FIELDS, PRESETS, Config, Network, Size, UserError, flag, marked
 from common.weights import weight_shapes
 from comparison.ways import ARCHITECTURES, cases
 
@@ -49,6 +49,13 @@ def test_help_stands_in_groups():
     assert places == sorted(places)
     first = text[places[0] : places[1]]
     assert 8 <= sum(line.startswith("  --") for line in first.splitlines()) <= 14, "what a newcomer needs, and no more"
+
+
+def test_whole_numbers_end_somewhere():
+    for name, (_, field) in FIELDS.items():
+        if field.type in (int, int | None):
+            with pytest.raises(UserError, match=flag(name)):
+                Config.of(**{"dataset": "folder", "data_dir": Path("d"), "folds": 5, "workers": None, name: 10**20})
 
 
 def test_crops_that_do_not_fit_are_refused():

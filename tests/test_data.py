@@ -1,5 +1,6 @@
 """The data: what is drawn, what is read and refused, and that batches are aligned, repeatable and of one shape."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from common.shapes import margin
 from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
 from data.augment import flips, random_crop
-from data.files import in_8_bits
+from data.files import in_8_bits, read_image
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
@@ -388,6 +389,20 @@ def test_prediction_reads_on_the_scale_of_the_training(tmp_path, capsys, size):
     with pytest.raises(UserError, match="a.png has 16 bits, but the images to train on had 8"):
         predict(image, None)
     assert predict(np.full((40, 48), 150, np.uint8), 2000)[1].all() and predict(np.full((40, 48), 150, np.uint8), None)[1].all()
+
+
+@pytest.mark.parametrize("name, refused", [("images", True), ("masks/r", True), ("images/../masks", True), ("r", False)])
+def test_no_run_among_the_images(tmp_path, name, refused):
+    save_pairs(tmp_path, [BLOBS] * 4)
+    config = Config.of(dataset="folder", data_dir=tmp_path, run_dir=tmp_path / name, **SMALL)
+    with pytest.raises(UserError, match="--run-dir .* lies among the images") if refused else contextlib.nullcontext():
+        load_examples(config)
+
+
+def test_a_photo_of_a_phone_is_named(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(UserError, match="cannot read .*a.heic: .* and not HEIC.*; save it again as PNG"):
+        read_image(tmp_path / "a.heic", 3)
 
 
 def test_prediction_says_what_it_passed_over(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Masks that number objects: label images, and a mask for every nucleus; what of that reaches the loss and the pictures."""
 
+import os
+import shutil
 from pathlib import Path
 
 from common.config import Config, Size, UserError
@@ -107,16 +109,40 @@ def test_bowls_that_are_damaged(bowl):
     for spoil, text in {
         lambda: save(a / "masks/1.png", NOISE): "1.png holds 2.. values: the mask of one object holds 0 and 255",
         lambda: save(a / "masks/1.png", NOISE[:9] // 255): "1.png is 40x9 pixels, but its|2.png is 40x32 pixels",
-        lambda: [path.unlink() for path in (a / "masks").iterdir()]: "a/images/a.png has no masks/",
+        lambda: [path.unlink() for path in (a / "masks").iterdir()]: " a/ has no masks/",
+        lambda: (bowl / "stage1_train/b/images/b.png").rename(a.parent / "b/images/b.xyz"): "b/ has no images/ with an image",
+        lambda: shutil.rmtree(a.parent / "c/images"): "c/ has no images/ with an image",
     }.items():
         spoil()
         with pytest.raises(UserError, match=text):
             layout = find_layout(config)
             layout.read(layout.items[0], 1, None)
     layout = find_layout(config.replace(skip_bad=True))
-    assert len(layout.items) == 4 and len(layout.left_out) == 1
+    assert len(layout.items) == 2 and len(layout.left_out) == 3
     with pytest.raises(UserError, match="holds no ID/images"):
         find_layout(Config.of(dataset="dsb2018", data_dir=a))
+
+
+def test_a_nucleus_that_is_not_read_is_named(bowl, capsys):
+    a, b, c = (bowl / f"stage1_train/{name}/masks" for name in "abc")
+    (a / "1.png").rename(a / "1.heic")
+    (b / "2.png").unlink()
+    os.mkfifo(b / "2.png")
+    (c / "3.png").unlink()
+    (c / "3.png").symlink_to("nowhere")
+    (line,) = find_layout(Config.of(dataset="dsb2018", data_dir=bowl)).over
+    assert line.startswith("passed over, since") and line.endswith(": a/masks/1.heic, b/masks/2.png, c/masks/3.png")
+    find_masks(bowl, find_images([bowl]))
+    assert "a.png: passed over in masks/" in (said := capsys.readouterr().err) and "1.heic" in said
+
+
+def test_one_object_in_a_mask_is_pointed_out(folder, capsys):
+    load_examples(Config.of(dataset="folder", data_dir=folder, objects=True, **SMALL))
+    assert "leave --objects out" not in capsys.readouterr().out
+    for path in (folder / "masks").iterdir():
+        save(path, np.uint8(255) * (TOUCHING > 0))
+    load_examples(Config.of(dataset="folder", data_dir=folder, objects=True, **SMALL))
+    assert "5 objects, one in a mask at most: if the masks hold classes, leave --objects out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])

@@ -149,6 +149,18 @@ def test_a_full_disk_names_the_file(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path / 'a.png'}: No space left on device\n"
 
 
+def test_ctrl_c_where_nothing_can_be_raised():
+    """In a destructor, or a callback of the garbage collector, Python prints an exception and goes on."""
+    program = (
+        "import os, signal, sys\nimport common\nfrom common.cli import run_script\n"
+        "class A:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        sum(range(10))\n"
+        "def main():\n    A()\n    print('went on')\n"
+        "run_script(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped; what was saved before stays\n")
+
+
 @pytest.mark.parametrize(
     "command", [["-m", "lowlevel.train"], ["predict.py", "--checkpoint", "x", "y", "--output", "z"], ["compare.py"]]
 )

@@ -522,6 +522,16 @@ def test_masks_drawn_or_corrected_by_hand_stay(trained, folder, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "evaluation/confusion.csv", "objects.csv"])
+def test_tables_of_the_user_are_seen_before_the_work(name, trained, folder, tmp_path):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} was not written by this project"):
+        run(trained(), folder, "--evaluate", folder, "--objects", "--object-settings", "0.5", "0.5", "0", output=out)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+
+
 def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for name in (b"=1+1.png", b"a\x1b[31mb.png", b"c\xff.png"):

@@ -67,6 +67,8 @@ def test_groups_by_name():
     assert len({of[i].name[:8] for i in found["val"]}) == 1 and len(found["val"]) == 4
     with pytest.raises(UserError, match=r"--group '\(y\)' matches nothing in train/x1_0.jpg"):
         split(of, config(group="(y)"))
+    with pytest.raises(UserError, match=r"--group '\(\)' has nothing in its \(...\) in any name"):
+        split(of, config(group="()"))
     for wrong in ("x", "y", "(", "(" * 5000):
         with pytest.raises(UserError, match="no regular expression with a"):
             split(of, config(group=wrong))

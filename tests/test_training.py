@@ -137,6 +137,20 @@ def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
         comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--epochs", "5"])
 
 
+def test_an_epoch_of_one_step_that_was_traced_has_no_rate(tmp_path, capsys):
+    train(tmp_path, "--images", "5", "--batch-size", "4", "--epochs", "2")
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert "images/s" not in first and "images/s" in second
+
+
+def test_what_was_found_in_the_data_is_not_edited(tmp_path):
+    train(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "class_weights": "1.0,2.0"}))
+    with pytest.raises(UserError, match="last.safetensors was trained with --class-weights None, and now it is 1.0,2.0: put"):
+        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path)])
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path):
     from data.cache import try_lock
 

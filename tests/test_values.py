@@ -1,5 +1,6 @@
 """Masks whose values are not the indices of their classes: what is shown, written and stored are the values."""
 
+from common.cli import make_parser, parse, read_config
 from common.colors import CLASS_COLORS
 from common.config import VOID, Config, UserError, Values
 from common.pictures import in_values, legend, names_of_values
@@ -129,3 +130,28 @@ def test_values_on_the_command_line():
         Config.of(mask_values=Values([1, 2]))
     with pytest.raises(UserError, match="--mask-values needs one for each of 3 classes, got 2"):
         Config.of(**SMALL, data_dir="x", classes=3, mask_values=Values([1, 2]))
+
+
+@pytest.mark.parametrize(
+    "values, options, words",
+    [
+        ((0, 255), dict(mask_values=Values((0, 1))), "only the value 0 of a class (and void)"),
+        ((1,), dict(mask_values=Values((1, 2, 7))), "only the value 1 of a class"),
+        ((255,), dict(mask_values=Values((0, 1))), "no value of a class (and void)"),
+        ((0,), dict(objects=True), "only the value 0 of a class"),
+    ],
+)
+def test_one_class_is_nothing_to_learn(tmp_path, values, options, words):
+    data_set(tmp_path, *values)
+    with pytest.raises(UserError) as error:
+        load_examples(Config.of(**SMALL, data_dir=tmp_path, **options))
+    assert f"all 5 masks hold {words}, so there is nothing to learn" in str(error.value)
+    load_examples(Config.of(**SMALL, data_dir=tmp_path, classes=len(options.get("mask_values", "12")), **options))
+
+
+def test_void_is_no_value_of_a_class():
+    args = parse(
+        make_parser("train", ""), ["--dataset", "folder", "--data-dir", "d", "--mask-values", "1,2,7", "--void-label", "2"]
+    )
+    with pytest.raises(UserError, match="--mask-values 1,2,7 has the --void-label 2"):
+        read_config(args)

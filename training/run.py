@@ -10,7 +10,7 @@ import threading
 import time
 
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
-from common.config import Stopped, UserError
+from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
 from common.output import discard, replacing
 from common.pictures import expendable, image_colors, in_values, mask_colors
@@ -132,6 +132,14 @@ class Run:
         metadata = self._load(path)
         if not {"step", "rows", "losses"} <= metadata.keys():
             raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
+        now = self.config.as_dict()
+        for name in marked("found"):  # those that pixels or names follow from are known by split.json, or harmless
+            had = metadata.get("config", {}).get(name, now[name])
+            if name not in ("float_white", "class_names") and had != now[name]:
+                raise UserError(
+                    f"{path} was trained with {flag(name)} {had}, and now it is {now[name]}: put it back in "
+                    f"{self.run_dir / 'config.json'}, or train into another --run-dir"
+                )
         if metadata.get("steps_per_epoch") != self.steps_per_epoch:
             raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
         self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
@@ -282,10 +290,11 @@ class Run:
         if self.chief:
             self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
+        speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
             f"validation: loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
-            f"{of_classes}accuracy {row['val_accuracy']:.4f}  {row['images_per_second']:6.1f} images/s",
+            f"{of_classes}accuracy {row['val_accuracy']:.4f}{speed}",
             flush=True,
         )
         if not self.done:
