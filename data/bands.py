@@ -1,5 +1,6 @@
 """Images of any number of bands, which Pillow does not know: TIFF through tifffile, and arrays that NumPy has saved."""
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,9 @@ from common.config import UserError
 import numpy as np
 
 SMALLER, MASK = 1, 4  # NewSubfileType of pages that are previews or masks of others
+# NumPy reads a header by ast.literal_eval, which in Python 3.11 now and then fails in several threads at once:
+# "AST constructor recursion depth mismatch"
+PARSING = threading.Lock()
 WHITE_IS_0, CMYK = 0, 5  # PhotometricInterpretation
 
 
@@ -42,7 +46,8 @@ def open_bands(path):
 
 
 def _open_array(path):
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    with PARSING:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if len(shape) != 3 or not all(shape) or array.dtype.kind not in "buif":
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, bands], of numbers")

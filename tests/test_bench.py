@@ -401,9 +401,9 @@ def test_against_something_else(tmp_path):
     other = tmp_path / "other.json"
     for text in ("", "[]", "{}", '{"records": [{}]}'):
         other.write_text(text)
-        with pytest.raises(UserError, match="--against .*other.json was not written"):
+        with pytest.raises(UserError, match="other.json was not written"):
             against(other)
-    with pytest.raises(UserError, match="--against .*No such file"):
+    with pytest.raises(UserError, match="none.json is no file that compare.py bench wrote"):
         against(tmp_path / "none.json")
     with pytest.raises(UserError, match="--against no-such-branch is no folder, .* and no git revision"):
         against("no-such-branch")
