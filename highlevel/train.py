@@ -106,8 +106,8 @@ def make_train_step(model, config, optimizer=None):
         weights = model.trainable_variables
         logits = model(images, training=True)
         loss = segmentation_loss(masks, logits, config)
-        # no tape: in a tf.function v1 walks the graph back from the loss
-        gradients, _ = zip(*optimizer.compute_gradients(loss, weights))
+        # no tape: v1 walks the graph back from the loss. 0: GATE_NONE, or threads wait for others
+        gradients, _ = zip(*optimizer.compute_gradients(loss, weights, gate_gradients=0))
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(total(gradients), config.training.clip_norm)
