@@ -95,7 +95,7 @@ def test_nothing_is_drawn_from_the_numbers_of_something_else(monkeypatch):
 
 @pytest.mark.parametrize("shape, count", [((4, 4), 8), ((4, 6), 4)])
 def test_flips_reach_every_symmetry_equally_often(shape, count):
-    image = np.arange(shape[0] * shape[1]).reshape(*shape, 1)
+    image = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(*shape, 1)
     rng, seen = np.random.default_rng(0), {}
     for _ in range(800):
         flipped, mask = flips(image, image[..., 0], rng)
