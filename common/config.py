@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.shapes import min_size, missing
+from common.text import printable
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
@@ -534,7 +535,7 @@ class Config:
         """From flat names, the rest by default. Raises: UserError for a name that there is not."""
         unknown = values.keys() - FIELDS.keys()
         if unknown:
-            raise UserError(f"unknown in this version: {', '.join(sorted(unknown))}")
+            raise UserError(f"unknown in this version: {', '.join(map(printable, sorted(unknown)))}")
         groups = {"network": {}, "training": {}, "data": {}}
         for name, value in values.items():
             groups[FIELDS[name][0]][name] = value

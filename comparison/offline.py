@@ -50,17 +50,10 @@ def main():
     packing = commands.add_parser("pack", help="here")
     packing.add_argument("pieces", type=Path)
     packing.add_argument("--python", default="3.12", help="of the other machine (default: %(default)s)")
-    packing.add_argument(
-        "--generation", type=int, default=90, help="compute capability of its GPU (default: %(default)s: H100)"
-    )
-    packing.add_argument(
-        "--megabytes",
-        type=int,
-        default=56,
-        choices=range(40, 4096),
-        metavar="N",
-        help="of a piece at most (default: %(default)s)",
-    )
+    words = "compute capability of its GPU (default: %(default)s, of an H100)"
+    packing.add_argument("--generation", type=int, default=90, help=words)
+    words = "of a piece at most (default: %(default)s)"
+    packing.add_argument("--megabytes", type=int, default=56, choices=range(40, 4096), metavar="N", help=words)
     running = commands.add_parser("run", help="there")
     running.add_argument("pieces", type=Path)
     running.add_argument("output", type=Path)
@@ -84,18 +77,7 @@ def main():
 def pack(pieces, python, generation, megabytes):
     """Installs for another Python into a folder beside `pieces`, makes it small, and writes it as `pieces`/NN/*.xz."""
     site = pieces.with_name(pieces.name + "-site") / "site"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--target",
-        site,
-        "--only-binary=:all:",
-        "--python-version",
-        python,
-    ]
+    install = [sys.executable, *"-m pip install -q --only-binary=:all: --python-version".split(), python, "--target", site]
     install += [word for tag in TAGS for word in ("--platform", tag)] + ["-r", ROOT / "requirements.txt"]
     version = re.search(r"^tensorflow(==\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
     subprocess.run([*install, f"tensorflow[and-cuda]{version}"], check=True)

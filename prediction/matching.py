@@ -17,9 +17,7 @@ IOUS = np.arange(50, 100, 5) / 100  # from which IoU on an object counts as foun
 class Overlaps(NamedTuple):
     """Which true object shares pixels with which found one."""
 
-    true_areas: (
-        np.ndarray
-    )  # [T + 1] pixels of each true object, by its label; 0 for the background and for a label that is not there
+    true_areas: np.ndarray  # [T + 1] pixels of each true object, by its label; 0 for the background and for gaps
     found_areas: np.ndarray  # [F + 1] the same of the found ones
     pairs: np.ndarray  # int [2, P] the labels, true and found, of each pair that shares pixels
     shared: np.ndarray  # [P] how many

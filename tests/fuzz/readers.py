@@ -250,7 +250,7 @@ class Tried:
             count["taken"] += 1
         except UserError as error:
             count["refused"] += 1
-            if "\n" in str(error) or len(str(error)) > 2000:  # other control characters are made visible where it is printed
+            if len(str(error).splitlines()) != 1 or len(str(error)) > 2000:
                 fault = f"a message of more than a line: {str(error)[:300]!r}"
         except SystemExit as error:  # --help
             fault = error.code and f"exit {error.code}"
