@@ -11,7 +11,7 @@ import predict
 import study.__main__
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import IMPLEMENTATIONS, UserError
-from comparison import pjrt
+from comparison import pjrt, records
 
 import pytest
 
@@ -195,3 +195,8 @@ def test_the_reading_order_names_every_file():
     rooms = ("common", "data", "training", *IMPLEMENTATIONS, "prediction", "comparison", "study")
     files = {f"{room}/{path.name}" for room in rooms for path in (ROOT / room).glob("*.py") if path.stem != "__init__"}
     assert sorted(listed) == sorted(files), "a file comes once in the reading order of docs/anatomy.md"
+
+
+def test_the_tables_of_speed_are_those_of_the_records(capsys):
+    records.main(list(map(str, sorted((ROOT / "docs" / "bench").glob("*.json")))))
+    assert capsys.readouterr().out.strip() in TEXTS[ROOT / "docs" / "results.md"]
