@@ -7,7 +7,7 @@
 
 It needs nothing but Python's own library. What makes 5 GB carryable: the libraries hold machine code for six generations of
 GPUs, of which one is kept; and TensorFlow opens libraries at its start that a convolution net never calls, which become empty
-files with the right name. What is left are some 600 MB.
+files with the right name. What is left are some 700 MB.
 """
 
 import argparse

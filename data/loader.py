@@ -17,7 +17,7 @@ from common.shapes import margin, min_size, missing
 from common.streams import AUGMENT, ORDER, generator
 from common.text import say
 from data.augment import augment
-from data.borders import border_weights
+from data.borders import border_weights, part_touching
 from data.cache import CORES, prepare
 from data.files import depth_of, on_scale, span_of_floats
 from data.layouts import Item, Layout, find_channels, find_layout
@@ -344,10 +344,14 @@ def _pipeline(config, steps, batch, shape):
     """The data set of `batch(step)`, images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
-    the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
-    the weights of the pixels.
+    the logits, which "valid" padding makes smaller than the image; objects that touch are parted. With --weight-map masks have
+    a second channel, the weights of the pixels.
     """
     cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white
+
+    def draw(step):
+        images, masks = batch(step)
+        return images, np.stack([part_touching(mask) for mask in masks]) if config.data.objects else masks
 
     def weigh(masks):
         weights = config.training.class_weights or [1.0] * 255
@@ -358,7 +362,7 @@ def _pipeline(config, steps, batch, shape):
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
         mask_type = tf.int32 if config.data.objects else tf.uint8
-        images, masks = tf.numpy_function(batch, [step], (depth_of(white), mask_type), stateful=False)
+        images, masks = tf.numpy_function(draw, [step], (depth_of(white), mask_type), stateful=False)
         images = tf.ensure_shape(images, [*shape, config.network.channels])
         masks = tf.ensure_shape(masks, shape)
         if cut:

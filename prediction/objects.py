@@ -13,6 +13,7 @@ from common.config import VOID, UserError
 from common.output import discard, replacing, write_text
 from common.pictures import class_names, shown_bands
 from common.text import cell, say
+from data.borders import CROSS, part_touching
 from data.files import in_8_bits
 from prediction.matching import Overlaps, object_scores
 from prediction.tiles import predict_tiles
@@ -22,10 +23,9 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage.measure import label, regionprops_table
 from skimage.morphology import dilation, local_maxima, reconstruction, remove_small_holes
-from skimage.segmentation import find_boundaries, watershed
+from skimage.segmentation import expand_labels, find_boundaries, watershed
 from tqdm import tqdm
 
-CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])  # pixels are joined by their sides, not their corners
 SMOOTHING = 1.5  # pixels: the raster gives every distance small summits
 THRESHOLDS, NECKS = (0.4, 0.5, 0.6, 0.75), (0, 0.5, 0.8, 0.9, 0.95)  # that are tried
 AREAS = (0.1, 0.2, 0.3)  # shares of the median area of the true objects
@@ -72,14 +72,14 @@ def class_of_objects(name, config):
 # --- one image ---
 
 
-def split_objects(p, settings):
-    """Probabilities [H, W] -> labels int32 [H, W], 1 to n.
+def split_objects(p, settings, parted=False):
+    """Probabilities [H, W] -> labels int32 [H, W], 1 to n. `parted`: of a network that learned what `part_touching` made.
 
     A watershed (Beucher and Lantuejoul 1979) from seeds, on the height of a pixel: how far it lies inside the pixels from the
     threshold on, and again inside those from halfway between the threshold and 1 on, so that a line of doubtful pixels, where
     two objects meet, is a valley. A seed is a summit from which every way to a higher one descends below `neck` times its
     height: the same for small objects and large ones. Holes that would be no objects are filled before: around a hole there
-    is no summit.
+    is no summit. What was `parted` gets the pixels back that were taken from it: a line of two between objects.
     """
     p = np.pad(p, 1)  # an object at the border ends there
     levels = [settings.threshold, (1 + settings.threshold) / 2]
@@ -96,13 +96,18 @@ def split_objects(p, settings):
     labels = labels[1:-1, 1:-1]
     stay = np.bincount(labels.ravel()) >= max(settings.area, 1)
     stay[0] = False
-    return np.where(stay, np.cumsum(stay), 0).astype(np.int32)[labels]
+    labels = np.where(stay, np.cumsum(stay), 0).astype(np.int32)[labels]
+    if not parted:
+        return labels
+    grown = expand_labels(labels, 1.5)  # by a pixel, in corners too
+    return np.where(part_touching(grown) == 0, grown, labels)
 
 
 def find_objects(p, settings, config):
     """Probabilities [H, W] of the class -> labels int32 [H, W]. Where the training resized, areas are in pixels of its size."""
     size = config.data.image_size or p.shape
-    return split_objects(p, settings._replace(area=round(settings.area * p.size / (size[0] * size[1]))))
+    settings = settings._replace(area=round(settings.area * p.size / (size[0] * size[1])))
+    return split_objects(p, settings, config.data.objects)
 
 
 def true_objects(mask, klass):
@@ -113,12 +118,13 @@ def true_objects(mask, klass):
 # --- settings ---
 
 
-def choose_settings(pairs):
+def choose_settings(pairs, parted=False):
     """The `Settings` with the best mean AP: (settings, {name: mean over the images} of `object_scores`, how many were tried).
 
     The best threshold and neck with the middle one of the areas, then the best area with them.
 
     pairs: of validation images, (probabilities [H, W], true labels [H, W]); pixels that nobody labelled are 0 in both.
+    parted: as in `split_objects`.
     """
     areas = np.concatenate([np.bincount(truth.ravel())[1:] for _, truth in pairs])
     typical = np.median(areas[areas > 0]) if areas.any() else 0
@@ -128,7 +134,7 @@ def choose_settings(pairs):
     def best_of(candidates):
         for settings in candidates:
             if settings not in tried:
-                tried[settings] = [object_scores(Overlaps.of(truth, split_objects(p, settings))) for p, truth in pairs]
+                tried[settings] = [object_scores(Overlaps.of(truth, split_objects(p, settings, parted))) for p, truth in pairs]
                 bar.update()
         return max(candidates, key=lambda settings: np.mean([scores["ap"] for scores in tried[settings]]))
 
@@ -178,7 +184,7 @@ def settled(checkpoint, config, predict, klass, tile):
         raise UserError(
             f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
         ) from None
-    settings, scores, tried = choose_settings(pairs)
+    settings, scores, tried = choose_settings(pairs, config.data.objects)
     say(
         f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
         "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)

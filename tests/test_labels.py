@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.config import Config, Size, UserError
 from data import overview
-from data.borders import border_weights
+from data.borders import border_weights, part_touching
 from data.files import read_objects
 from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
@@ -148,7 +148,7 @@ def test_one_object_in_a_mask_is_pointed_out(folder, capsys):
 @pytest.mark.parametrize("cache", [None, "cache"])
 @pytest.mark.parametrize("dataset", ["dsb2018", "folder"])
 def test_objects_reach_the_border_weights(dataset, cache, tmp_path, request, capsys):
-    """Between two that touch there is a border, which connected parts of the foreground do not have."""
+    """Between two that touch there is a line of background, and it weighs most."""
     data_dir = request.getfixturevalue("bowl" if dataset == "dsb2018" else "folder")
     options = dict(dataset=dataset, data_dir=data_dir, objects=True, cache=cache and tmp_path / cache)
     config = Config.of(**options, **SMALL, loss="cross_entropy", weight_map=True, augment="none")
@@ -157,13 +157,15 @@ def test_objects_reach_the_border_weights(dataset, cache, tmp_path, request, cap
         assert "15 objects" in capsys.readouterr().out and (found.network.classes, found.data.objects) == (1, True)
         np.testing.assert_array_equal(training.objects[0], TOUCHING)
         np.testing.assert_array_equal(training.masks[0], TOUCHING > 0)
-        expected = border_weights((TOUCHING > 0).astype(np.uint8), (1, 1), TOUCHING)
+        parted = np.where(np.isin(np.arange(40), (11, 12)) & (np.arange(32) < 14)[:, np.newaxis], 0, TOUCHING)
+        np.testing.assert_array_equal(part_touching(TOUCHING), parted)
+        expected = border_weights((parted > 0).astype(np.uint8), (1, 1), parted)
         for batches in (training_batches(found, training), validation_batches(found, validation)):
             for masks in next(iter(batches))[1].numpy():
-                np.testing.assert_array_equal(masks[..., 0], TOUCHING > 0)
+                np.testing.assert_array_equal(masks[..., 0], parted > 0)
                 np.testing.assert_array_equal(masks[..., 1], expected)
     parts = border_weights((TOUCHING > 0).astype(np.uint8))
-    assert expected[3, 12] > 9 and parts[3, 12] < 3, "above the line where two touch"
+    assert expected[8, 12] > 9 and expected[3, 12] > 6 and parts[3, 12] < 3, "in the line between two that touch, and above it"
     without = np.where(TOUCHING == 2, 0, TOUCHING)  # of a crop
     np.testing.assert_array_equal(border_weights(np.uint8(without > 0), (1, 1), without), border_weights(np.uint8(without > 0)))
 

@@ -2,11 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import predict
 from common.checkpoint import read_checkpoint, save_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from common.weights import initial_weights
+from data.borders import part_touching
 from prediction.matching import IOUS, Overlaps, object_scores, segment_scores
 from prediction.objects import (
     Settings,
@@ -150,6 +152,21 @@ def test_areas_are_those_of_the_size_that_the_network_sees():
     assert find_objects(p, Settings(0.5, 0.9, 30), Config.of(channels=1, classes=1)).max() == 1
     half = Config.of(channels=1, classes=1, depth=2, image_size=Size(24, 32))  # 30 pixels there are 120 here
     assert find_objects(p, Settings(0.5, 0.9, 30), half).max() == 0
+
+
+def test_objects_that_were_parted_meet_again():
+    """Stairs and straight lines; three that meet in a corner; what is apart by more stays apart."""
+    truth = np.zeros((32, 40), np.int32)
+    truth[2:12, 2:20] = np.where(np.arange(18) - np.arange(10)[:, np.newaxis] < 4, 1, 2)
+    truth[12:22, 2:20] = 3
+    truth[2:22, 23:38] = 4
+    p = (part_touching(truth) > 0).astype(np.float32)
+    assert [split_objects(p, Settings(0.5, 0, 10), parted).max() for parted in (False, True)] == [4, 4]
+    np.testing.assert_array_equal(split_objects(p, Settings(0.5, 0, 10), parted=True) > 0, truth > 0)
+    assert object_scores(Overlaps.of(truth, split_objects(p, Settings(0.5, 0, 10), parted=True)))["ap"] == 1
+    assert (split_objects(p, Settings(0.5, 0, 10)) > 0).sum() == p.sum() < (truth > 0).sum()
+    config = Config.of(dataset="folder", data_dir=Path("."), objects=True, channels=1, classes=1)
+    assert (find_objects(p, Settings(0.5, 0, 10), config) > 0).sum() == (truth > 0).sum(), "by how the network was trained"
 
 
 def test_settings_are_chosen_by_the_true_objects():
