@@ -99,7 +99,7 @@ def split_objects(p, settings, parted=False):
     labels = np.where(stay, np.cumsum(stay), 0).astype(np.int32)[labels]
     if not parted:
         return labels
-    grown = expand_labels(labels, 1.5)  # by a pixel, in corners too
+    grown = expand_labels(labels, 1)
     return np.where(part_touching(grown) == 0, grown, labels)
 
 
