@@ -30,7 +30,7 @@ def read_with_pillow(item, config):
     """One image and its mask as a data set in a PyTorch tutorial reads them: open, resize bicubically, convert to float32."""
     size = config.data.image_size and (config.data.image_size.width, config.data.image_size.height)
     with Image.open(item.image) as image, Image.open(item.mask) as mask:
-        image.seek(item.page), mask.seek(item.page)
+        image.seek(item.page or 0), mask.seek(item.page or 0)
         image, mask = image.convert("RGB" if config.network.channels == 3 else "L"), mask.copy()
         if size:
             image, mask = image.resize(size, Image.Resampling.BICUBIC), mask.resize(size, Image.Resampling.NEAREST)

@@ -1,5 +1,6 @@
 """compare.py bench: the figures that people quote must come from what they name."""
 
+import functools
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ import compare
 import comparison
 from common.config import Config, Size, UserError
 from common.weights import assign_weights, fold_batch_norm, weight_shapes
-from comparison import bench, cells, report, roofline, worker
+from comparison import bench, cells, pipeline, report, roofline, worker
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --rounds 3".split()
 
@@ -471,3 +473,23 @@ def test_help_needs_no_tensorflow():
 def test_image_that_cannot_fit_is_one_line(tmp_path):
     with pytest.raises(UserError, match="would not fit into memory"):
         compare.main(["bench", "--quick", *TINY, "--filters", "65536", "--image-size", "512", "--run-dir", str(tmp_path)])
+
+
+def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
+    """From photographs with masks in GIF, which Pillow reads page by page, to the shares of time that somebody waits."""
+    for k in range(4):
+        for folder, ending, values in [("train", ".jpg", 40 * k), ("train_masks", "_mask.gif", 255 * (k % 2))]:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture = np.full((32, 48, 3) if ending == ".jpg" else (32, 48), values, np.uint8)
+            picture[8:16] = 255 - values
+            Image.fromarray(picture).save(tmp_path / folder / f"{k % 2}_0{k}{ending}")
+    monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
+    monkeypatch.setattr(comparison, "IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr(pipeline, "time_consumer", functools.partial(pipeline.time_consumer, seconds=0.2))
+    options = dict(dataset="carvana", data_dir=tmp_path, batch_size=1, filters=4, depth=2, crop_size=Size(16, 16))
+    pipeline.run(Config.of(**options), 1, [10, 10_000], tmp_path / "pipeline.json")
+    record = json.loads((tmp_path / "pipeline.json").read_text())
+    assert set(record["images_per_second"]) >= {"pillow", "first epoch", "later epochs, augment mirror"}
+    waits = record["consumer_waits"]
+    assert waits["augment none, 10 images/s"] < 0.5 < waits["augment mirror, 10000 images/s"]
+    assert "lowlevel, augment mirror" in record["training"] and "a consumer waits" in capsys.readouterr().out
