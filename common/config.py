@@ -387,6 +387,9 @@ class Data:
     float_white: float | None = option(
         None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)", found=True
     )
+    stretch: bool = option(
+        False, "the contrast of each image: the darkest hundredth becomes black, the brightest two thousandths white"
+    )
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True
     )
@@ -451,6 +454,7 @@ class Data:
             f"--float-white must be 1e-30 to 1e30, got {self.float_white}",
         )
         _require(self.float_white is None or on_disk, "--float-white is for images on disk: it needs --dataset folder")
+        _require(not self.stretch or on_disk, "--stretch is for images on disk: it needs --dataset folder, or another")
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(
             self.mask_values is None

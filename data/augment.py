@@ -11,7 +11,7 @@ arXiv 1703.06907.
 
 import functools
 
-from data.files import to_gray
+from data.files import look_up, to_gray
 from data.meaning import as_classes
 
 import cv2
@@ -136,15 +136,6 @@ def recolor(image, mask, rng, white=255):
                 other = look_up(tone_curves(channels, rng, white), image)
                 cv2.copyTo(other, region.view(np.uint8), recolored)
     return recolored
-
-
-def look_up(curves, image):
-    """Every value v of an image [H, W, C], uint8 or uint16, becomes curves[:, v]; curves: [C, values]. -> [H, W, C]"""
-    if image.dtype == np.uint8:
-        table = np.zeros((1, 256, len(curves)), np.uint8)
-        table[0, : curves.shape[1]] = curves.T
-        return cv2.LUT(image, table).reshape(image.shape)
-    return np.stack([curve.astype(image.dtype).take(image[..., c]) for c, curve in enumerate(curves)], axis=-1)
 
 
 def random_part(size, rng):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from common.config import VOID, Names, Size, UserError
 from data.bands import counted, open_bands
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
@@ -29,6 +30,7 @@ MAX_BYTES = 2**30  # of memory that decoding one file may take: as many threads 
 # converted and turned, and numpy's array. Measured, and held by a test that decodes one of each kind.
 BYTES = {"L": (4, 9), "1": (8, 8), "P": (8, 8), "I;16": (10, 13), "I;16B": (10, 13), "I": (14, 14), "F": (17, 17)}
 MAX_NUMBER = 2**24  # in label images; a table of all numbers is made
+STRETCHED = (1, 99.8)  # percentiles: of pixels, a hundredth may be dust and background, and of the objects some are glints
 BAND_BYTES = 24  # of one of many bands, while it is converted
 COLOR_BYTES, COLOR_16_BYTES = (12, 8), (31, 26)
 WEBP_BYTES, PROGRESSIVE_BYTES = 10, 3  # of the decoders of WebP and of progressive JPEG
@@ -136,6 +138,29 @@ def on_scale(image, white, name):
             "as they were, or train with images of 16 bits"
         )
     return np.minimum(image, white).astype(depth_of(white))
+
+
+def look_up(curves, image):
+    """Every value v of an image [H, W, C], uint8 or uint16, becomes curves[:, v]; curves: [C, values]. -> [H, W, C]"""
+    if image.dtype == np.uint8:
+        table = np.zeros((1, 256, len(curves)), np.uint8)
+        table[0, : curves.shape[1]] = curves.T
+        return cv2.LUT(image, table).reshape(image.shape)
+    return np.stack([curve.astype(image.dtype).take(image[..., c]) for c, curve in enumerate(curves)], axis=-1)
+
+
+def stretched(image, white=255):
+    """The contrast of one image stretched: [H, W, C], 0 to `white` -> the same; percentiles `STRETCHED` become 0 and `white`.
+
+    For images of one kind that differ in exposure, as of microscopes. The bands of a colour stay together, others each have
+    their own range.
+    """
+    curves = []
+    for band in [image] if image.shape[-1] in (1, 3) else np.moveaxis(image, -1, 0):
+        up_to = np.bincount(band.ravel(), minlength=white + 1).cumsum()  # 8 times as fast as np.percentile
+        low, high = np.searchsorted(up_to, np.multiply(STRETCHED, up_to[-1] / 100))
+        curves.append(((np.arange(white + 1) - low) / max(high - low, 1) * white).round().clip(0, white))
+    return look_up(np.broadcast_to(curves, (image.shape[-1], white + 1)), image)
 
 
 def to_gray(image):

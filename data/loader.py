@@ -19,7 +19,7 @@ from common.text import say
 from data.augment import augment
 from data.borders import border_weights, part_touching
 from data.cache import CORES, prepare
-from data.files import depth_of, on_scale, span_of_floats
+from data.files import depth_of, on_scale, span_of_floats, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
@@ -172,6 +172,11 @@ def _read(config):
         class_names=given_names(config, layout, meaning),
     )
     table = meaning.table
+
+    def image(k):
+        values = on_scale(prepared.image(k), white, items[k].name)
+        return stretched(values, white or 255) if config.data.stretch else values
+
     left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
     for part in ("train", "val"):
         wanted = {layout.items[i].name for i in parts[part]}
@@ -180,7 +185,7 @@ def _read(config):
             raise UserError(f"{config.data.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
         names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
         checksums = ["{:08x}{:08x}".format(*prepared.checksums[k]) for k in numbers]
-        images = Stored(lambda k: on_scale(prepared.image(k), white, items[k].name), numbers)
+        images = Stored(image, numbers)
         objects = Stored(prepared.mask, numbers) if layout.objects else ()
         masks = Stored(lambda k: cv2.LUT(as_classes(prepared.mask(k)), table), numbers)  # ten times as fast as table[...]
         chosen.append(Examples(names, images, masks, sizes, left_out, checksums, objects))

@@ -267,7 +267,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
     network, values = config.network, config.as_dict()
     about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
-    about |= {name: values[name] for name in ("class_names", "mask_values", "image_size")}
+    about |= {name: values[name] for name in ("class_names", "mask_values", "image_size", "stretch")}
     words, calibration = "images of any size", None
     if kind == "keras":
         about |= {"sides_multiple_of": 2**network.depth, "sides_and": shapes.missing(0, network)}

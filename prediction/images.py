@@ -1,6 +1,7 @@
 """Images to predict: finding them, reading and predicting one, and writing what came out."""
 
 import contextlib
+import functools
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names, in_values, shown_bands
 from common.text import say
-from data.files import EXTENSIONS, count_pages, floats_in, image_files, in_8_bits, on_scale, read_image
+from data.files import EXTENSIONS, count_pages, floats_in, image_files, in_8_bits, on_scale, read_image, stretched
 from data.layouts import nested_images, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
@@ -119,15 +120,16 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
     network, size, white = config.network, config.data.image_size, config.data.white or 255
     image = _read(source, config)
     height, width, _ = image.shape
+    stretch = functools.partial(stretched, white=white) if config.data.stretch else np.asarray
     if size in (None, (height, width)):
         smallest = smallest_image(network)
         if min(height, width) < smallest:
             raise UserError(
                 f"{source.path} is {Size(height, width)} pixels, too small for this network, which needs {smallest}"
             )
-        parts = predict_tiles(predict, image, network, tile, tta, str(source), white)
+        parts = predict_tiles(predict, stretch(image), network, tile, tta, str(source), white)
     else:
-        resized = _read(source, config, size)  # as the training did
+        resized = stretch(_read(source, config, size))  # as the training did
         parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source), white)
     mask = np.empty((height, width), np.uint8)
     kept = None if keep is None else np.empty((height, width), np.float32)

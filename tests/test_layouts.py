@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.config import VOID, Config, Size, UserError, Values
 from data import files
-from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair
+from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
 
@@ -566,6 +566,24 @@ def test_the_scale_is_that_of_the_data_set(white, kind):
         found = on_scale(sixteen, white, "b.tif")
         assert found.dtype == kind
         np.testing.assert_array_equal(found, np.minimum(sixteen, white))
+
+
+@pytest.mark.parametrize("white", [255, 4095, 65535])
+def test_the_contrast_of_an_image_is_stretched(white):
+    """A thousand values, of which the lowest ten become black and the highest two white; all bands of a colour by one curve."""
+    values = np.arange(1000).reshape(25, 40, 1)
+    image = (values * (white // 255) // 4).astype(np.uint8 if white == 255 else np.uint16)
+    for channels in (1, 3):
+        found = stretched(image.repeat(channels, -1), white)
+        assert found.dtype == image.dtype and found.shape == (25, 40, channels)
+        low, high = np.sort(image.ravel())[[9, 997]].astype(float)
+        expected = ((image - low) / (high - low)).clip(0, 1) * white
+        np.testing.assert_allclose(found, expected.repeat(channels, -1), atol=0.5 + 1e-6)
+    dark = np.concatenate([image, image // 8], -1)
+    found = stretched(np.concatenate([dark, dark[..., :1] * 0], -1), white)  # a colour: its bands keep their ratio
+    assert found[..., 1].max() < white / 3 and (found[..., 2] == 0).all()
+    assert (stretched(dark, white).max((0, 1)) == white).all(), "two bands, each by itself"
+    np.testing.assert_array_equal(stretched(np.full((8, 8, 1), 7, np.uint8)), 0)
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])

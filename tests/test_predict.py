@@ -19,8 +19,9 @@ from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
 from common.weights import initial_weights
 from data.files import read_image, read_mask
+from data.loader import load_examples
 from prediction import FIXED
-from prediction.images import array_file
+from prediction.images import array_file, find_images, predict_mask
 from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
 from tests.conftest import IMPLEMENTATIONS
@@ -250,6 +251,28 @@ def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
     result = np.load(tmp_path / "out" / "probabilities" / "a.npy")[..., 0]
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
     assert read_mask(tmp_path / "out" / "a.png").shape == (61, 90)
+
+
+@pytest.mark.parametrize("size", [None, Size(16, 24)])
+def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
+    """What the network gets is the same in both; what is measured and drawn is the image as it is."""
+    for k in range(4):
+        for part, values in (
+            ("images", 20 + 10 * k + noise(32, 48, 3, seed=k) // 8),
+            ("masks", 255 * (noise(32, 48)[..., 0] > 99)),
+        ):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(tmp_path / part / f"{k}.png")
+    options = dict(dataset="folder", data_dir=tmp_path, stretch=True, image_size=size, filters=2, depth=2, batch_size=1)
+    config, training, _ = load_examples(Config.of(**options))
+    seen, name = [], training.names[0]
+    network = make_predict("lowlevel", config.network, initial_weights(config.network))
+    (source,) = find_images([tmp_path / "images" / Path(name).name])
+    image, _, _ = predict_mask(lambda images: seen.append(images) or network(images), source, config, 1024, False)
+    np.testing.assert_array_equal(seen[0][0], training.images[0] / np.float32(255))
+    assert training.images[0].min() == 0 and training.images[0].max() == 255 > image.max() and image.min() >= 20
+    with pytest.raises(UserError, match="--stretch is for images on disk"):
+        Config.of(stretch=True)
 
 
 def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, capsys):
