@@ -388,7 +388,7 @@ class Data:
         None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)", found=True
     )
     stretch: bool = option(
-        False, "the contrast of each image: the darkest hundredth becomes black, the brightest two thousandths white"
+        False, "spread the values of each image: the darkest hundredth becomes black, the brightest two thousandths white"
     )
     void_label: int | None = option(
         None, "mask value that means nothing: ignored in loss and metrics (default: as found)", found=True

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import Size, UserError
+from data.borders import part_touching
 from data.files import floats_in, image_files
 from data.meaning import as_classes
 
@@ -30,7 +31,7 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-VERSION = 5  # of the format, and of how files are decoded
+VERSION = 6  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -42,7 +43,7 @@ class Index(NamedTuple):
     peaks: np.ndarray  # [n], the brightest value of the image
     floats: np.ndarray  # [n], 1 where the file holds floats
     cuts: np.ndarray  # [n], what percent of its floats are white or above
-    counts: np.ndarray  # [n, 256], how many pixels of the mask have each value, as `data.meaning.as_classes` has it
+    counts: np.ndarray  # [n, 256], how many pixels of the mask have each value; 0 and 1 where it numbers objects, parted
     objects: np.ndarray  # [n], how many the mask numbers; 0 where it holds classes
     checksums: np.ndarray  # [n, 2], CRC-32 of the image and of the mask
 
@@ -160,9 +161,10 @@ def _decode_all(layout, items, channels, config, file):
         try:
             image, mask = layout.read(item, channels, config.data.image_size)
             floats = floats_in(item.image, image)
+            learned = as_classes(part_touching(mask) if layout.objects else mask)
         except UserError as error:
             return error
-        return image, mask, floats, Image.fromarray(as_classes(mask)).histogram()  # a tenth of the time of np.bincount
+        return image, mask, floats, Image.fromarray(learned).histogram()  # a tenth of the time of np.bincount
 
     progress = tqdm(items, desc="decoding", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(_in_parallel(read, progress)):

@@ -142,7 +142,7 @@ def on_scale(image, white, name):
 
 def look_up(curves, image):
     """Every value v of an image [H, W, C], uint8 or uint16, becomes curves[:, v]; curves: [C, values]. -> [H, W, C]"""
-    if image.dtype == np.uint8:
+    if image.dtype == np.uint8 and len(curves) <= 512:  # channels, OpenCV's limit
         table = np.zeros((1, 256, len(curves)), np.uint8)
         table[0, : curves.shape[1]] = curves.T
         return cv2.LUT(image, table).reshape(image.shape)
@@ -157,9 +157,12 @@ def stretched(image, white=255):
     """
     curves = []
     for band in [image] if image.shape[-1] in (1, 3) else np.moveaxis(image, -1, 0):
-        up_to = np.bincount(band.ravel(), minlength=white + 1).cumsum()  # 8 times as fast as np.percentile
+        rows = np.array_split(band, -(-len(band) // 256))  # bincount takes 8 bytes for each value
+        up_to = sum(np.bincount(part.ravel(), minlength=white + 1) for part in rows).cumsum()
         low, high = np.searchsorted(up_to, np.multiply(STRETCHED, up_to[-1] / 100))
-        curves.append(((np.arange(white + 1) - low) / max(high - low, 1) * white).round().clip(0, white))
+        if low == high:  # next to nothing is in it
+            low, high = 0, white
+        curves.append(((np.arange(white + 1) - low) / (high - low) * white).round().clip(0, white))
     return look_up(np.broadcast_to(curves, (image.shape[-1], white + 1)), image)
 
 

@@ -297,11 +297,12 @@ def batch_names(config, training, step):
 def augmented(config, training, epoch, i):
     """What the network sees of training image `i` in an epoch, counted from 0: image [h, w, C] and mask [h, w].
 
-    The mask holds class indices, uint8, or where the data tells objects apart their numbers, int32.
+    The mask holds class indices, uint8, or where the data tells objects apart their numbers, int32, and no two touch.
     """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    return augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
+    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
+    return image, part_touching(mask) if config.data.objects else mask
 
 
 def training_batches(config, training, first_step=0):
@@ -340,7 +341,7 @@ def validation_batches(config, validation):
     def read(step):
         part = range(step * batch_size, min((step + 1) * batch_size, n))
         images, masks = zip(*(_example(config, validation, i) for i in part))
-        return np.stack(images), np.stack(masks)
+        return np.stack(images), np.stack([part_touching(mask) for mask in masks] if config.data.objects else masks)
 
     return _pipeline(config, range(-(-n // batch_size)), read, [None if n % batch_size else batch_size, height, width])
 
@@ -349,14 +350,10 @@ def _pipeline(config, steps, batch, shape):
     """The data set of `batch(step)`, images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
-    the logits, which "valid" padding makes smaller than the image; objects that touch are parted. With --weight-map masks have
-    a second channel, the weights of the pixels.
+    the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
+    the weights of the pixels.
     """
     cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white
-
-    def draw(step):
-        images, masks = batch(step)
-        return images, np.stack([part_touching(mask) for mask in masks]) if config.data.objects else masks
 
     def weigh(masks):
         weights = config.training.class_weights or [1.0] * 255
@@ -367,7 +364,7 @@ def _pipeline(config, steps, batch, shape):
     def load(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
         mask_type = tf.int32 if config.data.objects else tf.uint8
-        images, masks = tf.numpy_function(draw, [step], (depth_of(white), mask_type), stateful=False)
+        images, masks = tf.numpy_function(batch, [step], (depth_of(white), mask_type), stateful=False)
         images = tf.ensure_shape(images, [*shape, config.network.channels])
         masks = tf.ensure_shape(masks, shape)
         if cut:

@@ -20,7 +20,7 @@ from common.pictures import class_names, draw_grid, expendable, in_values, legen
 from common.shapes import min_size, missing
 from common.text import say
 from data.cache import CORES
-from data.files import floats_in, in_8_bits, on_scale
+from data.files import floats_in, in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, open_layout
 from data.meaning import as_classes, given_names, mask_meaning
@@ -109,7 +109,9 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, read_as(config.network.channels), None)
-        image = in_8_bits(on_scale(shown_bands(image, config.data.show_bands), white, item.name), white)
+        image = on_scale(image, white, item.name)
+        image = stretched(image, white or 255) if config.data.stretch else image
+        image = in_8_bits(shown_bands(image, config.data.show_bands), white)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))

@@ -37,6 +37,7 @@ from common.losses import probabilities
 from common.output import MARK, is_ours, record_all, scratch, written_in
 from common.padding import any_size
 from common.weights import assign_weights, fold_batch_norm
+from data.files import STRETCHED
 from keras_impl.model import UNet, named_weights
 from prediction import EXPORTS, FIXED
 from prediction.network import restore
@@ -267,7 +268,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
     network, values = config.network, config.as_dict()
     about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
-    about |= {name: values[name] for name in ("class_names", "mask_values", "image_size", "stretch")}
+    about |= {name: values[name] for name in ("class_names", "mask_values", "image_size")}
+    about["stretch"] = {"percentiles": STRETCHED, "white": config.data.white or 255} if config.data.stretch else None
     words, calibration = "images of any size", None
     if kind == "keras":
         about |= {"sides_multiple_of": 2**network.depth, "sides_and": shapes.missing(0, network)}
@@ -292,6 +294,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")
+    if config.data.stretch:
+        print("it was trained on images of --stretch: stretch yours before, as data/files.py, `stretched`, does")
     if quantize:
         model, _, folded = restore_folded(implementation, network, weights)
         live = serving_function(model, folded)

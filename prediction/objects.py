@@ -20,7 +20,7 @@ from prediction.tiles import predict_tiles
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
 from skimage.measure import label, regionprops_table
 from skimage.morphology import dilation, local_maxima, reconstruction, remove_small_holes
 from skimage.segmentation import expand_labels, find_boundaries, watershed
@@ -72,14 +72,16 @@ def class_of_objects(name, config):
 # --- one image ---
 
 
-def split_objects(p, settings, parted=False):
-    """Probabilities [H, W] -> labels int32 [H, W], 1 to n. `parted`: of a network that learned what `part_touching` made.
+def split_objects(p, settings, parted=0):
+    """Probabilities [H, W] -> labels int32 [H, W], 1 to n.
+
+    parted: of a network that learned what `part_touching` made, how many pixels here are one of the training's; 0: of another.
 
     A watershed (Beucher and Lantuejoul 1979) from seeds, on the height of a pixel: how far it lies inside the pixels from the
     threshold on, and again inside those from halfway between the threshold and 1 on, so that a line of doubtful pixels, where
     two objects meet, is a valley. A seed is a summit from which every way to a higher one descends below `neck` times its
     height: the same for small objects and large ones. Holes that would be no objects are filled before: around a hole there
-    is no summit. What was `parted` gets the pixels back that were taken from it: a line of two between objects.
+    is no summit. What was `parted` gets the pixels back that were taken from it: the line between two objects.
     """
     p = np.pad(p, 1)  # an object at the border ends there
     levels = [settings.threshold, (1 + settings.threshold) / 2]
@@ -97,17 +99,21 @@ def split_objects(p, settings, parted=False):
     stay = np.bincount(labels.ravel()) >= max(settings.area, 1)
     stay[0] = False
     labels = np.where(stay, np.cumsum(stay), 0).astype(np.int32)[labels]
-    if not parted:
+    if not (parted and labels.any()):
         return labels
-    grown = expand_labels(labels, 1)
-    return np.where(part_touching(grown) == 0, grown, labels)
+    grown = expand_labels(labels, parted)
+    meet = (grown > 0) & (part_touching(grown) == 0)
+    if parted > 1:
+        meet = binary_dilation(meet, CROSS, parted - 1)
+    return np.where(meet, grown, labels)
 
 
 def find_objects(p, settings, config):
     """Probabilities [H, W] of the class -> labels int32 [H, W]. Where the training resized, areas are in pixels of its size."""
     size = config.data.image_size or p.shape
-    settings = settings._replace(area=round(settings.area * p.size / (size[0] * size[1])))
-    return split_objects(p, settings, config.data.objects)
+    scale = p.size / (size[0] * size[1])
+    parted = max(1, round(scale**0.5)) if config.data.objects else 0
+    return split_objects(p, settings._replace(area=round(settings.area * scale)), parted)
 
 
 def true_objects(mask, klass):
@@ -118,7 +124,7 @@ def true_objects(mask, klass):
 # --- settings ---
 
 
-def choose_settings(pairs, parted=False):
+def choose_settings(pairs, parted=0):
     """The `Settings` with the best mean AP: (settings, {name: mean over the images} of `object_scores`, how many were tried).
 
     The best threshold and neck with the middle one of the areas, then the best area with them.
@@ -184,7 +190,7 @@ def settled(checkpoint, config, predict, klass, tile):
         raise UserError(
             f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
         ) from None
-    settings, scores, tried = choose_settings(pairs, config.data.objects)
+    settings, scores, tried = choose_settings(pairs, int(config.data.objects))
     say(
         f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
         "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)

@@ -2,7 +2,9 @@
 
 from common.metrics import predicted_classes, scores
 from common.shapes import margin
+from data.borders import part_touching
 from data.loader import load_examples
+from data.meaning import as_classes
 
 import numpy as np
 
@@ -34,7 +36,8 @@ def read_windows(config, size):
 
     def mask(examples, i):
         height, width = size
-        return window(examples.masks[i], size)[np.newaxis, cut : height - cut, cut : width - cut]
+        values = as_classes(part_touching(examples.objects[i])) if examples.objects else examples.masks[i]
+        return window(values, size)[np.newaxis, cut : height - cut, cut : width - cut]
 
     calibration = [image(training, i) for i in range(min(len(training.names), CALIBRATED))]
     pairs = [(image(validation, i), mask(validation, i)) for i in range(min(len(validation.names), COMPARED))]

@@ -225,6 +225,14 @@ def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
         loaded(np.zeros([1, fits, fits + 1, network.channels]))
 
 
+def test_what_is_to_be_done_with_an_image_first_is_said(tmp_path, capsys):
+    for stretch, about in ((False, None), (True, {"percentiles": [1, 99.8], "white": 4095})):
+        config = OWN.replace(dataset="folder", data_dir=tmp_path, stretch=stretch, white=4095)
+        export("keras", "keras_impl", config, some_weights(config), tmp_path / "net")
+        assert json.loads((tmp_path / "net/export.json").read_text())["stretch"] == about
+        assert ("stretch yours before" in capsys.readouterr().out) == stretch
+
+
 @pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
 def test_export_repeats_all_options_of_the_network(kind, exported):
     about = json.loads((exported[0] / f"{kind}-keras_impl-own" / "export.json").read_text())

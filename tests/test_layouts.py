@@ -583,7 +583,10 @@ def test_the_contrast_of_an_image_is_stretched(white):
     found = stretched(np.concatenate([dark, dark[..., :1] * 0], -1), white)  # a colour: its bands keep their ratio
     assert found[..., 1].max() < white / 3 and (found[..., 2] == 0).all()
     assert (stretched(dark, white).max((0, 1)) == white).all(), "two bands, each by itself"
-    np.testing.assert_array_equal(stretched(np.full((8, 8, 1), 7, np.uint8)), 0)
+    empty = np.full((64, 64, 1), 7, np.uint8)
+    empty[0, :5] = 8
+    np.testing.assert_array_equal(stretched(empty), empty)
+    assert stretched(np.zeros((2, 2, 600), np.uint8)).shape == (2, 2, 600)
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])

@@ -161,13 +161,21 @@ def test_objects_that_were_parted_meet_again():
     truth[12:22, 2:20] = 3
     truth[2:22, 23:38] = 4
     p = (part_touching(truth) > 0).astype(np.float32)
-    assert [split_objects(p, Settings(0.5, 0, 10), parted).max() for parted in (False, True)] == [4, 4]
-    found = split_objects(p, Settings(0.5, 0, 10), parted=True)
+    assert [split_objects(p, Settings(0.5, 0, 10), parted).max() for parted in (0, 1)] == [4, 4]
+    found = split_objects(p, Settings(0.5, 0, 10), parted=1)
     np.testing.assert_array_equal(np.argwhere((found > 0) != (truth > 0)), [[11, 13], [11, 14], [12, 13], [12, 14]], "a corner")
     assert object_scores(Overlaps.of(truth, found))["ap"] == 1
     assert (split_objects(p, Settings(0.5, 0, 10)) > 0).sum() == p.sum() < (truth > 0).sum()
     config = Config.of(dataset="folder", data_dir=Path("."), objects=True, channels=1, classes=1)
     np.testing.assert_array_equal(find_objects(p, Settings(0.5, 0, 10), config), found, "by how the network was trained")
+    resized = config.replace(image_size=Size(*truth.shape))
+    large, twice = (values.repeat(2, 0).repeat(2, 1) for values in (truth, p))  # the line is four pixels wide
+    aps = []
+    for found in (split_objects(twice, Settings(0.5, 0, 40), parted=1), find_objects(twice, Settings(0.5, 0, 10), resized)):
+        assert not ((found > 0) & (large == 0)).any()
+        aps.append(object_scores(Overlaps.of(large, found))["ap"])
+    assert aps[0] < 0.9 < 0.95 < aps[1]
+    assert split_objects(np.zeros((8, 8)), Settings(0.5, 0.8, 0), parted=1).max() == 0
 
 
 def test_settings_are_chosen_by_the_true_objects():
@@ -260,7 +268,7 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     assert "the best of 22 tried on 2 validation images: mean AP " in first
     kept = json.loads((tmp_path / "run/objects.json").read_text())["classes"]["1"]["settings"]
     with monkeypatch.context() as patch:
-        patch.setattr("prediction.objects.choose_settings", lambda pairs: pytest.fail("searched again"))
+        patch.setattr("prediction.objects.choose_settings", lambda *_: pytest.fail("searched again"))
         run(checkpoint, tmp_path)
     used = "objects by --object-settings {:g} {:g} {}".format(*kept)
     assert used in first and used in capsys.readouterr().out
