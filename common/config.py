@@ -422,15 +422,10 @@ class Data:
         "turned; mirror: and mirrored; paper: also turned; recolor: mirrored, upright, with random colours for every class",
         val=False,
     )
-    augment_scale: float = option(
-        1.25, "all but none and flips: at most so many times larger or smaller, from 1 to 4", val=False
-    )
 
     def __post_init__(self):
         _at_least(self, images=2, white=1, void_label=0, folds=2, fold=0)
         _require(self.white is None or self.white <= 65535, f"--white must be at most 65535, got {self.white}")
-        # further down bilinear interpolation would leave pixels out
-        _require(1 <= self.augment_scale <= 2, f"--augment-scale must be 1 to 2, got {self.augment_scale}")
         _require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
         if isinstance(self.colors, Path):
             object.__setattr__(self, "colors", ColorTable.parse(self.colors))

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 cv2.setNumThreads(1)  # the loader draws a batch on each core
+SCALE = 1.25  # at most so many times larger or smaller
 CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
@@ -34,7 +35,7 @@ GAMMA = 4.0  # the knots of a curve lie evenly on the scale of v**gamma, for a g
 TINT = 32.0  # gray values, standard deviation between the curves of the channels
 
 
-def augment(image, mask, size, kind, rng, white=255, scale=1.25):
+def augment(image, mask, size, kind, rng, white=255):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
@@ -45,7 +46,6 @@ def augment(image, mask, size, kind, rng, white=255, scale=1.25):
     Args:
         image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W], or int32 where it numbers objects.
         size: (height, width) of the crop, no larger than the image.
-        scale: at most so many times larger or smaller, where anything is scaled.
 
     Returns: image, [height, width, C], and mask, [height, width], of their types; the values of the mask all occur in `mask`.
         Both may be views.
@@ -53,17 +53,16 @@ def augment(image, mask, size, kind, rng, white=255, scale=1.25):
     Raises: ValueError when the crop is larger than the image.
     """
     if kind == "paper":
-        return deform(image, mask, size, rng, white=white, scale=scale)
+        return deform(image, mask, size, rng, white=white)
     if kind == "elastic":
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,), white=white, scale=scale)
+        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,), white=white)
     if kind == "mirror":
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), white=white, scale=scale)
+        return deform(image, mask, size, rng, angles=(-TILT, TILT), white=white)
     if kind == "recolor":
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
-        image = recolor(image, as_classes(mask), rng, white)
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), white=white, scale=scale)
+        return deform(recolor(image, as_classes(mask), rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
     image, mask = random_crop(image, mask, size, rng)
     return flips(image, mask, rng) if kind == "flips" else (image, mask)
 
@@ -98,7 +97,7 @@ def _turned(values, turns, mirrored):
     return (cv2.flip(values, 1) if mirrored else values).reshape(shape)
 
 
-def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white=255, scale=1.25):
+def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white=255):
     """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
     Arguments, results and errors as in `augment`, and `angles`, the least and the largest, and `mirrors`, one of which
@@ -106,7 +105,7 @@ def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white
     """
     (height, width), (h, w) = mask.shape, size
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    angle, scale = rng.uniform(*angles), scale ** rng.uniform(-1, 1)
+    angle, scale = rng.uniform(*angles), SCALE ** rng.uniform(-1, 1)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:, 1] *= rng.choice(mirrors)
     nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)

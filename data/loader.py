@@ -301,8 +301,7 @@ def augmented(config, training, epoch, i):
     """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    size, kind, white = _window(config, training), config.data.augment, config.data.white or 255
-    image, mask = augment(*example, size, kind, rng, white, config.data.augment_scale)
+    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
     return image, part_touching(mask) if config.data.objects else mask
 
 
