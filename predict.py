@@ -27,7 +27,7 @@ from common.text import say
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
 from prediction.network import make_predict
-from prediction.tiles import smallest_tile
+from prediction.tiles import smallest_tile, symmetries
 
 
 def read_command_line(argv):
@@ -36,7 +36,11 @@ def read_command_line(argv):
     what.add_argument("images", type=Path, nargs="*", metavar="IMAGE_OR_DIR", help="images, or folders of images")
     what.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
     what.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: the one that trained")
-    what.add_argument("--tta", action="store_true", help="mean over the 8 symmetries of a square image, the 4 of another")
+    what.add_argument(
+        "--tta",
+        action="store_true",
+        help="mean over the image mirrored and turned as in the training",
+    )
     what.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
     what.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
     written = parser.add_argument_group("what to write")
@@ -119,6 +123,9 @@ def main(argv=None):
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
+    args.tta = config.data.augment if args.tta else None
+    if args.tta:
+        symmetries(True, args.tta)  # or what keeps it from having any
     sources = images.find_images(args.images)
     truths = find_masks(args.evaluate, sources) if args.evaluate else {}
     settings = None

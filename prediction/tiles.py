@@ -15,6 +15,7 @@ Batch normalization is a pointwise function in inference, so it does not see the
 import itertools
 from typing import NamedTuple
 
+from common.config import UserError
 from common.shapes import margin, missing
 
 import numpy as np
@@ -71,9 +72,17 @@ def cut(size, tile, network):
     return [between(*borders) for borders in zip(starts, bounds, bounds[1:])]
 
 
-def symmetries(square):
-    """(quarter turns, mirrored) for the symmetries of a square, 8, or of another rectangle, 4: those of `data.augment`."""
-    return [(turns, mirrored) for turns in (range(4) if square else (0, 2)) for mirrored in (False, True)]
+def symmetries(square, augment):
+    """[(quarter turns, mirrored)]: those of `data.augment`'s kind `augment` for a square, or for another rectangle.
+
+    flips and paper: 8 of a square, 4 of another. mirror and recolor: 2, as the network has seen nothing upside down.
+
+    Raises: UserError for a kind that neither turns nor mirrors.
+    """
+    if augment in ("none", "elastic"):
+        raise UserError(f"--tta: in the training, --augment {augment}, no image was mirrored or turned: leave it out")
+    turned = (0,) if augment in ("mirror", "recolor") else range(4) if square else (0, 2)
+    return [(turns, mirrored) for turns in turned for mirrored in (False, True)]
 
 
 def predict_window(predict, window, views):
@@ -86,18 +95,18 @@ def predict_window(predict, window, views):
     return total / len(views)
 
 
-def predict_tiles(predict, image, network, tile, tta=False, name=None, white=255):
+def predict_tiles(predict, image, network, tile, tta=None, name=None, white=255):
     """The prediction of an image at its own size, tile by tile. A bar named `name` shows the progress in a terminal.
 
     predict: float32 [1, h, w, channels] in 0..1 -> probabilities [1, h - margin, w - margin, classes], both numpy arrays.
     image: uint8 or uint16 [H, W, channels], 0 to `white`, both sides at least `smallest_image`.
     tile: the side of the windows in pixels, at least `smallest_tile`.
-    tta: test-time augmentation, the mean over the 8 symmetries of a square image, over 4 for any other.
+    tta: test-time augmentation, the mean over the `symmetries` of that --augment of the training. None: no such mean.
 
     Yields: (rows, columns, float32 [h, w, classes]): slices of the image, which cover it once, and their probabilities.
     """
     height, width, _ = image.shape
-    views = symmetries(height == width) if tta else [(0, False)]
+    views = symmetries(height == width, tta) if tta else [(0, False)]
     windows = list(itertools.product(cut(height, tile, network), cut(width, tile, network)))
     for rows, columns in tqdm(windows, desc=name, unit=" tiles", delay=1, leave=False, disable=None):
         window = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / white
@@ -105,7 +114,7 @@ def predict_tiles(predict, image, network, tile, tta=False, name=None, white=255
         yield rows.target, columns.target, p[rows.source, columns.source].astype(np.float32)
 
 
-def predict_resized(predict, image, size, network, tile, tta=False, name=None, white=255):
+def predict_resized(predict, image, size, network, tile, tta=None, name=None, white=255):
     """As `predict_tiles`, for an image that was resized for the network: the prediction at its own `size`, (height, width).
 
     The probabilities, and not the classes, are resized, bilinearly: borders come out smooth.

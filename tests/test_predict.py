@@ -112,8 +112,11 @@ def test_valid_padding_covers_the_image(implementation):
     np.testing.assert_allclose(tiled[4:-4, 4:-4], whole[4:-4, 4:-4], rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("height, width, number", [(64, 64, 8), (64, 96, 4)])
-def test_tta_is_the_mean_over_the_symmetries(height, width, number):
+@pytest.mark.parametrize(
+    "height, width, augment, number",
+    [(64, 64, "flips", 8), (64, 96, "paper", 4), (64, 64, "mirror", 2), (64, 96, "recolor", 2)],
+)
+def test_tta_is_the_mean_over_the_symmetries_of_the_training(height, width, augment, number):
     network, predict = random_network(classes=3)
     image = noise(height, width)
     seen = image[np.newaxis].astype(np.float32) / 255
@@ -122,10 +125,12 @@ def test_tta_is_the_mean_over_the_symmetries(height, width, number):
     if number == 8:
         transpose = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
         views += [(lambda x, t=there: transpose(t(x)), lambda p, b=back: b(transpose(p))) for there, back in views]
+    if number == 2:
+        views = [views[0], views[2]]  # along the rows
     expected = np.mean([back(predict(there(seen))) for there, back in views], axis=0)[0]
-    result = assembled(predict_tiles(predict, image, network, 1000, tta=True), expected.shape)
+    result = assembled(predict_tiles(predict, image, network, 1000, augment), expected.shape)
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network), tta=True), expected.shape)
+    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network), augment), expected.shape)
     np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
     assert np.abs(expected - predict(seen)[0]).max() > 1e-3, "this network is not symmetric"
 
@@ -195,6 +200,13 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
     for name in IMPLEMENTATIONS[1:]:
         for p, q in zip(results["lowlevel"], results[name]):
             np.testing.assert_allclose(p, q, rtol=0, atol=ROUNDING, err_msg=name)
+
+
+@pytest.mark.parametrize("augment", ["none", "elastic"])
+def test_tta_needs_a_training_that_mirrored(augment, trained, folder, tmp_path):
+    with pytest.raises(UserError, match=f"--tta.*--augment {augment}"):
+        run(trained(augment=augment), folder, "--tta", output=tmp_path / "masks")
+    assert not (tmp_path / "masks").exists()
 
 
 def test_the_default_is_the_implementation_that_trained(trained, folder, tmp_path, monkeypatch):
