@@ -36,11 +36,7 @@ def read_command_line(argv):
     what.add_argument("images", type=Path, nargs="*", metavar="IMAGE_OR_DIR", help="images, or folders of images")
     what.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
     what.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: the one that trained")
-    what.add_argument(
-        "--tta",
-        action="store_true",
-        help="mean over the image mirrored and turned as in the training",
-    )
+    what.add_argument("--tta", action="store_true", help="mean over the image mirrored and turned as in the training")
     what.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
     what.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
     written = parser.add_argument_group("what to write")
