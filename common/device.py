@@ -60,7 +60,7 @@ def keep_freed_memory():
     """Freed memory stays with the process, where the C library is glibc.
 
     It gives blocks of an image's size back to the system at once, and gets each page again zeroed. Without this, one core of an
-    EPYC drew 820 images of 480x320 a second in batches of 8, and 1,950 with it (`bench --data`).
+    EPYC drew 820 images of 480x320 a second in batches of 8, and 1,993 with it (`compare.py bench --data`).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         for option, size in ((-3, 32 * 2**20), (-1, 2**30)):  # M_MMAP_THRESHOLD, the most that it takes; M_TRIM_THRESHOLD
