@@ -1,5 +1,6 @@
 """Masks that number objects: label images, and a mask for every nucleus; what of that reaches the loss and the pictures."""
 
+import argparse
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.evaluation import find_masks, truth_reader
 from prediction.images import find_images
+from training import start
 
 import numpy as np
 import pytest
@@ -216,3 +218,13 @@ def test_true_objects_of_an_evaluation(bowl, folder):
     config = Config.of(dataset="folder", data_dir=folder, objects=True, classes=1, channels=1)
     read = truth_reader(find_masks(folder / "masks", sources), config, False)
     np.testing.assert_array_equal(read(sources[0]), TOUCHING > 0)
+
+
+def test_a_run_from_before_objects_were_parted_is_not_gone_on_with(tmp_path, monkeypatch):
+    values = Config.of(dataset="folder", data_dir=tmp_path, objects=True).as_dict()
+    args = argparse.Namespace(preset=None, run_dir=tmp_path)
+    monkeypatch.setattr(start, "read_run_config", lambda _: values)
+    assert start.resumed(args, set()).data.objects
+    del values["stretch"]
+    with pytest.raises(UserError, match="before objects that touch are parted.*--checkpoint"):
+        start.resumed(args, set())

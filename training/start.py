@@ -50,7 +50,13 @@ def resumed(args, given):
     """
     if args.preset:
         raise UserError("--resume goes on with the options of its run: leave --preset out")
-    free, stored = set(marked("free")), Config.from_dict(read_run_config(args.run_dir))
+    values = read_run_config(args.run_dir)
+    free, stored = set(marked("free")), Config.from_dict(values)
+    if stored.data.objects and "stretch" not in values:  # an option that came with the parting
+        raise UserError(
+            f"{args.run_dir} was trained before objects that touch are parted: --resume would change its masks; train anew, "
+            f"from --checkpoint {args.run_dir / 'best.safetensors'} if you like"
+        )
     for name in sorted(given - free - {"resume"}):
         wanted, had = getattr(args, name), stored.flat[name]
         if wanted != had and wanted != Weights():  # "balanced" has become numbers
