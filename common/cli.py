@@ -111,7 +111,10 @@ def is_out_of_memory(error):
 
 
 def run_script(main):
-    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
+    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell.
+
+    Exits with what `main` returns, and returns where that is None.
+    """
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -121,10 +124,13 @@ def run_script(main):
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        sys.exit(main())
+        code = main()
+        if code is not None:
+            sys.exit(code)
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)
@@ -148,3 +154,6 @@ def run_script(main):
         advice = "use a smaller --batch-size or --crop-size, or --precision bfloat16"
         print(f"error: out of memory: {advice}; what was saved before stays", file=sys.stderr)
         sys.exit(2)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,6 @@ from data.meaning import as_classes
 
 import cv2
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 cv2.setNumThreads(1)  # the loader draws a batch on each core
 SCALE = 1.25  # at most so many times larger or smaller
@@ -184,6 +183,8 @@ def spline(n):
 
     A natural spline. It keeps straight lines straight, so the nodes can carry the rotation and the scale as well.
     """
+    from scipy.interpolate import CubicSpline  # takes half a second, which not every training needs
+
     return CubicSpline(np.linspace(0, n - 1, NODES), np.eye(NODES), bc_type="natural")(np.arange(n)).astype(np.float32)
 
 

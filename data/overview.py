@@ -28,7 +28,6 @@ from data.splits import groups_of, split
 
 import numpy as np
 from PIL import Image
-from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 THUMBNAIL = 256  # pixels, the longer side of a picture in a sheet
@@ -47,6 +46,8 @@ def overlay(image, mask, classes):
     objects, each of which has its outline then.
     Returns: [H', W', 3] in 0..1.
     """
+    from skimage.segmentation import find_boundaries  # a training starts without it
+
     shrink = max(1, max(mask.shape) / THUMBNAIL)
     height, width = (max(round(n / shrink), 1) for n in mask.shape)
     image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BOX)) / 255

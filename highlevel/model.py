@@ -4,10 +4,9 @@ The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variable
 Today's shim: TensorFlow 1 called it once, to build its graph. Called eagerly, each call would make
 new variables; `track_tf1_style_variables` on a method of a `tf.Module` keeps them by name.
 
-Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, use batch normalization, and ELU. The same file in lowlevel/ and keras_impl/
-holds the same network, row by row.
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
+that the logits are as large as the image, use batch normalization, and ELU. The same file in
+lowlevel/ and keras_impl/ holds the same network, row by row.
 """
 
 import contextlib

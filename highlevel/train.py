@@ -2,11 +2,13 @@
 
 import functools
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python highlevel/train.py`
+if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+    sys.path[0] += "" if __package__ else "/.."  # for `python highlevel/train.py`
+    from training.options import answer_without_tensorflow, run_script
 
-from common.cli import run_script
+    answer_without_tensorflow("highlevel", __doc__)
+
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
 from common.replicas import on_every_replica, share, total
@@ -38,8 +40,7 @@ class Adam(tf.compat.v1.train.AdamOptimizer):
 class SGD(tf.compat.v1.train.MomentumOptimizer):
     """v1: a = momentum * a + g;  w -= lr * a. The same for as long as the learning rate stays.
 
-    Here as in the others, Sutskever et al. 2013, equations 1 and 2:
-    m = momentum * m - lr * g;  w += m
+    Here as in the others, Sutskever et al. 2013: m = momentum * m - lr * g;  w += m
     """
 
     def _resource_apply_dense(self, grad, var):

@@ -1,9 +1,8 @@
 """The U-Net as a functional model of Keras 3.
 
-Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, use batch normalization, and ELU. The same file in lowlevel/ and highlevel/
-holds the same network, row by row.
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
+that the logits are as large as the image, use batch normalization, and ELU. The same file in
+lowlevel/ and highlevel/ holds the same network, row by row.
 
 The API: a layer makes its variables when it is first called; calls on a symbolic tensor form a
 graph, and that is the model.

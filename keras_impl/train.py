@@ -1,11 +1,13 @@
 """Train the U-Net written in Keras 3: compile, fit and a callback."""
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python keras_impl/train.py`
+if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+    sys.path[0] += "" if __package__ else "/.."  # for `python keras_impl/train.py`
+    from training.options import answer_without_tensorflow, run_script
 
-from common.cli import run_script
+    answer_without_tensorflow("keras_impl", __doc__)
+
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
 from common.replicas import average, on_every_replica

@@ -1,9 +1,8 @@
 """The U-Net in raw tf.nn operations and explicit variables.
 
-Ronneberger, Fischer, Brox 2015: "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so that the logits are as
-large as the image, use batch normalization, and ELU. The same file in highlevel/ and keras_impl/
-holds the same network, row by row.
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
+that the logits are as large as the image, use batch normalization, and ELU. The same file in
+highlevel/ and keras_impl/ holds the same network, row by row.
 
 The API: operations on tensors. You make, name, shape, cast and update every variable yourself.
 """

@@ -1,11 +1,13 @@
 """Train the U-Net written in raw tf.nn operations: GradientTape, and the update as operations."""
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python lowlevel/train.py`
+if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+    sys.path[0] += "" if __package__ else "/.."  # for `python lowlevel/train.py`
+    from training.options import answer_without_tensorflow, run_script
 
-from common.cli import run_script
+    answer_without_tensorflow("lowlevel", __doc__)
+
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
 from common.replicas import on_every_replica, total
@@ -24,9 +26,8 @@ class Adam(tf.Module):
 
     alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
     m += (1 - beta_1) * (g - m);  v += (1 - beta_2) * (g**2 - v)
-    w -= alpha * m / (sqrt(v) + epsilon)
+    w -= alpha * m / (sqrt(v) + epsilon), the epsilon hat of section 2, as in v1 and Keras
 
-    epsilon is that section's epsilon hat, as in v1 and Keras; algorithm 1 has another.
     weights: canonical name -> variable. state: the weight's name and "/m" or "/v" -> variable.
     """
 

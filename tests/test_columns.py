@@ -220,12 +220,14 @@ def test_tensorflow_is_started_in_one_place():
     """TF_USE_LEGACY_KERAS must be set before TensorFlow is imported, and its noise held back, whichever module comes first."""
     for package in BELOW:
         first = {name.split(".")[0] for name in imports(ROOT / package / "__init__.py")}
-        assert "common" in first or package == "common", package
+        assert "common" in first or package in ("common", *IMPLEMENTATIONS), package
         for path in (ROOT / package).glob("*.py"):
             if "tensorflow" in set(imports(path)) and path.name != "device.py":
                 assert package in IMPLEMENTATIONS, f"{path.relative_to(ROOT)}: from common.device import tf"
-    for implementation in IMPLEMENTATIONS:
-        assert "common.device" in set(imports(ROOT / implementation / "__init__.py"))
+    starters = {f"common.{path.stem}" for path in (ROOT / "common").glob("*.py") if "common.device" in set(imports(path))}
+    for path in (ROOT / implementation / name for implementation in IMPLEMENTATIONS for name in ("model.py", "train.py")):
+        first = next(name for name in imports(path) if name in {"tensorflow", "keras", *starters})
+        assert first in starters, f"{path.relative_to(ROOT)} imports {first} before TensorFlow is started"
 
 
 def test_no_tf_keras_in_the_sources():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from common.cli import GROUPS, make_parser
-from common.config import FIELDS, PRESETS, Config, Network, Size, UserError, flag, marked
+from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, Size, UserError, flag, marked
 from common.weights import weight_shapes
 from comparison.ways import ARCHITECTURES, cases
 
@@ -62,6 +62,15 @@ def test_whole_numbers_end_somewhere():
 def test_crops_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="--crop-size 100x80 does not halve 4 times: 112x80 does"):
         Config.of(crop_size=Size(80, 100))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("--depht 3", 2), ("--resume --run-dir none", 2)])
+def test_train_scripts_answer_without_tensorflow(implementation, arguments, code):
+    arguments = [sys.executable, "-X", "importtime", "-m", f"{implementation}.train", *arguments.split()]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert "common.cli" in done.stderr and "tensorflow" not in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

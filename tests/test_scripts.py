@@ -79,7 +79,7 @@ def test_the_three_scripts_train_the_same_network(runs):
 def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
     from data.loader import load_examples, training_batches
-    from training.start import read_command_line as start
+    from training.options import read_command_line as start
 
     code = comparison.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]

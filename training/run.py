@@ -74,9 +74,6 @@ class Run:
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
             self.events = EventWriter(self.run_dir / "events")
-            if config.data.augment != "none" or config.data.crop_size:
-                with expendable(self.run_dir / "augmentations.png"):
-                    draw_augmentations(self.run_dir / "augmentations.png", self.training, config)
         if self.options.summary:
             print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
@@ -217,6 +214,7 @@ class Run:
         epoch_ends = self.step % self.steps_per_epoch == 0
         if self.timed is None:
             float(loss)
+            self._draw_augmentations()  # and not earlier: Matplotlib takes its time to start
             self.started, self.timed = time.perf_counter(), 0
         else:
             self.timed += self.options.batch_size
@@ -238,6 +236,11 @@ class Run:
             raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
         if not self.done:
             self._set_rate()
+
+    def _draw_augmentations(self):
+        if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
+            with expendable(self.run_dir / "augmentations.png"):
+                draw_augmentations(self.run_dir / "augmentations.png", self.training, self.config)
 
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""

@@ -32,8 +32,8 @@ from data.layouts import Item, Layout, find_layout
 from data.meaning import read_colors
 from data.splits import split
 from training.folder import read_config
+from training.options import read_command_line
 from training.report import read_history
-from training.start import read_command_line
 
 import h5py
 import numpy as np

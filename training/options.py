@@ -1,0 +1,49 @@
+"""The command line of a train script, and the options of the run that it goes on with: no TensorFlow is needed."""
+
+from pathlib import Path
+
+from common.cli import given_options, make_parser, parse, read_config, run_script
+from common.config import Config, UserError, Weights, flag, marked
+
+
+def answer_without_tensorflow(implementation, description):
+    """Ends the script for --help and for options that do not fit: TensorFlow would take seconds to start before."""
+    run_script(lambda: read_command_line(implementation, None, description) and None)
+
+
+def read_command_line(implementation, argv, description):
+    """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
+    parser = make_parser(f"{implementation}.train", description)
+    parser.set_defaults(run_dir=Path("runs") / implementation)
+    args = parse(parser, argv)
+    return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
+
+
+def resumed(args, given):
+    """The options of the run in `args.run_dir`, and of those `given` on the command line what may change in mid-run.
+
+    Raises: UserError when there is no run, or an option would make it another one.
+    """
+    from training.folder import read_config as read_run_config  # its imports take half a second
+
+    if args.preset:
+        raise UserError("--resume goes on with the options of its run: leave --preset out")
+    values = read_run_config(args.run_dir)
+    free, stored = set(marked("free")), Config.from_dict(values)
+    if stored.data.objects and "stretch" not in values:  # an option that came with the parting
+        raise UserError(
+            f"{args.run_dir} was trained before objects that touch are parted: --resume would change its masks; train anew, "
+            f"from --checkpoint {args.run_dir / 'best.safetensors'} if you like"
+        )
+    for name in sorted(given - free - {"resume"}):
+        wanted, had = getattr(args, name), stored.flat[name]
+        if wanted != had and wanted != Weights():  # "balanced" has become numbers
+            raise UserError(f"{args.run_dir} was trained with {flag(name)} {had}: --resume cannot change that")
+    epochs = stored.training.epochs
+    if stored.training.schedule == "cosine" and "epochs" in given and args.epochs != epochs:
+        raise UserError(
+            f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: "
+            f"--resume without --epochs, or a new run with --checkpoint {args.run_dir / 'best.safetensors'}"
+        )
+    changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
+    return stored.replace(**changed)
