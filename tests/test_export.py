@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,41 @@ for case in cases:
         answers[f"{case}-{number}"] = network(images[f"{case}-{number}"])
 np.savez(f"{folder}/light.npz", **answers)
 assert not {"common", "keras_impl"} & set(sys.modules)
+"""
+
+
+# What litert/c declares of LiteRT 2.3, whose headers its wheel leaves out: as much of it as docs/predict.md uses.
+DECLARED = """
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+using LiteRtEnvironment = struct Environment*;
+using LiteRtModel = struct Model*;
+using LiteRtOptions = struct Options*;
+using LiteRtCompiledModel = struct CompiledModel*;
+using LiteRtTensorBuffer = struct TensorBuffer*;
+enum { kLiteRtElementTypeFloat32 = 1, kLiteRtHwAcceleratorCpu = 1 };
+struct LiteRtLayout { unsigned rank : 7; bool has_strides : 1; int32_t dimensions[8]; uint32_t strides[8]; };
+struct LiteRtRankedTensorType { int element_type; LiteRtLayout layout; };
+
+extern "C" {
+int LiteRtCreateEnvironment(int, const void*, LiteRtEnvironment*);
+int LiteRtCreateModelFromFile(LiteRtEnvironment, const char*, LiteRtModel*);
+int LiteRtCreateOptions(LiteRtOptions*);
+int LiteRtSetOptionsHardwareAccelerators(LiteRtOptions, int);
+int LiteRtCreateCompiledModel(LiteRtEnvironment, LiteRtModel, LiteRtOptions, LiteRtCompiledModel*);
+int LiteRtCreateTensorBufferFromHostMemory(const LiteRtRankedTensorType*, void*, size_t, void (*)(void*), LiteRtTensorBuffer*);
+int LiteRtRunCompiledModel(LiteRtCompiledModel, size_t, size_t, LiteRtTensorBuffer*, size_t, LiteRtTensorBuffer*);
+}
+
+int main(int argc, char** argv) {
+    const int height = atoi(argv[1]), width = atoi(argv[2]), classes = atoi(argv[3]);
+    static char pixels alignas(64)[1 << 20], probabilities alignas(64)[1 << 20];
+    fread(pixels, sizeof(float), height * width * 3, stdin);
+    LINES
+    fwrite(probabilities, sizeof(float), height * width * classes, stdout);
+}
 """
 
 
@@ -324,6 +360,24 @@ def test_what_onnx_needs_is_named_in_one_line(tmp_path, monkeypatch):
     ):
         export("onnx", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+def test_the_lines_of_cpp_in_the_docs(tmp_path):
+    library, compiler = importlib.util.find_spec("ai_edge_litert"), shutil.which("g++")
+    if not (library and compiler):
+        pytest.skip("needs ai-edge-litert and g++")
+    config = OWN.replace(channels=3, classes=3)
+    export("litert", "lowlevel", config, some_weights(config), tmp_path / "net")  # which compares it with the network
+    library = Path(library.origin).parent
+    lines = re.search("```cpp\n(.*?)```", (ROOT / "docs/predict.md").read_text(), re.S)[1]
+    (tmp_path / "predict.cpp").write_text(DECLARED.replace("LINES", lines))
+    link = [f"-L{library}", "-lLiteRt", f"-Wl,-rpath,{library}"]
+    subprocess.run([compiler, "-Wno-unused-result", "predict.cpp", "-o", "predict", *link], cwd=tmp_path, check=True)
+    image = np.random.default_rng(0).random((1, SIZE.height, SIZE.width, 3), np.float32)
+    command = [tmp_path / "predict", str(SIZE.height), str(SIZE.width), "3"]
+    done = subprocess.run(command, cwd=tmp_path / "net", input=image.tobytes(), capture_output=True, check=True)
+    p = prediction.export.litert_predict(tmp_path / "net" / "model.tflite")(image)
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), np.ravel(p), rtol=0, atol=1e-6)  # the same kernels
 
 
 def test_int8_is_smaller_and_says_what_it_costs(tmp_path, capsys):
