@@ -27,7 +27,7 @@ TILT = np.pi / 18  # elastic, recolor: rotated by so much at most, since photogr
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
 CUT = 0.5  # share of the images that are cut in two before
-TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
+FLIPS = ((None, 1), (0, -1), (-1, 0), (1, None))  # OpenCV's codes for so many right angles, as they are and mirrored
 REACH = 2  # as many times as large as the window is what is recoloured
 KNOTS = 4  # a tone curve is a line through so many random values
 GAMMA = 4.0  # the knots of a curve lie evenly on the scale of v**gamma, for a gamma between 1 / GAMMA and GAMMA
@@ -89,11 +89,12 @@ def flips(image, mask, rng):
 
 
 def _turned(values, turns, mirrored):
-    """[H, W] or [H, W, C], so many right angles against the clock, then mirrored or not; NumPy's views are slow to read."""
+    """[H, W] or [H, W, C], so many right angles against the clock, then mirrored or not: transposed if odd, flipped once."""
     shape = (values.shape[1::-1] if turns % 2 else values.shape[:2]) + values.shape[2:]  # a single channel would be left out
-    if turns:
-        values = cv2.rotate(values, TURNS[turns])
-    return (cv2.flip(values, 1) if mirrored else values).reshape(shape)
+    if turns % 2:
+        values = cv2.transpose(values)
+    code = FLIPS[turns][mirrored]
+    return (values if code is None else cv2.flip(values, code)).reshape(shape)  # NumPy's views are slow to read
 
 
 def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white=255):

@@ -19,7 +19,7 @@ from common.text import say
 from data.augment import augment
 from data.borders import border_weights, part_touching
 from data.cache import CORES, prepare
-from data.files import depth_of, on_scale, span_of_floats, stretched
+from data.files import on_scale, span_of_floats, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
@@ -321,8 +321,7 @@ def training_batches(config, training, first_step=0):
             step, replica = divmod(int(k), here)
             first = (context.input_pipeline_id * here + replica) * rows
             epoch, indices = _batch(config, training, step)
-            images, masks = zip(*(augmented(config, training, epoch, i) for i in indices[first : first + rows]))
-            return np.stack(images), np.stack(masks)
+            return [augmented(config, training, epoch, i) for i in indices[first : first + rows]]
 
         steps = range(first_step * here, config.training.epochs * steps_per_epoch(config, training) * here)
         return _pipeline(config, steps, draw, [rows, *_window(config, training)])
@@ -340,42 +339,53 @@ def validation_batches(config, validation):
 
     def read(step):
         part = range(step * batch_size, min((step + 1) * batch_size, n))
-        images, masks = zip(*(_example(config, validation, i) for i in part))
-        return np.stack(images), np.stack([part_touching(mask) for mask in masks] if config.data.objects else masks)
+        examples = [_example(config, validation, i) for i in part]
+        return [(image, part_touching(mask) if config.data.objects else mask) for image, mask in examples]
 
     return _pipeline(config, range(-(-n // batch_size)), read, [None if n % batch_size else batch_size, height, width])
 
 
+def _floats(shape):
+    """float32 of that shape, uninitialized, at a multiple of 64 bytes: where TensorFlow takes an array over without a copy."""
+    memory = np.empty(np.prod(shape) + 15, np.float32)
+    return memory[-memory.ctypes.data // 4 % 16 :][: np.prod(shape)].reshape(shape)
+
+
 def _pipeline(config, steps, batch, shape):
-    """The data set of `batch(step)`, images [N, H, W, C] and masks [N, H, W] of the static `shape`, for all `steps`.
+    """The data set of `batch(step)`, pairs of an image [H, W, C] and a mask [H, W], N of them; `shape`: [N, H, W] if known.
 
     Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
     the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
     the weights of the pixels.
     """
-    cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white
+    cut, white = margin(config.network.depth, config.network.padding) // 2, np.float32(config.data.white or 255)
+    weights = config.training.class_weights or [1.0] * 255
+    bands, channels = config.network.channels, 1 + config.training.weight_map
 
-    def weigh(masks):
-        weights = config.training.class_weights or [1.0] * 255
-        objects = masks if config.data.objects else [None] * len(masks)
-        return np.stack([border_weights(as_classes(mask), weights, cells) for mask, cells in zip(masks, objects)])
+    def load(step):
+        examples = batch(step)
+        height, width = examples[0][1].shape
+        images = _floats([len(examples), height, width, bands])
+        masks = _floats([len(examples), height - 2 * cut, width - 2 * cut, channels])
+        for x, y, (image, mask) in zip(images, masks, examples):  # image by image: an image stays in a core's cache
+            x[:] = image
+            x /= white
+            mask = mask[cut : height - cut, cut : width - cut]
+            y[..., 0] = classes = as_classes(mask)
+            if config.training.weight_map:
+                y[..., 1] = border_weights(classes, weights, mask if config.data.objects else None)
+        return images, masks
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
-    def load(step):
+    def load_tensors(step):
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
-        mask_type = tf.int32 if config.data.objects else tf.uint8
-        images, masks = tf.numpy_function(batch, [step], (depth_of(white), mask_type), stateful=False)
-        images = tf.ensure_shape(images, [*shape, config.network.channels])
-        masks = tf.ensure_shape(masks, shape)
-        if cut:
-            masks = masks[:, cut:-cut, cut:-cut]
-        channels = [tf.cast(tf.minimum(masks, 1) if config.data.objects else masks, tf.float32)]
-        if config.training.weight_map:
-            weights = tf.numpy_function(weigh, [masks], tf.float32, stateful=False)
-            channels.append(tf.ensure_shape(weights, masks.shape))
-        return tf.cast(images, tf.float32) / (white or 255), tf.stack(channels, axis=-1)
+        images, masks = tf.numpy_function(load, [step], (tf.float32, tf.float32), stateful=False)
+        n, *sides = shape
+        inner = [side and side - 2 * cut for side in sides]
+        return tf.ensure_shape(images, [n, *sides, bands]), tf.ensure_shape(masks, [n, *inner, channels])
 
-    batches = tf.data.Dataset.range(steps.start, steps.stop).map(load, num_parallel_calls=CORES, deterministic=True).prefetch(2)
+    numbers = tf.data.Dataset.range(steps.start, steps.stop)
+    batches = numbers.map(load_tensors, num_parallel_calls=CORES, deterministic=True).prefetch(2)
     # Nothing is left to tune, and the tuner's thread wakes up less and less often, in the end every 60 s: whoever drops the
     # iterator waits for it. Measured: up to 57 s at the end of a run of 90 s.
     options = tf.data.Options()
