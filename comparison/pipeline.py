@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from common.device import device_name, tf
 from common.output import write_text
 from data.cache import CORES
 from data.layouts import find_layout
-from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
+from data.loader import as_floats, augmented, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.splits import split
 
 import numpy as np
@@ -74,6 +75,45 @@ def time_later_epochs(config, training, kinds, rounds):
     return found
 
 
+def draw_batches(config, training, seconds):
+    """Images per second of one thread that draws batches for so many `seconds`, without TensorFlow."""
+    begin, n = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begin) < seconds:
+        numbers = [(n + k) % len(training.names) for k in range(config.training.batch_size)]
+        as_floats(config, [augmented(config, training, n, i) for i in numbers])
+        n += config.training.batch_size
+    return n / passed
+
+
+def in_processes(task):
+    """The sum of what `draw_batches(*task)` returns in a process on each core, all at once."""
+    context = multiprocessing.get_context("fork")  # they see the images
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=lambda: queue.put(draw_batches(*task))) for _ in range(CORES)]
+    for worker in workers:
+        worker.start()
+    rates = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(rates)
+
+
+def time_draws(config, training, kinds, rounds, seconds=1):
+    """kind -> [(images per second of one thread, of a thread on each core, of a process on each core)], in turns.
+
+    What threads lack to processes is the time for which one of them holds Python's lock, and the others wait for it.
+    """
+    found = {kind: [] for kind in kinds}
+    with ThreadPoolExecutor(CORES) as pool:
+        for _ in range(rounds):
+            for kind, rates in found.items():
+                task = config.replace(augment=kind), training, seconds
+                jobs = [pool.submit(draw_batches, *task) for _ in range(CORES)]
+                threads = sum(job.result() for job in jobs)
+                rates.append((draw_batches(*task), threads, in_processes(task)))
+    return found
+
+
 def time_consumer(config, training, kinds, rates, seconds=2):
     """(kind, rate) -> share of the time for which a consumer waits that takes `rate` images per second: what a GPU would see.
 
@@ -124,7 +164,7 @@ def time_training(config, training, kinds, rounds):
 
 
 def run(config, rounds, consume, path):
-    """Measures, prints three tables, writes JSON to `path`. consume: images per second that a consumer would take.
+    """Measures, prints four tables, writes JSON to `path`. consume: images per second that a consumer would take.
 
     Raises: UserError for data that does not lie on disk as images.
     """
@@ -150,6 +190,12 @@ def run(config, rounds, consume, path):
     for label, values in rates.items():
         label = "Pillow, bicubic, in threads" if label == "pillow" else label
         print(f"{label:<32}{statistics.median(values):>10.1f}{statistics.median(values) / base:>11.2f}")
+    draws = time_draws(config, training, AUGMENTATIONS, rounds)
+    print(f"\n{'drawing batches, images/s':<32}{'1 thread':>10}{f'{CORES} threads':>15}{f'{CORES} processes':>18}")
+    for kind, found in draws.items():
+        one, threads, processes = (statistics.median(values) for values in zip(*found))
+        threads, processes = (f"{rate:.0f} ({rate / one:.2f})" for rate in (threads, processes))
+        print(f"{f'augment {kind}':<32}{one:>10.0f}{threads:>15}{processes:>18}")
     waits = time_consumer(config, training, AUGMENTATIONS, consume)
     print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in consume))
     for kind in AUGMENTATIONS:
@@ -165,6 +211,7 @@ def run(config, rounds, consume, path):
         "config": config.as_dict(),
         "images": len(items),
         "images_per_second": rates,
+        "draws_1_threads_processes": {f"augment {kind}": found for kind, found in draws.items()},
         "consumer_waits": {f"augment {kind}, {rate} images/s": share for (kind, rate), share in waits.items()},
         "training": {
             f"{name}, augment {kind}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]

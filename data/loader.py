@@ -5,6 +5,7 @@ that resumes at step k sees the batches of the uninterrupted run, and a batch ca
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +307,7 @@ def augmented(config, training, epoch, i):
 
 
 def training_batches(config, training, first_step=0):
-    """All batches from `first_step` to the end of the last epoch, as one flat data set; see `_pipeline` for the elements.
+    """All batches from `first_step` to the end of the last epoch, as one flat data set; see `as_floats` for the elements.
 
     With several devices each replica gets its rows of the batch, in order; a host draws those of its own replicas alone.
     """
@@ -332,7 +333,7 @@ def training_batches(config, training, first_step=0):
 
 
 def validation_batches(config, validation):
-    """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `_pipeline`."""
+    """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `as_floats`."""
     n, sizes = len(validation.names), set(validation.sizes)
     height, width = _grown(config, sizes.pop()) if len(sizes) == 1 else (None, None)
     batch_size = config.training.batch_size if height else 1
@@ -345,47 +346,52 @@ def validation_batches(config, validation):
     return _pipeline(config, range(-(-n // batch_size)), read, [None if n % batch_size else batch_size, height, width])
 
 
-def _floats(shape):
+def _floats(*shape):
     """float32 of that shape, uninitialized, at a multiple of 64 bytes: where TensorFlow takes an array over without a copy."""
-    memory = np.empty(np.prod(shape) + 15, np.float32)
-    return memory[-memory.ctypes.data // 4 % 16 :][: np.prod(shape)].reshape(shape)
+    n = math.prod(shape)
+    memory = np.empty(n + 15, np.float32)
+    return memory[-memory.ctypes.data // 4 % 16 :][:n].reshape(shape)
 
 
-def _pipeline(config, steps, batch, shape):
-    """The data set of `batch(step)`, pairs of an image [H, W, C] and a mask [H, W], N of them; `shape`: [N, H, W] if known.
+def as_floats(config, examples):
+    """N pairs of an image [H, W, C] and a mask [H, W], uint8 or the numbers of objects, as the train and eval steps take them.
 
-    Elements: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
+    Returns: images [N, H, W, C] float32, 0 to 1; masks [N, H - margin, W - margin, 1] float32, class indices: as large as
     the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
     the weights of the pixels.
     """
     cut, white = margin(config.network.depth, config.network.padding) // 2, np.float32(config.data.white or 255)
     weights = config.training.class_weights or [1.0] * 255
-    bands, channels = config.network.channels, 1 + config.training.weight_map
+    height, width, bands = examples[0][0].shape
+    images = _floats(len(examples), height, width, bands)
+    masks = _floats(len(examples), height - 2 * cut, width - 2 * cut, 1 + config.training.weight_map)
+    for x, y, (image, mask) in zip(images, masks, examples):  # one by one: an image stays in a core's cache
+        x[:] = image
+        x /= white
+        mask = mask[cut : height - cut, cut : width - cut]
+        y[..., 0] = classes = as_classes(mask)
+        if config.training.weight_map:
+            y[..., 1] = border_weights(classes, weights, mask if config.data.objects else None)
+    return images, masks
 
-    def load(step):
-        examples = batch(step)
-        height, width = examples[0][1].shape
-        images = _floats([len(examples), height, width, bands])
-        masks = _floats([len(examples), height - 2 * cut, width - 2 * cut, channels])
-        for x, y, (image, mask) in zip(images, masks, examples):  # image by image: an image stays in a core's cache
-            x[:] = image
-            x /= white
-            mask = mask[cut : height - cut, cut : width - cut]
-            y[..., 0] = classes = as_classes(mask)
-            if config.training.weight_map:
-                y[..., 1] = border_weights(classes, weights, mask if config.data.objects else None)
-        return images, masks
+
+def _pipeline(config, steps, batch, shape):
+    """The data set of `as_floats(config, batch(step))` for all `steps`. shape: N, H, W of the images, None where it varies."""
+    cut, channels = margin(config.network.depth, config.network.padding), 1 + config.training.weight_map
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value, and reading its source takes time
-    def load_tensors(step):
+    def load(step):
+        def draw(step):
+            return as_floats(config, batch(step))
+
         # stateful=False: the numbers follow from the step alone, so batches may be drawn in parallel
-        images, masks = tf.numpy_function(load, [step], (tf.float32, tf.float32), stateful=False)
+        images, masks = tf.numpy_function(draw, [step], (tf.float32, tf.float32), stateful=False)
         n, *sides = shape
-        inner = [side and side - 2 * cut for side in sides]
-        return tf.ensure_shape(images, [n, *sides, bands]), tf.ensure_shape(masks, [n, *inner, channels])
+        inner = [side and side - cut for side in sides]
+        return tf.ensure_shape(images, [n, *sides, config.network.channels]), tf.ensure_shape(masks, [n, *inner, channels])
 
     numbers = tf.data.Dataset.range(steps.start, steps.stop)
-    batches = numbers.map(load_tensors, num_parallel_calls=CORES, deterministic=True).prefetch(2)
+    batches = numbers.map(load, num_parallel_calls=CORES, deterministic=True).prefetch(2)
     # Nothing is left to tune, and the tuner's thread wakes up less and less often, in the end every 60 s: whoever drops the
     # iterator waits for it. Measured: up to 57 s at the end of a run of 90 s.
     options = tf.data.Options()

@@ -486,10 +486,13 @@ def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
     monkeypatch.setattr(comparison, "IMPLEMENTATIONS", ("lowlevel",))
     monkeypatch.setattr(pipeline, "time_consumer", functools.partial(pipeline.time_consumer, seconds=0.2))
+    monkeypatch.setattr(pipeline, "time_draws", functools.partial(pipeline.time_draws, seconds=0.1))
     options = dict(dataset="carvana", data_dir=tmp_path, batch_size=1, filters=4, depth=2, crop_size=Size(16, 16))
     pipeline.run(Config.of(**options), 1, [10, 10**7], tmp_path / "pipeline.json")
     record = json.loads((tmp_path / "pipeline.json").read_text())
     assert set(record["images_per_second"]) >= {"pillow", "first epoch", "later epochs, augment mirror"}
     waits = record["consumer_waits"]
     assert waits["augment none, 10 images/s"] < waits["augment mirror, 10000000 images/s"]
+    ((one, threads, processes),) = record["draws_1_threads_processes"]["augment mirror"]
+    assert min(one, threads, processes) > 0
     assert "lowlevel, augment mirror" in record["training"] and "a consumer waits" in capsys.readouterr().out
