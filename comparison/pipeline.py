@@ -87,15 +87,13 @@ def draw_batches(config, training, seconds):
 
 def in_processes(task):
     """The sum of what `draw_batches(*task)` returns in a process on each core, all at once."""
-    context = multiprocessing.get_context("fork")  # they see the images
-    queue = context.SimpleQueue()
-    workers = [context.Process(target=lambda: queue.put(draw_batches(*task))) for _ in range(CORES)]
-    for worker in workers:
-        worker.start()
-    rates = [queue.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    return sum(rates)
+    context, ends = multiprocessing.get_context("fork"), []  # a fork sees the images
+    for _ in range(CORES):
+        ours, theirs = context.Pipe(duplex=False)
+        context.Process(target=lambda end: end.send(draw_batches(*task)), args=[theirs]).start()
+        theirs.close()  # so that receiving raises EOFError where a process died
+        ends.append(ours)
+    return sum(end.recv() for end in ends)
 
 
 def time_draws(config, training, kinds, rounds, seconds=1):

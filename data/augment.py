@@ -77,7 +77,7 @@ def random_crop(image, mask, size, rng):
 
 
 def flips(image, mask, rng):
-    """One of the symmetries of a square: image [H, W, C], mask [H, W] -> views of the same shapes, all equally likely.
+    """One of the symmetries of a square: image [H, W, C], mask [H, W] -> the same shapes, all equally likely.
 
     A square has 8: four right-angle rotations, each as it is or mirrored. Of these only 4 keep the shape of an image that
     is not square (mirrored in x, in y, in both, in neither), and only those are drawn for it: a batch has one shape.
@@ -91,8 +91,8 @@ def flips(image, mask, rng):
 def _turned(values, turns, mirrored):
     """[H, W] or [H, W, C], so many right angles against the clock, then mirrored or not: transposed if odd, flipped once."""
     shape = (values.shape[1::-1] if turns % 2 else values.shape[:2]) + values.shape[2:]  # a single channel would be left out
-    if turns % 2:
-        values = cv2.transpose(values)
+    if turns % 2:  # OpenCV turns no pixels of 5, 7, 9 bytes, ...
+        values = cv2.transpose(values) if values[0, 0].nbytes <= 4 else np.ascontiguousarray(values.swapaxes(0, 1))
     code = FLIPS[turns][mirrored]
     return (values if code is None else cv2.flip(values, code)).reshape(shape)  # NumPy's views are slow to read
 

@@ -20,9 +20,7 @@ from common.weights import assign_weights, initial_weights, weight_shapes
 import tensorflow as tf
 
 layers = tf.compat.v1.layers
-warnings.filterwarnings(
-    "ignore", r"`(tf\.layers|layer\.updates)"
-)  # "... is deprecated": known, and wanted
+warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # "is deprecated": as wanted
 
 # --- by hand: float32 variables in mixed precision, and a dropout that can be resumed ---
 

@@ -2,9 +2,10 @@
 
 import functools
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
-    sys.path[0] += "" if __package__ else "/.."  # for `python highlevel/train.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python highlevel/train.py`
     from training.options import answer_without_tensorflow, run_script
 
     answer_without_tensorflow("highlevel", __doc__)

@@ -1,9 +1,10 @@
 """Train the U-Net written in Keras 3: compile, fit and a callback."""
 
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
-    sys.path[0] += "" if __package__ else "/.."  # for `python keras_impl/train.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python keras_impl/train.py`
     from training.options import answer_without_tensorflow, run_script
 
     answer_without_tensorflow("keras_impl", __doc__)

@@ -1,9 +1,10 @@
 """Train the U-Net written in raw tf.nn operations: GradientTape, and the update as operations."""
 
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
-    sys.path[0] += "" if __package__ else "/.."  # for `python lowlevel/train.py`
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python lowlevel/train.py`
     from training.options import answer_without_tensorflow, run_script
 
     answer_without_tensorflow("lowlevel", __doc__)
@@ -80,8 +81,7 @@ def clip_by_global_norm(gradients, clip_norm):
 
     gradients: canonical name -> gradient; so is the result.
     """
-    squares = [tf.reduce_sum(tf.square(g)) for g in gradients.values()]
-    norm = tf.sqrt(tf.reduce_sum(tf.stack(squares)))
+    norm = tf.sqrt(tf.reduce_sum([tf.reduce_sum(tf.square(g)) for g in gradients.values()]))
     scale = clip_norm * tf.minimum(1 / norm, 1 / clip_norm)
     return {name: g * scale for name, g in gradients.items()}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from common.cli import make_parser, parse, read_config, run_script
 from common.config import UserError
+from common.output import refuse_foreign, write_text
 
-MEASURED = Path(__file__).parent / "measured.json"
+MEASURED, PAGE = (Path(__file__).resolve().parents[1] / name for name in ("study/measured.json", "docs/study.html"))
 
 
 def read_command_line(argv):
@@ -21,8 +22,8 @@ def read_command_line(argv):
     group.add_argument("--measure", action="store_true", help="measure first")
     words = "the measurements (default: study/measured.json)"
     group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help=words)
-    words = "the page (default: %(default)s)"
-    group.add_argument("--output", type=Path, default=Path("docs/study.html"), metavar="FILE", help=words)
+    words = "the page (default: docs/study.html)"
+    group.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help=words)
     args = parse(parser, argv)
     return args, read_config(args)
 
@@ -33,8 +34,18 @@ def as_text(measured):
     return json.dumps(measured | {"rows": {}}, indent=1).replace('"rows": {}', f'"rows": {{\n{rows}\n}}') + "\n"
 
 
+def save(path, text):
+    """The project's own two files lie in git, and may be written over; of others only what this project wrote."""
+    if path.resolve() in (MEASURED, PAGE):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path, text)
+
+
 def main(argv=None):
     args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
+    written = [args.output, args.measured] if args.measure else [args.output]
+    refuse_foreign(path for path in written if path.resolve() not in (MEASURED, PAGE))
     try:
         from study.page import make_page
     except ModuleNotFoundError as error:
@@ -42,9 +53,9 @@ def main(argv=None):
     if args.measure:
         from study.measure import measure
 
-        args.measured.write_text(as_text(measure(config)), encoding="utf-8")
+        save(args.measured, as_text(measure(config)))
     page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
-    args.output.write_text(page, encoding="utf-8")
+    save(args.output, page)
     print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
 
 

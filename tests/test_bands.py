@@ -341,7 +341,7 @@ def test_files_of_other_bands_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
-@pytest.mark.parametrize("channels", [2, 4, 12])
+@pytest.mark.parametrize("channels", [2, 4, 5, 12, 13])
 def test_light_changes_every_band_alike(kind, channels):
     """A band that is darker than the others stays a picture of the scene: its contrast is about its own mean."""
     image = np.ascontiguousarray(DEEP[..., :1] // np.array([1, *[50] * (channels - 1)], np.uint16))

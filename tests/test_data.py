@@ -101,6 +101,8 @@ def test_flips_reach_every_symmetry_equally_often(shape, count):
         flipped, mask = flips(image, image[..., 0], rng)
         assert flipped.shape == image.shape
         np.testing.assert_array_equal(flipped[..., 0], mask)
+        many = flips(np.repeat(image, 13, axis=-1), image[..., 0], np.random.default_rng(len(seen)))  # OpenCV turns no 13 bytes
+        np.testing.assert_array_equal(many[0], np.repeat(many[1][..., None], 13, axis=-1))
         seen[mask.tobytes()] = seen.get(mask.tobytes(), 0) + 1
     expected = {np.rot90(m, k).tobytes() for m in (image[..., 0], image[:, ::-1, 0]) for k in range(0, 4, 8 // count)}
     assert seen.keys() == expected and len(expected) == count

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.config import Config, Size
+from common.config import Config, Size, UserError
 from comparison.programs import programs
 from study import page, rows
-from study.__main__ import MEASURED, read_command_line
+from study.__main__ import MEASURED, main, read_command_line
 from study.measure import operations
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_columns import MIRRORED, functions, mirrored
@@ -217,3 +217,11 @@ def test_measure_a_small_network(tmp_path):
 def test_command_line():
     args, config = read_command_line(["--measure", "--filters", "8", "--loss", "dice_ce"])
     assert args.measure and config.network.filters == 8 and config.training.loss == "dice_ce"
+
+
+def test_a_page_is_not_written_over_something_else(tmp_path):
+    notes = tmp_path / "notes.html"
+    notes.write_text("mine")
+    with pytest.raises(UserError, match="notes.html was not written by this project"):
+        main(["--output", str(notes)])
+    assert notes.read_text() == "mine"

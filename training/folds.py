@@ -13,7 +13,7 @@ from common.cli import run_script
 from common.config import Config, Stopped, UserError
 from common.output import scratch
 from training.folder import take_new_folder, write_config
-from training.replicas import find_devices, passing_signals
+from training.replicas import environment, find_devices, passing_signals
 from training.report import list_folds
 
 
@@ -55,7 +55,7 @@ def side_by_side(implementation, folds, training):
         if not (failed or arrived):
             command = [sys.executable, "-m", "training.folds", implementation, str(device)]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            process = subprocess.Popen(command, **pipes, start_new_session=True)
+            process = subprocess.Popen(command, **pipes, env=environment(), start_new_session=True)
             processes.append(process)
             process.stdin.write(json.dumps(config.as_dict()))
             process.stdin.close()

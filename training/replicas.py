@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from common.config import Addresses, UserError
 from common.device import tf
@@ -224,6 +225,12 @@ def free_addresses(n):
         return [f"localhost:{s.getsockname()[1]}" for s in sockets]
 
 
+def environment():
+    """That of this process, in which a Python that is started anywhere finds the modules of this project."""
+    folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 def start_workers(implementation, argv, n):
     """`--local-workers n`: the same command in n processes of this machine, of which the first prints.
 
@@ -232,7 +239,7 @@ def start_workers(implementation, argv, n):
     addresses = str(Addresses(free_addresses(n)))
     of_all = [word for before, word in zip(["", *argv], argv) if "--local-workers" not in (before, word.partition("=")[0])]
     command = [sys.executable, "-m", f"{implementation}.train", *of_all, "--workers", addresses, "--worker"]
-    processes = [subprocess.Popen([*command, str(k)], start_new_session=True) for k in range(n)]
+    processes = [subprocess.Popen([*command, str(k)], env=environment(), start_new_session=True) for k in range(n)]
     with passing_signals(processes):
         codes = [process.wait() for process in processes]
     return next((code if code > 0 else 128 - code for code in codes if code), 0)
