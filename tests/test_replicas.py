@@ -16,7 +16,7 @@ from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
 from comparison import replicas
 from comparison.ladder import difference
-from training.replicas import with_cluster
+from training.replicas import environment, with_cluster
 
 import numpy as np
 import pytest
@@ -87,6 +87,12 @@ def test_faults_of_several_devices_are_seen(implementation):
     assert len(results) >= 4
     for fault, found in results.items():
         assert found > 1e-6, f"planted and not seen: {fault}"
+
+
+def test_the_processes_that_a_training_starts_find_the_project_from_any_folder(tmp_path):
+    command = [sys.executable, "-c", "import training.folds, lowlevel"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment()).returncode == 0
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
 
 
 # --- what is refused ---
