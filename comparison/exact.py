@@ -46,7 +46,7 @@ def make_highlevel_train_step(model, config, optimizer=None):
     """`highlevel.train.make_train_step`, but for where the gradients come from and in which order."""
     optimizer = optimizer or highlevel.train.make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)
     def train_step(images, masks):
         weights = [weight for weight in highlevel.model.named_weights(model).values() if weight.trainable]
         with tf.GradientTape() as tape:

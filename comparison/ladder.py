@@ -52,11 +52,11 @@ def observe(implementation, case, batches, initial=None):
     trainable = {name: w for name, w in weights.items() if is_trainable(name)}
     images, masks = batches[0]
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)
     def forward(images):
         return model(images, training=False)
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)
     def forward_and_gradients(images, masks):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
@@ -94,7 +94,7 @@ def observe(implementation, case, batches, initial=None):
         folded, values = fold_batch_norm(config.network, {name: w.numpy() for name, w in weights.items()})
         model = code.UNet(folded)
         assign_weights(code.named_weights(model), values)
-        again = tf.function(lambda images: model(images, training=False), jit_compile=config.training.jit)
+        again = tf.function(lambda images: model(images, training=False), jit_compile=config.training.jit, autograph=False)
         rungs[f"inference, {steps} steps, folded"] = {"logits": again(images).numpy()}
     return rungs
 

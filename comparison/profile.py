@@ -172,7 +172,7 @@ def work(implementation, config, images, masks, connection):
     code = comparison.load(implementation)
     model = code.UNet(config.network)
     train_step = code.make_train_step(model, config)
-    forward = tf.function(lambda images: model(images, training=False))
+    forward = tf.function(lambda images: model(images, training=False), autograph=False)
     images, masks = tf.constant(images), tf.constant(masks)
     for step in (lambda: train_step(images, masks), lambda: forward(images)):
         space = profile(step)

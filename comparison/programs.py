@@ -33,7 +33,7 @@ def named_programs(implementation, config):
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)
     def forward(images):
         return model(images, training=False)
 

@@ -82,7 +82,7 @@ def prepare(cell, config, images, masks):
 
 
 def forward(model, config):
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)
     def step(images):
         return model(images, training=False)
 

@@ -54,7 +54,7 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
 def make_moments(optimizer, weights):
     """v1 makes its moments in its first step: one with gradients of 0, which is not counted."""
 
-    @tf.function
+    @tf.function(autograph=False)
     @on_every_replica
     def first_step():
         optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
@@ -65,7 +65,7 @@ def make_moments(optimizer, weights):
 def with_variables(model, step):
     """Decorates a step: opens the store of variables around all devices, which take turns in it."""
     track = tf.compat.v1.keras.utils.track_tf1_style_variables
-    around = tf.autograph.experimental.do_not_convert(track(lambda _, *batch: step(*batch)))
+    around = track(lambda _, *batch: step(*batch))
     return functools.partial(around, model)
 
 
@@ -101,7 +101,7 @@ def make_train_step(model, config, optimizer=None):
     """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
     @functools.partial(with_variables, model)
     @on_every_replica
     def train_step(images, masks):
@@ -123,7 +123,7 @@ def make_train_step(model, config, optimizer=None):
 def make_eval_step(model, config):
     """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
 
-    @tf.function(jit_compile=config.training.jit, reduce_retracing=True)
+    @tf.function(jit_compile=config.training.jit, reduce_retracing=True, autograph=False)
     def eval_step(images, masks):
         logits = any_size(model, images, config.network)
         return segmentation_loss(masks, logits, config), probabilities(logits)

@@ -108,7 +108,7 @@ def make_train_step(model, config, optimizer=None):
     """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
     optimizer = optimizer or make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit)
+    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
     @on_every_replica
     def train_step(images, masks):
         weights = optimizer.weights
@@ -128,7 +128,7 @@ def make_train_step(model, config, optimizer=None):
 def make_eval_step(model, config):
     """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
 
-    @tf.function(jit_compile=config.training.jit, reduce_retracing=True)
+    @tf.function(jit_compile=config.training.jit, reduce_retracing=True, autograph=False)
     def eval_step(images, masks):
         logits = any_size(model, images, config.network)
         return segmentation_loss(masks, logits, config), probabilities(logits)

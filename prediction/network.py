@@ -25,7 +25,7 @@ def make_predict(implementation, network, weights):
 
     model, _ = restore(implementation, *fold_batch_norm(network, weights))  # twice as fast in bfloat16
 
-    @tf.function(reduce_retracing=True)  # the second size makes a graph that takes all sizes
+    @tf.function(reduce_retracing=True, autograph=False)  # the second size makes a graph that takes all sizes
     def graph(images):
         return probabilities(model(images, training=False))
 
