@@ -138,7 +138,7 @@ def main(argv=None):
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)
     if args.objects and not settings:
-        settings = objects.settled(args.checkpoint, config, predict, args.object_class, args.tile)
+        settings = objects.settled(args.checkpoint, config, predict, args.object_class, args.tile, args.tta)
     measured, errors, started = {}, [], time.perf_counter()
     for source, paths in results.items():
         try:

@@ -150,7 +150,7 @@ def choose_settings(pairs, parted=0):
     return best, {name: float(np.mean([scores[name] for scores in tried[best]])) for name in tried[best][0]}, len(tried)
 
 
-def validation_pairs(config, predict, klass, tile):
+def validation_pairs(config, predict, klass, tile, tta):
     """What `choose_settings` takes, of the first of the run's validation images. Raises: UserError when they are not there."""
     from data.loader import load_examples  # and TensorFlow with it
 
@@ -161,7 +161,7 @@ def validation_pairs(config, predict, klass, tile):
             break
         image, mask = validation.images[i], validation.masks[i]
         p = np.empty(mask.shape, np.float32)
-        parts = predict_tiles(predict, image, config.network, tile, name=validation.names[i], white=config.data.white or 255)
+        parts = predict_tiles(predict, image, config.network, tile, tta, validation.names[i], config.data.white or 255)
         for rows, columns, part in parts:
             p[rows, columns] = part[..., klass if config.network.classes > 1 else 0]
         truth = validation.objects[i] if validation.objects else true_objects(mask, klass)
@@ -169,23 +169,24 @@ def validation_pairs(config, predict, klass, tile):
     return pairs
 
 
-def settled(checkpoint, config, predict, klass, tile):
+def settled(checkpoint, config, predict, klass, tile, tta=None):
     """The `Settings` for a checkpoint: those in objects.json beside it, or else the best on the validation images of its run.
 
     What was found is printed, and kept in that file for the next time, also where the data of the training is not.
 
     Raises: UserError when they are not known and the data of the training cannot be read.
     """
+    case = f"{klass}, --tta" if tta else str(klass)  # whose probabilities are others
     path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):  # none, or changed by hand: searched anew
         kept = json.loads(path.read_text())
         if kept["checkpoint"] == digest:  # else it is of other weights
             known = dict(kept["classes"])
-            settings = Settings.of(*known[str(klass)]["settings"])
+            settings = Settings.of(*known[case]["settings"])
             say(f"objects by --object-settings {settings}, from {path}")
             return settings
     try:
-        pairs = validation_pairs(config, predict, klass, tile)
+        pairs = validation_pairs(config, predict, klass, tile, tta)
     except UserError as error:
         raise UserError(
             f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
@@ -195,7 +196,7 @@ def settled(checkpoint, config, predict, klass, tile):
         f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
         "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
     )
-    known[str(klass)] = {"settings": list(settings), "images": len(pairs), **scores}
+    known[case] = {"settings": list(settings), "images": len(pairs), **scores}
     try:
         write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
     except (UserError, OSError) as error:

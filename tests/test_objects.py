@@ -272,6 +272,9 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
         run(checkpoint, tmp_path)
     used = "objects by --object-settings {:g} {:g} {}".format(*kept)
     assert used in first and used in capsys.readouterr().out
+    run(checkpoint, tmp_path, "--tta")  # other probabilities
+    assert "tried on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/objects.json").read_text())["classes"].keys() == {"1", "1, --tta"}
     bright(seed=1)  # other weights: what is kept is of others
     run(checkpoint, tmp_path)
     assert "tried on" in capsys.readouterr().out
@@ -342,7 +345,7 @@ def test_what_nobody_labelled_counts_nowhere(bright, tmp_path):
     rows = {row["image"]: row for row in read(tmp_path / "out/metrics.csv")}
     assert [rows["a.png"][name] for name in ("objects", "found", "ap50")] == ["1", "1", "1"]
     assert [rows["b.png"][name] for name in ("objects", "found", "ap50")] == ["0", "0", "1"]
-    ((p, truth),) = validation_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64)
+    ((p, truth),) = validation_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64, None)
     assert p[16, 20] in (np.float32(230 / 255), np.float32(26 / 255)) and not p[:, 28:].any() and not truth[:, 28:].any()
 
 
