@@ -111,10 +111,7 @@ def is_out_of_memory(error):
 
 
 def run_script(main):
-    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell.
-
-    Exits with what `main` returns, and returns where that is None.
-    """
+    """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -128,9 +125,7 @@ def run_script(main):
     if ours:
         signal.signal(signal.SIGINT, interrupt)
     try:
-        code = main()
-        if code is not None:
-            sys.exit(code)
+        sys.exit(main())
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import training.folder
 from common.config import Config, Size, UserError
 from data import overview
 from data.borders import border_weights, part_touching
@@ -13,7 +14,7 @@ from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.evaluation import find_masks, truth_reader
 from prediction.images import find_images
-from training import start
+from training.options import resumed
 
 import numpy as np
 import pytest
@@ -223,8 +224,8 @@ def test_true_objects_of_an_evaluation(bowl, folder):
 def test_a_run_from_before_objects_were_parted_is_not_gone_on_with(tmp_path, monkeypatch):
     values = Config.of(dataset="folder", data_dir=tmp_path, objects=True).as_dict()
     args = argparse.Namespace(preset=None, run_dir=tmp_path)
-    monkeypatch.setattr(start, "read_run_config", lambda _: values)
-    assert start.resumed(args, set()).data.objects
+    monkeypatch.setattr(training.folder, "read_config", lambda _: values)
+    assert resumed(args, set()).data.objects
     del values["stretch"]
     with pytest.raises(UserError, match="before objects that touch are parted.*--checkpoint"):
-        start.resumed(args, set())
+        resumed(args, set())

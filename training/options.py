@@ -8,7 +8,11 @@ from common.config import Config, UserError, Weights, flag, marked
 
 def answer_without_tensorflow(implementation, description):
     """Ends the script for --help and for options that do not fit: TensorFlow would take seconds to start before."""
-    run_script(lambda: read_command_line(implementation, None, description) and None)
+    try:
+        run_script(lambda: read_command_line(implementation, None, description) and None)
+    except SystemExit as end:
+        if end.code is not None:
+            raise
 
 
 def read_command_line(implementation, argv, description):
