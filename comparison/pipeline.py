@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+FORKS = "fork" in multiprocessing.get_all_start_methods()  # not on Windows
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
 
 
@@ -108,7 +110,7 @@ def time_draws(config, training, kinds, rounds, seconds=1):
                 task = config.replace(augment=kind), training, seconds
                 jobs = [pool.submit(draw_batches, *task) for _ in range(CORES)]
                 threads = sum(job.result() for job in jobs)
-                rates.append((draw_batches(*task), threads, in_processes(task)))
+                rates.append((draw_batches(*task), threads, in_processes(task) if FORKS else math.nan))
     return found
 
 
