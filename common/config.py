@@ -265,6 +265,7 @@ class Network:
         _require(self.depth <= 14 and self.filters <= 2**16, "--depth must be at most 14, --filters at most 65536")
         _shares(self, "bn_momentum", "dropout")
         _above_0(self, "bn_epsilon")
+        # more OpenCV neither turns nor deforms
         _require(self.channels is None or self.channels <= 512, f"--channels must be at most 512, got {self.channels}")
         _require(self.classes is None or self.classes <= VOID, f"--classes must be at most {VOID}, got {self.classes}")
         _require(0 <= self.seed < 2**31 - 1, f"--seed must be at least 0 and below 2**31 - 1, got {self.seed}")
