@@ -24,7 +24,7 @@ from data.files import on_scale, span_of_floats, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
-from data.synthetic import make_cells
+from data.synthetic import asked_for, make_cells
 
 import cv2
 import numpy as np
@@ -86,23 +86,16 @@ def open_layout(config):
     """The `Layout` of the data set: what lies on disk, or drawn cells, which lie in memory."""
     if config.data.dataset != "synthetic":
         return find_layout(config)
-    size, classes = config.data.image_size or _drawn_size(config), config.network.classes
-    images, masks = make_cells(config.data.images, size, config.seed, classes, config.network.channels)
+    images, masks = make_cells(**asked_for(config))
     items = [Item(f"synthetic image {i}", Path(), Path(), page=i) for i in range(config.data.images)]
 
     def read(item, channels, size):
         image = images[item.page]
         return (image if image.shape[-1] == channels else np.repeat(image, channels, axis=-1)), masks[item.page]
 
-    n = max(classes, 2)
+    n = max(config.network.classes, 2)
     names = Names(("background", "cell", "nucleus")[:n])
     return Layout(items, read, {c: c for c in range(n)}, names, channels=config.network.channels)
-
-
-def _drawn_size(config):
-    """128x128, or so large that --crop-size fits into an image and the margin that is mirrored around it."""
-    crop, lost = config.data.crop_size or Size(0, 0), margin(config.network.depth, config.network.padding)
-    return Size(*(max(128, side - lost) for side in crop))
 
 
 def find_white(bits, peaks, floats, cuts, items, config):

@@ -8,8 +8,15 @@ line, such as shows where two membranes meet. So every cell is a connected part 
 Ronneberger et al. 2015 want it.
 """
 
-from common.config import UserError
+import math
+import mmap
+import multiprocessing
+import signal
+
+from common.config import Size, UserError
+from common.shapes import margin
 from common.streams import CELLS, generator
+from data.cache import CORES
 
 import numpy as np
 from scipy.ndimage import label
@@ -33,18 +40,78 @@ def make_cells(n, size, seed, classes=1, channels=1):
 
     Raises: UserError for more classes or other channels than there are to draw.
     """
+    _check(classes, channels)
+    images, masks, drawn, helpers = _ahead.pop((n, *size, seed, channels), None) or (*_empty(n, size, channels), [])
+    for i in tqdm(range(n), desc="drawing cells", unit="image", delay=1, leave=False, disable=None):
+        if not drawn[i]:
+            images[i], masks[i] = _draw(size, seed, i, channels)
+            drawn[i] = True
+    for helper in helpers:
+        helper.join()
+    return images, np.minimum(masks, max(classes - 1, 1))
+
+
+def asked_for(config):
+    """What `make_cells` is to draw for a run of `config`: the names of its arguments and their values.
+
+    Images have 128x128 pixels, or so many that --crop-size fits into one and the margin that is mirrored around it.
+    """
+    crop, lost = config.data.crop_size or Size(0, 0), margin(config.network.depth, config.network.padding)
+    size = config.data.image_size or Size(*(max(128, side - lost) for side in crop))
+    look = dict(classes=config.network.classes, channels=config.network.channels)
+    return dict(n=config.data.images, size=size, seed=config.seed, **look)
+
+
+_ahead = {}  # what is drawn -> images, masks, which of them are drawn, in memory that processes share; the processes
+
+
+def draw_ahead(n, size, seed, classes=1, channels=1):
+    """Lets other processes draw what `make_cells` will be asked for, while this one imports TensorFlow.
+
+    They begin with the last image and `make_cells` with the first, until they meet: should one of them end, others go on.
+    Nothing happens where processes cannot be forked. Raises: UserError, as `make_cells`.
+    """
+    _check(classes, channels)
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return
+    images, masks, drawn = _empty(n, size, channels)
+
+    def draw(numbers):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+        for i in numbers:
+            if not drawn[i] and multiprocessing.parent_process().is_alive():
+                images[i], masks[i] = _draw(size, seed, i, channels)
+                drawn[i] = True
+
+    others = CORES - 1
+    numbers = [range(n - 1 - k, -1, -others) for k in range(others)]
+    helpers = [multiprocessing.get_context("fork").Process(target=draw, args=[own], daemon=True) for own in numbers]
+    for helper in helpers:
+        helper.start()
+    _ahead[(n, *size, seed, channels)] = images, masks, drawn, helpers
+
+
+def _check(classes, channels):
     if classes > 3:
         raise UserError(f"synthetic cells have at most 3 classes (background, cell, nucleus), got --classes {classes}")
     if channels not in (1, 3):
         raise UserError(f"synthetic cells are gray or RGB, got --channels {channels}: 1 or 3")
-    images = np.empty((n, *size, channels), np.uint8)
-    masks = np.empty((n, *size), np.uint8)
-    for i in tqdm(range(n), desc="drawing cells", unit="image", delay=1, leave=False, disable=None):
-        rng = generator(seed, CELLS, i)
-        body, nucleus, cells = scene(size, rng)
-        masks[i] = np.add(cells > 0, nucleus > 0, dtype=np.uint8)
-        images[i] = _photograph(body, nucleus, channels, rng)
-    return images, np.minimum(masks, max(classes - 1, 1))
+
+
+def _empty(n, size, channels):
+    """Zeros that a fork shares, uint8: images [n, H, W, channels], masks [n, H, W], and whether each is drawn, [n]."""
+    shapes = (n, *size, channels), (n, *size), (n,)
+    try:
+        return [np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape) for shape in shapes]
+    except OSError:
+        raise UserError(f"there is no memory for --images {n} of {Size(*size)}: draw fewer or smaller ones") from None
+
+
+def _draw(size, seed, i, channels):
+    """-> image [H, W, channels], 0 to 255, and mask [H, W]: 1 cells, 2 nuclei; both uint8."""
+    rng = generator(seed, CELLS, i)
+    body, nucleus, cells = scene(size, rng)
+    return _photograph(body, nucleus, channels, rng), np.add(cells > 0, nucleus > 0, dtype=np.uint8)
 
 
 def scene(size, rng):

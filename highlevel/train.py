@@ -6,9 +6,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python highlevel/train.py`
-    from training.options import answer_without_tensorflow, run_script
+    from training.options import before_tensorflow, run_script
 
-    answer_without_tensorflow("highlevel", __doc__)
+    before_tensorflow("highlevel", __doc__)
 
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size
@@ -54,7 +54,6 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
 def make_moments(optimizer, weights):
     """v1 makes its moments in its first step: one with gradients of 0, which is not counted."""
 
-    @tf.function(autograph=False)
     @on_every_replica
     def first_step():
         optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])

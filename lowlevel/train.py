@@ -5,9 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python lowlevel/train.py`
-    from training.options import answer_without_tensorflow, run_script
+    from training.options import before_tensorflow, run_script
 
-    answer_without_tensorflow("lowlevel", __doc__)
+    before_tensorflow("lowlevel", __doc__)
 
 from common.losses import probabilities, segmentation_loss
 from common.padding import any_size

@@ -65,7 +65,9 @@ def test_crops_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("arguments", "code"), [("--help", 0), ("--depht 3", 2), ("--resume --run-dir none", 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--help", 0), ("--depht 3", 2), ("--classes 4", 2), ("--resume --run-dir none", 2)]
+)
 def test_train_scripts_answer_without_tensorflow(implementation, arguments, code):
     arguments = [sys.executable, "-X", "importtime", "-m", f"{implementation}.train", *arguments.split()]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)

@@ -2,16 +2,18 @@
 
 import contextlib
 import hashlib
+import multiprocessing
 from pathlib import Path
 
 from common.config import PRESETS, Config, Size, UserError
 from common.shapes import margin
 from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
+from data import synthetic
 from data.augment import flips, random_crop
 from data.files import in_8_bits, read_image
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
-from data.synthetic import make_cells, otsu_dice, scene
+from data.synthetic import draw_ahead, make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
 
 import numpy as np
@@ -544,6 +546,28 @@ def test_the_split_is_by_chance_and_by_seed(capsys):
     assert load_examples(config.replace(seed=4))[2].names != validation.names
     few = Config.of(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
     assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
+
+
+@pytest.mark.parametrize("helpers_live", [True, False])
+def test_cells_drawn_ahead_are_the_same(helpers_live, monkeypatch):
+    """Several processes draw; one that dies leaves its images to the others, and none is left over."""
+    monkeypatch.setattr(synthetic, "CORES", 4)
+    asked = dict(n=11, size=Size(48, 64), seed=5, classes=3, channels=3)
+    images, masks = make_cells(**asked)
+    draw_ahead(**asked)
+    ((*_, drawn, helpers),) = synthetic._ahead.values()
+    assert len(helpers) == 3
+    for helper in helpers:
+        if not helpers_live:
+            helper.kill()
+        helper.join()
+    assert drawn.all() or not helpers_live
+    if helpers_live:  # and nothing is drawn twice
+        monkeypatch.setattr(synthetic, "_draw", None)
+    more_images, more_masks = make_cells(**asked)
+    np.testing.assert_array_equal(more_images, images)
+    np.testing.assert_array_equal(more_masks, masks)
+    assert not synthetic._ahead and not multiprocessing.active_children()
 
 
 def test_drawn_cells_are_read_as_any_data_set(tmp_path):
