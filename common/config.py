@@ -419,8 +419,8 @@ class Data:
     )
     augment: Literal["none", "flips", "elastic", "mirror", "paper", "recolor"] = option(
         "flips",
-        "flips: and right-angle rotations; elastic: scale, brightness, contrast, elastic deformation, neither mirrored nor "
-        "turned; mirror: and mirrored; paper: also turned; recolor: mirrored, upright, with random colours for every class",
+        "flips: mirrored, and turned by right angles; elastic: scaled, tilted a little, elastically deformed, in other light; "
+        "mirror: and mirrored; paper: and turned by any angle; recolor: as mirror, half of the regions in random colours",
         val=False,
     )
 

@@ -41,7 +41,7 @@ def add_options(parser):
     what = group.add_mutually_exclusive_group()
     for name, words in WHAT.items():
         what.add_argument(flag(name), action="store_const", const=name, dest="what", help=words)
-    group.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default: 5 to 9)")
+    group.add_argument("--rounds", type=count, metavar="N", help="interleaved rounds (default: 5 to 10)")
     against = "another version, in the same rounds: a git revision or a folder; or an older bench.json, without a verdict"
     group.add_argument("--against", metavar="COMMIT", help=against)
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"

@@ -20,6 +20,7 @@
 # %%
 import os
 import sys
+from pathlib import Path  # noqa: F401  for images of your own
 
 while not os.path.exists("compare.py"):  # up to the project's folder
     os.chdir("..")
@@ -45,8 +46,9 @@ keras.utils.set_random_seed(0)  # for the network at the end; the others are giv
 #
 # Cells as a microscope would show them, drawn with their exact masks. For your own images put them into `my_data/images/` and
 # `my_data/masks/` under equal names, and say `dataset="folder", data_dir=Path("my_data"), crop_size=Size(128, 128)` in the place of
-# `images` and `image_size`. For Oxford-IIIT Pet, with its three classes (pet, background, border), it is `dataset="oxford_pet"`
-# and the folder with its `images/` and `annotations/`; `classes` and `channels` are then found in the data.
+# `images` and `image_size`. For Oxford-IIIT Pet, with its three classes (background, pet, outline), it is `dataset="oxford_pet"`
+# and the folder with its `images/` and `annotations/`; `classes` and `channels` are then found in the data. Section 7 is for gray
+# images of one size and one class: with others stop before it.
 
 # %%
 settings = dict(filters=8, depth=3, batch_size=8, epochs=8, images=120, image_size=Size(64, 64))
@@ -181,7 +183,7 @@ show([images, masks, probabilities.numpy(), probabilities.numpy() > 0.5], ["imag
 #
 # Which variance is stored? The fused kernel normalizes with the variance of the batch, sum/N, and stores sum/(N-1); Keras stores
 # sum/N. Training does not notice. Inference does: by 1/N of the variance, which is most at the bottom of the U, where N is small.
-# [differences.md](differences.md) has 25 more of these.
+# `docs/differences.md` has 30 more of these.
 
 # %%
 x = np.random.default_rng(0).normal(1, 2, [4, 2, 2, 3]).astype(np.float32)
@@ -256,5 +258,5 @@ print(f"validation dice: {chosen} {dices[-1]:.3f}, stock Keras {stock_dice:.3f}"
 # checkpoint for three APIs, and a proof that the network is what the paper says. Keras's dice is also another loss: summed over the
 # whole batch, where ours is the mean over the images.
 #
-# Where to go from here: [the study page](study.html) shows what each line of the three columns becomes,
-# [anatomy.md](anatomy.md) follows one image through a training step.
+# Where to go from here: `docs/study.html`, in a browser, shows what each line of the three columns becomes; `docs/anatomy.md`
+# follows one image through a training step.

@@ -2,8 +2,7 @@
 
 An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a
 call counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
-The heads of loops and choices count nothing: where AutoGraph turned them into calls, as in lowlevel alone, they would hold what
-stands in them.
+The heads of loops and choices count nothing: they would hold what stands in them.
 """
 
 import collections
