@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
-from common.config import UserError
+from common.config import UserError, flag
 from common.output import count_earlier, refuse_foreign, scratch
 
 COMMANDS = {  # and what each writes into --run-dir
@@ -30,6 +30,11 @@ COMMANDS = {  # and what each writes into --run-dir
     + ["bench.png", "roofline.png", "profile.png"],
     "runs": ["curves.png", "predictions.png"],
 }
+
+
+# whatever trains here begins anew, at one learning rate, and saves nothing
+OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "keep", "summary", "patience", "schedule", "warmup", "plateau_factor"}
+OF_A_RUN |= {"plateau_patience", "devices", "workers", "worker", "local_workers", "wait"}
 
 
 def read_command_line(argv):
@@ -48,6 +53,8 @@ def read_command_line(argv):
         parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
     args.given, args.command = given_options(parser, argv), name
+    if odd := sorted(args.given & OF_A_RUN):
+        raise UserError(f"{flag(odd[0])} is for a train script: {parser.prog} would do nothing with it")
     is_told = name in ("bench", "runs", "seeds") or name == "parity" and (args.save or args.against)
     if not is_told and (args.jit or args.deterministic):
         raise UserError("compare.py sets --jit and --deterministic itself")
@@ -65,7 +72,9 @@ def run_short(config, args):
     chosen = [case for case in ways if case.title.split(": ")[1] in SHORT] or ways[:2]
     passed = parity.climb_all(chosen, config.training.run_dir / "parity.json")
     output = config.training.run_dir / "bench.json"
-    bench.run_matrix(config.replace(precision=args.only or "float32"), {"precision", "jit"}, "quick", args.rounds, output)
+    in_64_bits = {"batch_norm": "explicit"} if args.only == "float64" and config.network.batch_norm == "fused" else {}
+    config = config.replace(precision=args.only or "float32", **in_64_bits)  # for which there is no fused kernel
+    bench.run_matrix(config, {"precision", "jit"}, "quick", args.rounds, output)
     return passed
 
 
@@ -79,6 +88,8 @@ def main(argv=None):
     count_earlier(folder)
     scratch(folder)  # before the work, not after it
     refuse_foreign(folder / file for file in (COMMANDS[name] if name else COMMANDS["parity"] + COMMANDS["bench"]))
+    if name == "parity" and args.save:
+        refuse_foreign([args.save])
     passed = command.run(config, args) if command else run_short(config, args)
     return 0 if passed else 1
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
-from common.config import IMPLEMENTATIONS, Size, UserError
+from common.config import IMPLEMENTATIONS, Size, UserError, flag
 from common.text import say
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
@@ -71,8 +71,9 @@ def read_command_line(argv):
         raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
     if args.quantize and args.export != "litert":
         raise UserError("--quantize goes with --export litert")
-    if args.objects and args.export:
-        raise UserError("--objects goes with images to predict, and not with --export")
+    of_images = dict(objects=False, evaluate=None, overlay=False, probabilities=False, tta=False, skip_bad=False, tile=1024)
+    if args.export and (odd := [name for name, default in of_images.items() if getattr(args, name) != default]):
+        raise UserError(f"{flag(odd[0])} goes with images to predict, and not with --export")
     if (args.object_settings or args.object_class) and not args.objects:
         raise UserError("--object-settings and --object-class go with --objects")
     return args

@@ -36,4 +36,13 @@ def quietly(hook):
     return answer
 
 
+def see_one_gpu(number):
+    """Of the GPUs that this process may use, TensorFlow will see that one alone. Call it before TensorFlow is imported."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+    elif number < len(names := visible.split(",")):  # "" and "-1" hide all
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number]
+
+
 sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)

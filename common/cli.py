@@ -58,8 +58,19 @@ def add_config(parser):
             group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
         else:
             metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
-            parse = getattr(kind, "parse", kind)
-            group.add_argument(flag(name), type=parse, metavar=metavar, default=field.default, help=text)
+            group.add_argument(flag(name), type=_reader(kind), metavar=metavar, default=field.default, help=text)
+
+
+def _reader(kind):
+    """What makes a `kind` of a text. argparse shows the words of its own error alone."""
+
+    def read(text):
+        try:
+            return kind.parse(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(error) from None
+
+    return read if hasattr(kind, "parse") else kind
 
 
 def parse(parser, argv):

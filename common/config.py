@@ -135,12 +135,12 @@ class ColorTable(str):
     def parse(cls, path):
         try:
             if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
-                raise UserError(f"--colors {path} is no file: name one with a line `name r g b` for each class")
+                raise UserError(f"{path} is no file: name one with a line `name r g b` for each class")
             table = cls(Path(path).read_text(encoding="utf-8-sig").rstrip("\n") + "\n")
         except UnicodeDecodeError:
-            raise UserError(f"--colors {path} is no text in UTF-8") from None
+            raise UserError(f"{path} is no text in UTF-8") from None
         except OSError as error:
-            raise UserError(f"cannot read --colors {path}: {error.strerror}") from None
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
         table.path = path
         return table
 
@@ -554,8 +554,12 @@ class Config:
 
     @property
     def kept(self):
-        """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on."""
-        return self.replace(resume=False, workers=None, worker=None, local_workers=None)
+        """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on.
+
+        And but for the cache that the folds of a cross-validation share, which is gone after the last.
+        """
+        cache = self.data.cache if ".unet" not in (self.data.cache or Path()).parts else None
+        return self.replace(resume=False, workers=None, worker=None, local_workers=None, cache=cache)
 
     def replace(self, **changes):
         """The same but for `changes`, by flat names."""

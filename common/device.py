@@ -17,9 +17,6 @@ def filtered_stderr(noise):
 
     Another process reads and passes on, so that the last words of this one are heard if it is aborted.
     """
-    if not hasattr(os, "fork"):  # Windows: the noise stays
-        yield
-        return
     sys.stderr.flush()
     stderr = os.dup(2)
     reading, writing = os.pipe()
@@ -27,11 +24,13 @@ def filtered_stderr(noise):
     if reader == 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, and ends this one too
         os.close(writing)
-        with open(reading, "rb") as lines:
-            for line in lines:
-                if not re.match(noise, line.decode(errors="replace")):
-                    os.write(stderr, line)
-        os._exit(0)
+        try:
+            with open(reading, "rb") as lines:
+                for line in lines:
+                    if not re.match(noise, line.decode(errors="replace")):
+                        os.write(stderr, line)
+        finally:
+            os._exit(0)
     os.close(reading)
     os.dup2(writing, 2)
     os.close(writing)
@@ -79,13 +78,17 @@ def start_tensorflow():
     if has_driver:
         open_cusolver()
     noise = r"WARNING: All log messages before absl|[IW]\d{4} " + ("" if has_driver else r"|E\d{4} .*(cuda|CUDA)")
+    collects = gc.isenabled()
     gc.disable()  # modules do not become garbage: looking for it would take a fifth of the time
-    with filtered_stderr(noise):
-        import tensorflow as tf
+    try:
+        with filtered_stderr(noise):
+            import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-    gc.freeze()  # and is not looked for among them again
-    gc.enable()
+            gpus = tf.config.list_physical_devices("GPU")
+        gc.freeze()  # and it is not looked for among them again
+    finally:
+        if collects:
+            gc.enable()
     if has_driver and not gpus:  # the warning that matters most, in words that help
         install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
         print(f"warning: TensorFlow does not find the libraries for this machine's NVIDIA GPU: {install}", file=sys.stderr)

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -20,7 +21,8 @@ from common.config import UserError
 
 MARK = ".unet"
 HEADER = b'"a line for each file beside this folder that compare.py, predict.py, data.overview or a train script wrote"'
-PART = r"(\d+)-"  # process, and then a number or a word, of what is not finished
+HOST = re.sub(r"\W", "", platform.node())  # hosts that write into one folder may have processes of the same number
+PART = r"\d+-"  # process, and then its host and a number or a word, of what is not finished
 COUNT = itertools.count()
 EARLIER = {  # the JSON of the version before, and keys that are in it
     "parity.json": {"checks", "losses"},
@@ -43,7 +45,7 @@ def scratch(folder):
         raise UserError(f"{mark} was not made by this project, which needs that name: move it, or name another folder")
     mark.mkdir(parents=True, exist_ok=True)
     if not written.exists():
-        part = _new_part(mark, "")
+        part = new_part(mark, "")
         part.write_bytes(HEADER)
         try:
             os.link(part, written)  # at no moment without its header; never over that of another process
@@ -53,7 +55,7 @@ def scratch(folder):
             os.replace(part, written)
         part.unlink()
     for left in mark.iterdir():  # by processes that were killed
-        if (match := re.match(PART, left.name)) and not _is_running(int(match[1])):
+        if (match := re.match(rf"(\d+)-{HOST}-", left.name)) and not _is_running(int(match[1])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return mark
 
@@ -70,8 +72,6 @@ def _is_mark(mark):
 
 
 def _is_running(process):
-    if not hasattr(os, "fork"):  # Windows has no signal 0
-        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -81,8 +81,9 @@ def _is_running(process):
     return True
 
 
-def _new_part(mark, suffix):
-    return mark / f"{os.getpid()}-{next(COUNT)}{suffix}"
+def new_part(mark, suffix):
+    """A path in the `.unet/` `mark` for what is not finished yet."""
+    return mark / f"{os.getpid()}-{HOST}-{next(COUNT)}{suffix}"
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def replacing(path):
     refuse_foreign([target])
     part = None
     try:
-        part = _new_part(scratch(target.parent), target.suffix)
+        part = new_part(scratch(target.parent), target.suffix)
         try:
             yield part
             record(target.parent, {target.name: _digest(part)})  # before it has its name: killed in between, both are known

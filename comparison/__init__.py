@@ -10,7 +10,7 @@ import sys
 import types
 from pathlib import Path
 
-from common.config import IMPLEMENTATIONS  # noqa: F401
+from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +55,14 @@ def ask(connection, *request):
         return connection.recv()
     except (BrokenPipeError, ConnectionResetError):
         raise EOFError from None
+
+
+def receive(connection, of, *request):
+    """`ask` of a process that works on `of`. Raises: UserError when it has ended, or when that is its answer."""
+    try:
+        answer = ask(connection, *request)
+    except EOFError:
+        raise UserError(f"the process of {of} ended; its last words are above") from None
+    if isinstance(answer, UserError):
+        raise answer
+    return answer

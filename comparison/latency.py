@@ -5,7 +5,6 @@ import functools
 import json
 
 import comparison
-from common.config import UserError
 from common.device import device_name, tf
 from common.output import write_text
 from common.weights import assign_weights, fold_batch_norm, initial_weights
@@ -49,13 +48,11 @@ def measure(config, images, rounds):
     names, found = comparison.IMPLEMENTATIONS, collections.defaultdict(list)
     processes, connections = zip(*(comparison.start_process(work, name, config, images) for name in names))
     try:
-        turns = [(k, call) for k in range(len(names)) for call in comparison.ask(connections[k])]
+        turns = [(k, call) for k in range(len(names)) for call in comparison.receive(connections[k], names[k])]
         for n in tqdm(range(rounds), desc="bench: latency", unit="round", leave=False, disable=None):
             first = n * len(turns) // rounds
             for k, call in turns[first:] + turns[:first]:
-                found[names[k], call] += comparison.ask(connections[k], call)
-    except EOFError:
-        raise UserError("a process of the benchmark ended; its last words are above") from None
+                found[names[k], call] += comparison.receive(connections[k], names[k], call)
     finally:
         for process in processes:
             process.kill()
@@ -72,7 +69,7 @@ def run(config, rounds, path):
     height, width = images.shape[1:3]
     what = (
         f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"{arithmetic(config)}, one image of {height}x{width}, XLA {'on' if config.training.jit else 'off'}"
+        f"{arithmetic(config)}, one image of {width}x{height}, XLA {'on' if config.training.jit else 'off'}"
     )
     records, reference = [], None
     print(f"{what}\n\n{'milliseconds of a call':<46}{'p50':>9}{'p90':>9}{'p99':>9}{'p50 to the first':>18}")

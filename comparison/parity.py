@@ -189,10 +189,7 @@ def climb_all(todo, path):
         case, examples = prepare(case, batches)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
             process, connection = comparison.start_process(ladder.climb_apart, case, examples)
-            try:
-                of_case, losses[case.title], first = connection.recv()
-            except (EOFError, ConnectionResetError):
-                raise UserError(f"the process of {case.title!r} ended; its last words are above") from None
+            of_case, losses[case.title], first = comparison.receive(connection, repr(case.title))
             process.wait()
         else:
             of_case, losses[case.title], first = ladder.climb(case, examples)

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import multiprocessing
 import statistics
 import tempfile
@@ -25,7 +24,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-FORKS = "fork" in multiprocessing.get_all_start_methods()  # not on Windows
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
 
 
@@ -95,7 +93,10 @@ def in_processes(task):
         context.Process(target=lambda end: end.send(draw_batches(*task)), args=[theirs]).start()
         theirs.close()  # so that receiving raises EOFError where a process died
         ends.append(ours)
-    return sum(end.recv() for end in ends)
+    try:
+        return sum(end.recv() for end in ends)
+    except EOFError:
+        raise UserError("a process that draws batches has ended: too little memory?") from None
 
 
 def time_draws(config, training, kinds, rounds, seconds=1):
@@ -110,7 +111,7 @@ def time_draws(config, training, kinds, rounds, seconds=1):
                 task = config.replace(augment=kind), training, seconds
                 jobs = [pool.submit(draw_batches, *task) for _ in range(CORES)]
                 threads = sum(job.result() for job in jobs)
-                rates.append((draw_batches(*task), threads, in_processes(task) if FORKS else math.nan))
+                rates.append((draw_batches(*task), threads, in_processes(task)))
     return found
 
 

@@ -190,12 +190,7 @@ def collect(config, images, masks):
         for name in comparison.IMPLEMENTATIONS:
             process, connection = comparison.start_process(work, name, config, images, masks)
             for mode in MODES:
-                try:
-                    measured[mode, name] = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    raise UserError(f"the process of {name} ended; its last words are above") from None
-                if isinstance(measured[mode, name], UserError):
-                    raise measured[mode, name]
+                measured[mode, name] = comparison.receive(connection, name)
                 progress.update()
             process.wait()
     return measured

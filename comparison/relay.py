@@ -31,8 +31,11 @@ def run(config, args):
     from common.device import be_deterministic, tf
     from data.loader import load_examples
 
-    if "precision" in args.given:
-        raise UserError("relay hands on in float32 and in float64, one after the other: leave --precision out")
+    if {"precision", "epochs"} & args.given or "batch_norm" in args.given and config.network.batch_norm == "fused":
+        raise UserError(
+            "relay hands on for an epoch each, in float32 and in float64, with the explicit normalization: leave --precision, "
+            "--epochs and --batch-norm fused out"
+        )
     small = {name: value for name, value in SMALL.items() if name not in args.given}
     if config.data.dataset != "synthetic" or config.data.crop_size:
         small.pop("image_size", None)

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import comparison
+from common import see_one_gpu
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
@@ -55,8 +56,8 @@ def add_options(parser):
 
 def run(config, args):
     """Climbs, prints the table, writes replicas.json. Returns: whether every check passed."""
-    if {"precision", "batch_norm", "devices", "workers"} & args.given:
-        raise UserError("replicas chooses --precision, --batch-norm and the devices itself: leave them out")
+    if {"precision", "batch_norm"} & args.given:
+        raise UserError("replicas chooses --precision and --batch-norm itself: leave them out")
     return climb_all(config, args.steps, config.training.run_dir / "replicas.json")
 
 
@@ -66,16 +67,21 @@ def climb_all(config, steps, path):
     heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
     print(f"\n{f'several devices against one, {steps} steps':<76}{heads}")
     for name in comparison.IMPLEMENTATIONS:
-        hosts = _start_hosts(name, config, steps)
         process, connection = comparison.start_process(observe, name, config, steps)
-        local = receive(connection)
+        local = comparison.receive(connection, name)
         for title, (found, wanted, precision) in local["pairs"].items():
             records.append(_compare(name, title, found, wanted, *TOLERANCE[precision]))
-        over_hosts = [receive(connection) for _, connection in hosts][0]
+        process.wait()
+        if not local["two"]:  # the one GPU; two hosts cannot share it either
+            print(f"{name}: several devices need several GPUs; CUDA_VISIBLE_DEVICES= in front takes copies of the CPU")
+            continue
+        hosts = _start_hosts(name, config, steps)
+        over_hosts = [comparison.receive(connection, f"{name} on a host") for _, connection in hosts][0]
         for title, found in over_hosts.items():
             reason = "the same operations on the same rows, and the sum of two numbers has one order"
             records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, local["two"][title], 0.0, reason))
-        process.wait()
+        for process, _ in hosts:
+            process.wait()
     write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
@@ -96,13 +102,6 @@ def _compare(implementation, title, found, wanted, tolerance, reason):
     return dict(
         implementation=implementation, way=title, apart=worst, tolerance=tolerance, reason=reason, passed=bool(passed)
     )  # fmt: skip
-
-
-def receive(connection):
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionResetError):
-        raise UserError("a process of compare.py replicas has ended; its last words are above") from None
 
 
 # --- in a process of its own, since devices are set before the first operation ---
@@ -174,6 +173,7 @@ def _start_hosts(implementation, config, steps):
 
 def observe_host(implementation, config, steps, addresses, worker, connection):
     """Sends {title: what this host found}, for the first way and the fused."""
+    see_one_gpu(worker)
     from common.device import be_deterministic
     from training.replicas import spread
 

@@ -51,15 +51,18 @@ def record(cell, mode, workers, config, limit):
     }
 
 
+def processor():
+    with contextlib.suppress(OSError, TypeError):
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    return platform.processor() or platform.machine()
+
+
 def environment():
     """What the figures depend on besides the code."""
     from common.device import device_name, tf
 
     gpus = tf.config.list_physical_devices("GPU")
     build = tf.sysconfig.get_build_info()
-    cpu = platform.processor()
-    with contextlib.suppress(OSError, TypeError):
-        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     driver = None
     with contextlib.suppress(OSError, TypeError):
         driver = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
@@ -67,7 +70,7 @@ def environment():
         "device": device_name(),
         "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
         **dict(driver=driver, cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
-        **dict(cpu=cpu, system=platform.platform(), python=platform.python_version()),
+        **dict(cpu=processor(), system=platform.platform(), python=platform.python_version()),
         "packages": {name: version(name) for name in ("tensorflow", "keras", "tf-keras", "numpy")},
         "threads": {
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),

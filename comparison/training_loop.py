@@ -132,13 +132,7 @@ def measure(config, rounds):
     connections, processes, found = {}, [], {name: [] for name in names}
 
     def answer(name, *request):
-        try:
-            answer = comparison.ask(connections[name], *request)
-        except EOFError:
-            raise UserError(f"the process of {name} ended; its last words are above") from None
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+        return comparison.receive(connections[name], name, *request)
 
     with tempfile.TemporaryDirectory() as folder, tqdm(total=3 * (1 + rounds), leave=False, disable=None) as progress:
         # all read one cache; neither what a run saves nor how it ends has a part in this

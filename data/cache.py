@@ -9,6 +9,7 @@ that is killed leaves no cache behind, and two that prepare the same wait for ea
 
 import collections
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -212,8 +213,7 @@ def _key(items, channels, config):
     described = {
         "version": [VERSION, PIL.__version__],
         "options": [config.data.dataset, str(config.data.image_size), channels, config.data.skip_bad],
-        # where a layout maps mask values by itself
-        "classes": config.network.classes if config.data.dataset in ("nyuv2", "oxford_pet") else None,
+        "classes": config.network.classes if config.data.dataset == "nyuv2" else None,  # which maps its values when it reads
         "objects": config.data.objects,
         "float_white": config.data.float_white or 1.0,
         "colors": [config.data.colors, config.data.void_label is not None] if config.data.colors is not None else None,
@@ -229,11 +229,7 @@ def try_lock(path):
     """The open file `path`, which no other process has locked, or None. Closing it lets go, and so does dying."""
     file = open(path, "w")
     try:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows locks nothing here
-        pass
     except BlockingIOError:
         file.close()
         return None

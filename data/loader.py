@@ -29,6 +29,7 @@ from data.synthetic import asked_for, make_cells
 import cv2
 import numpy as np
 
+LONGEST = 2**15 - 2  # pixels of a side, that OpenCV's remap takes
 LEVELS = 200  # of gray that floats must have at least: 8 bits have 256
 
 
@@ -72,8 +73,8 @@ def load_examples(config):
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
     pixels = f"{small if small == large else f'{small} to {large}'} {config.network.bands}"
-    fitted = {_grown(config, size, fits=True) for size in training.sizes}
-    if not config.data.crop_size and fitted != {_grown(config, size) for size in training.sizes}:
+    fitted = {grow(config, size, fits=True) for size in training.sizes}
+    if not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}:
         notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
     counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
     say(f"{config.data.data_dir or 'synthetic cells'}: {', '.join([counted, pixels, *notes])}")
@@ -148,7 +149,8 @@ def _read(config):
     _check_run_dir(config, layout)
     parts = split(layout.items, config)
     items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
-    channels = config.network.channels or find_channels(layout)
+    asked = config.network.channels
+    channels = asked or find_channels(layout)
     # cells are drawn anew: the key of a cache is made of files
     prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
@@ -198,7 +200,7 @@ def _read(config):
         notes.append(f"{len(set(groups_of(items, config)))} groups by --group, each on one side")
     if apart := sum(item.part == "test" for item in layout.items):
         notes.append(f"{apart} of the test part left alone")
-    if channels == 1 and config.network.channels and find_channels(layout) == 3:
+    if asked == 1 and find_channels(layout) == 3:
         notes.append("converted to gray (--channels 3 keeps the colour)")
     return config, *chosen, notes, layout.over
 
@@ -224,7 +226,7 @@ def _check_sizes(config, training, validation):
         )
     smallest, crop = min_size(config.network), config.data.crop_size or Size(0, 0)
     for name, size in zip(training.names + validation.names, training.sizes + validation.sizes):
-        grown = _grown(config, size)
+        grown = grow(config, size)
         if min(grown) < smallest:
             raise UserError(
                 f"{name} is {size} pixels, but {config.network.depth} poolings with {config.network.padding!r} padding need "
@@ -232,6 +234,11 @@ def _check_sizes(config, training, validation):
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
+        if max(size) > LONGEST and config.data.augment not in ("none", "flips"):
+            raise UserError(
+                f"{name} is {size} pixels, and --augment {config.data.augment} takes sides of {LONGEST} at most: cut it into "
+                "parts, or use --augment flips"
+            )
     first = training.sizes[0]
     for name, size in zip(training.names, training.sizes):
         if size != first and config.data.crop_size is None:
@@ -252,14 +259,14 @@ def _borders(config, size, fits):
     return [(lost + n // 2, lost + n - n // 2) for n in lacks]
 
 
-def _grown(config, size, fits=False):
+def grow(config, size, fits=False):
     """The `Size` with `_borders`."""
     return Size(*(side + sum(border) for side, border in zip(size, _borders(config, size, fits))))
 
 
 def _window(config, training):
     """The `Size` of what the network sees in training: the crop, or the first image mirrored up to a size that fits."""
-    return config.data.crop_size or _grown(config, training.sizes[0], fits=True)
+    return config.data.crop_size or grow(config, training.sizes[0], fits=True)
 
 
 def _example(config, examples, i, fits=False):
@@ -328,7 +335,7 @@ def training_batches(config, training, first_step=0):
 def validation_batches(config, validation):
     """Whole images in order, the last batch as small as it comes; one by one if their sizes differ. See `as_floats`."""
     n, sizes = len(validation.names), set(validation.sizes)
-    height, width = _grown(config, sizes.pop()) if len(sizes) == 1 else (None, None)
+    height, width = grow(config, sizes.pop()) if len(sizes) == 1 else (None, None)
     batch_size = config.training.batch_size if height else 1
 
     def read(step):

@@ -22,7 +22,7 @@ from common.text import say
 from data.cache import CORES
 from data.files import floats_in, in_8_bits, on_scale, stretched
 from data.layouts import find_channels
-from data.loader import augmented, find_white, open_layout
+from data.loader import augmented, find_white, grow, open_layout
 from data.meaning import as_classes, given_names, mask_meaning
 from data.splits import groups_of, split
 
@@ -266,7 +266,7 @@ def needs(sizes, names, config):
     step, crop = 2**config.network.depth, config.data.crop_size
     low, middle, high = (Size(*function(sizes, axis=0).astype(int).tolist()) for function in (np.min, np.median, np.max))
     smallest = crop or Size(min_size(config.network), min_size(config.network))
-    small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(size, smallest))]
+    small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(grow(config, size), smallest))]
     if small:
         needed = (
             f"--crop-size {crop}"
@@ -274,8 +274,8 @@ def needs(sizes, names, config):
             else f"{smallest}, the least for --depth {config.network.depth} --padding {config.network.padding}"
         )
         problems.append(f"{len(small)} images are smaller than {needed}: {listed(small, 5)}")
-    # windows of 256 pixels, or of the largest multiple of 2**depth that all images have; 512 pixels for a typical image
-    window = max(min(*low, 256) // step, 1) * step
+    # windows of 256 pixels, or the largest that the network takes and all images have; 512 pixels for a typical image
+    window = next((n for n in range(min(*grow(config, low), 256), step, -1) if not missing(n, config.network)), step)
     shrink = max(1, max(middle) / 512)
     resized = Size(*(max(round(n / shrink / step), 1) * step for n in middle))
     if low != high and not crop:
@@ -288,15 +288,11 @@ def needs(sizes, names, config):
             f"a step on whole images is {times} times the work of one on 128x128: shrink them, --image-size {resized}, "
             f"or train on windows, --crop-size {window}"
         )
-    padded = [f"{size} to {_fitting(size, config)}" for size in sizes if size != _fitting(size, config)]
+    padded = [size for size in sizes if grow(config, size) != grow(config, size, fits=True)]
     if padded:
-        advice.append(f"{len(padded)} of {len(sizes)} images are padded by reflection, such as {padded[0]}")
+        example = f"{padded[0]} to {grow(config, padded[0], fits=True)}"
+        advice.append(f"{len(padded)} of {len(sizes)} images are padded by reflection, such as {example}")
     return problems, advice
-
-
-def _fitting(size, config):
-    """The next size that halves evenly at every level."""
-    return Size(*(n + missing(n, config.network) for n in size))
 
 
 # --- the command ---

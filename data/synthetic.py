@@ -8,6 +8,7 @@ line, such as shows where two membranes meet. So every cell is a connected part 
 Ronneberger et al. 2015 want it.
 """
 
+import contextlib
 import math
 import mmap
 import multiprocessing
@@ -69,11 +70,9 @@ def draw_ahead(n, size, seed, classes=1, channels=1):
     """Lets other processes draw what `make_cells` will be asked for, while this one imports TensorFlow.
 
     They begin with the last image and `make_cells` with the first, until they meet: should one of them end, others go on.
-    Nothing happens where processes cannot be forked. Raises: UserError, as `make_cells`.
+    Raises: UserError, as `make_cells`.
     """
     _check(classes, channels)
-    if "fork" not in multiprocessing.get_all_start_methods():
-        return
     images, masks, drawn = _empty(n, size, channels)
 
     def draw(numbers):
@@ -83,11 +82,13 @@ def draw_ahead(n, size, seed, classes=1, channels=1):
                 images[i], masks[i] = _draw(size, seed, i, channels)
                 drawn[i] = True
 
-    others = CORES - 1
-    numbers = [range(n - 1 - k, -1, -others) for k in range(others)]
-    helpers = [multiprocessing.get_context("fork").Process(target=draw, args=[own], daemon=True) for own in numbers]
-    for helper in helpers:
-        helper.start()
+    others, helpers = min(CORES - 1, n), []
+    with contextlib.suppress(OSError):  # no more processes: `make_cells` draws what is left
+        for k in range(others):
+            numbers = range(n - 1 - k, -1, -others)
+            helper = multiprocessing.get_context("fork").Process(target=draw, args=[numbers], daemon=True)
+            helper.start()
+            helpers.append(helper)
     _ahead[(n, *size, seed, channels)] = images, masks, drawn, helpers
 
 
@@ -103,7 +104,7 @@ def _empty(n, size, channels):
     shapes = (n, *size, channels), (n, *size), (n,)
     try:
         return [np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape) for shape in shapes]
-    except OSError:
+    except (OSError, OverflowError):
         raise UserError(f"there is no memory for --images {n} of {Size(*size)}: draw fewer or smaller ones") from None
 
 

@@ -30,9 +30,13 @@ class Adam(tf.compat.v1.train.AdamOptimizer):
         super().__init__(learning_rate, beta_1, beta_2, epsilon)
         self.iterations, self.dtype = iterations, dtype
 
-    def _get_beta_accumulators(self):
+    def _prepare(self):
+        super()._prepare()
         t = tf.cast(self.iterations + 1, self.dtype)
-        return self._beta1**t, self._beta2**t
+        self.powers = self._beta1**t, self._beta2**t  # once, and not for every weight
+
+    def _get_beta_accumulators(self):
+        return self.powers
 
     def _finish(self, update_ops, name_scope):
         return tf.group(*update_ops, name=name_scope)  # nothing to carry along
@@ -49,16 +53,6 @@ class SGD(tf.compat.v1.train.MomentumOptimizer):
         return tf.raw_ops.ResourceApplyKerasMomentum(  # both equations in one kernel
             var=var.handle, accum=m.handle, lr=lr, grad=grad, momentum=self._momentum
         )
-
-
-def make_moments(optimizer, weights):
-    """v1 makes its moments in its first step: one with gradients of 0, which is not counted."""
-
-    @on_every_replica
-    def first_step():
-        optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
-
-    first_step()
 
 
 def with_variables(model, step):
@@ -83,7 +77,7 @@ def make_optimizer(model, config):
     else:
         optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
-    make_moments(optimizer, weights)
+    optimizer._create_slots(weights)  # in the first step v1 would; a checkpoint may fill them
     return optimizer
 
 

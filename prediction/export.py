@@ -24,7 +24,6 @@ shared, so a checkpoint of any implementation is exported through any.
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
 import warnings
@@ -34,7 +33,7 @@ from common import shapes
 from common.config import IMPLEMENTATIONS, Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
-from common.output import MARK, is_ours, record_all, scratch, written_in
+from common.output import MARK, is_ours, new_part, record_all, scratch, written_in
 from common.padding import any_size
 from common.weights import assign_weights, fold_batch_norm
 from data.files import STRETCHED
@@ -67,7 +66,7 @@ def replaced_folder(path, files):
         if target.exists() and not target.is_dir():
             raise UserError(f"--output {path} is no folder: name another")
         mark = scratch(target.parent)
-        new, old = mark / f"{os.getpid()}-export", mark / f"replaced-{target.name}"
+        new, old = new_part(mark, "-export"), mark / f"replaced-{target.name}"
         if old.exists() and not target.exists():  # killed between the two renames below
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)

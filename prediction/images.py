@@ -129,7 +129,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
             )
         parts = predict_tiles(predict, stretch(image), network, tile, tta, str(source), white)
     else:
-        resized = stretch(_read(source, config, size))  # as the training did
+        resized = stretch(_read(source, config, size, warn=False))  # as the training did
         parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source), white)
     mask = np.empty((height, width), np.uint8)
     kept = None if keep is None else np.empty((height, width), np.float32)
@@ -145,7 +145,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
     return image, mask, kept
 
 
-def _read(source, config, size=None):
+def _read(source, config, size=None, warn=True):
     """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
     white = config.data.white
     image = read_image(source.path, config.network.channels, size, source.page, config.data.float_white)
@@ -156,9 +156,9 @@ def _read(source, config, size=None):
             f"{source.path} holds {kinds[floats]}, but the images to train on held {kinds[not floats]}, which have another "
             "white: save it as they were"
         )
-    if white and cut and float_white != 1:
+    if warn and white and cut and float_white != 1:
         say(f"warning: {source}: {cut} % of its values are {float_white:g} or more: read as white", sys.stderr)
-    elif white and image.dtype == np.uint16 and (above := np.mean(image > white)):
+    elif warn and white and image.dtype == np.uint16 and (above := np.mean(image > white)):
         say(
             f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",
             sys.stderr,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
-from common.output import discard, replacing, write_text
+from common.output import discard, is_ours, replacing, write_text
 from common.pictures import class_names, shown_bands
 from common.text import cell, say
 from data.borders import CROSS, part_touching
@@ -216,7 +216,8 @@ def save_labels(path, labels):
         say(f"{path.stem}: {labels.max()} objects are more than a PNG can number: {path.name}")
     with replacing(path) as part:
         Image.fromarray(labels if wide else labels.astype(np.uint16)).save(part, "TIFF" if wide else "PNG")
-    discard(other)  # of an earlier prediction
+    if is_ours(other):  # of an earlier prediction
+        discard(other)
 
 
 def measure(labels, image):

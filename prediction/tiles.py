@@ -47,8 +47,8 @@ def smallest_tile(network):
 
 
 def smallest_image(network):
-    """The smallest height or width, in pixels, of an image that can be mirrored as far as the network asks."""
-    return max(2**network.depth, margin(network.depth, network.padding) // 2 + 1)
+    """The smallest height or width, in pixels, of an image: one that training takes too."""
+    return 2**network.depth if network.padding == "same" else 1
 
 
 def cut(size, tile, network):

@@ -2,7 +2,6 @@
 
 An operation of a traced graph carries the Python lines that led to it; each of these lines in a column counts it, so that a
 call counts for the line that calls as well. Keras replays a functional model: there the lines are those that made the layer.
-The heads of loops and choices count nothing: they would hold what stands in them.
 """
 
 import collections
@@ -11,14 +10,13 @@ import itertools
 import platform
 import re
 import traceback
-from pathlib import Path
 from unittest import mock
 
 import comparison
 from common.config import UserError
 from common.device import be_deterministic, device_name, tf
 from common.layers import table
-from comparison import finder, ladder, profile
+from comparison import finder, ladder, profile, report
 from comparison.programs import collect_one
 from comparison.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
@@ -42,8 +40,7 @@ class Places:
             if part := row.parts.get(implementation):
                 module = row.name.split("/")[0]
                 path = str(rows.ROOT / implementation / f"{module}.py")
-                lines = set(range(part.first, part.last + 1)) - rows.heads(rows.source(implementation, module))
-                self.rows |= {(path, line): row.name for line in lines}
+                self.rows |= {(path, line): row.name for line in range(part.first, part.last + 1)}
 
     def of(self, frames):
         """Of Python frames, the rows, from the outermost to the innermost, each once."""
@@ -56,7 +53,6 @@ class Layers:
     def __init__(self, places):
         self.places, self.made, self.operations = places, {}, {}
 
-    @tf.autograph.experimental.do_not_convert
     def remember(self, layer):
         self.made.setdefault(layer.name, self.places.of(traceback.extract_stack()))
 
@@ -282,19 +278,9 @@ def parity(case, batches, connection):
 
 def ask(work, *args):
     process, connection = comparison.start_process(work, *args)
-    try:
-        answer = connection.recv()
-    except (EOFError, ConnectionResetError):
-        raise UserError(f"the process of {work.__name__} ended; its last words are above") from None
+    answer = comparison.receive(connection, work.__name__)
     process.wait()
     return answer
-
-
-def processor():
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
 
 
 def short(number):
@@ -347,7 +333,7 @@ def measure(config):
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{processor()}, {device_name()}",
+        "machine": f"{report.processor()}, {device_name()}",
         "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
         "config": {k: v for k, v in config.flat.items() if k in flat}
         | {"batch_size": training.batch_size, "image": [int(n) for n in images.shape[1:]]},

@@ -56,7 +56,6 @@ STAGES = {  # stage -> (its title, the word that explains it)
 }
 UNLISTED = ("imports", "imports-2", "path", "setup", "setup-highlevel", "script")  # not in the map
 STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gradients", "apply"))
-HEAT = ("time", "operations", "memory")
 SHORT = {"lowlevel": "low", "highlevel": "high", "keras_impl": "keras"}
 PAIRS = tuple(itertools.combinations(IMPLEMENTATIONS, 2))
 TIERS = {"as written": "written", "to the last bit": "exact"}

@@ -64,7 +64,7 @@ TOPICS = (
     (r"^if settings\.optimizer|^beta_1, beta_2, epsilon = \(settings", "adam"),
     (r"^return Adam|^optimizer = (keras\.optimizers\.)?Adam|^dtype = config\.network", "adam"),
     (r"^return SGD|^optimizer = (keras\.optimizers\.)?SGD|^else$", "sgd"),
-    (r"^make_moments|^optimizer\.build", "slots"),
+    (r"^optimizer\._create_slots|^optimizer\.build", "slots"),
     (r"^optimizer\.apply", "apply"),
     (r"^m\.assign", "m"),
     (r"^v\.assign", "v"),
@@ -251,11 +251,6 @@ def rows(module, sources=None):
 
 def all_rows():
     return [row for module in MODULES for row in rows(module)]
-
-
-def heads(text):
-    """The lines where a loop or a choice begins."""
-    return {node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.For | ast.While | ast.If)}
 
 
 def called(row, implementation, table):

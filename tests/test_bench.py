@@ -420,6 +420,9 @@ def test_against_something_else(tmp_path):
         ("--profile --rounds 3", "--profile has no --rounds"),
         ("--deterministic", "--deterministic goes with --loop or --profile"),
         ("--quick --full", "not allowed with"),
+        ("--devices 1,2 --against HEAD", "leave --against and --deterministic out"),
+        ("--devices 1,2 --deterministic", "leave --against and --deterministic out"),
+        ("--warmup 5", "--warmup is for a train script"),
     ],
 )
 def test_options_that_do_not_fit_together(arguments, words, tmp_path):
@@ -473,6 +476,12 @@ def test_help_needs_no_tensorflow():
 def test_image_that_cannot_fit_is_one_line(tmp_path):
     with pytest.raises(UserError, match="would not fit into memory"):
         compare.main(["bench", "--quick", *TINY, "--filters", "65536", "--image-size", "512", "--run-dir", str(tmp_path)])
+
+
+def test_a_process_that_draws_and_dies_is_one_line(monkeypatch):
+    monkeypatch.setattr(pipeline, "draw_batches", lambda: os._exit(9))
+    with pytest.raises(UserError, match="too little memory"):
+        pipeline.in_processes(())
 
 
 def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):

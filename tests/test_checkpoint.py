@@ -75,7 +75,7 @@ def test_only_files_are_read(tmp_path):
         with pytest.raises(UserError, match=words):
             load_metadata(path)
     for path in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(UserError, match=f"--colors {path} is no file"):
+        with pytest.raises(UserError, match=f"{path} is no file"):
             ColorTable.parse(path)
 
 
@@ -144,8 +144,9 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
     for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
         assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
-    with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-        main([*options, "--checkpoint", str(run_dir / "last.safetensors"), "--run-dir", str(run_dir)])
+    for more, folder in (([], run_dir), (["--folds", "2"], run_dir), ([], tmp_path)):
+        with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
+            main([*options, *more, "--checkpoint", str(run_dir / "last.safetensors"), "--run-dir", str(folder)])
     main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
     history = (run_dir / "history.csv").read_text()
     assert len(history.splitlines()) == 3

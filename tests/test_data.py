@@ -570,6 +570,17 @@ def test_cells_drawn_ahead_are_the_same(helpers_live, monkeypatch):
     assert not synthetic._ahead and not multiprocessing.active_children()
 
 
+def test_cells_are_drawn_where_there_is_no_process_more(monkeypatch):
+    def start(self):
+        raise BlockingIOError
+
+    monkeypatch.setattr(synthetic, "CORES", 4)
+    monkeypatch.setattr(multiprocessing.get_context("fork").Process, "start", start)
+    asked = dict(n=2, size=Size(48, 64), seed=5)
+    draw_ahead(**asked)
+    assert make_cells(**asked)[1].any(axis=(1, 2)).all()
+
+
 def test_drawn_cells_are_read_as_any_data_set(tmp_path):
     """What `load_examples` hands out is what `make_cells` draws; a cache, whose key is made of files, is left alone."""
     for classes, names in ((1, ("background", "cell")), (3, ("background", "cell", "nucleus"))):

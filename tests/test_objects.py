@@ -213,6 +213,9 @@ def test_more_objects_than_16_bits_number(tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.tif")), labels)
     assert "69999 objects are more than a PNG can number: a.tif" in capsys.readouterr().out
     assert not (tmp_path / "a.png").exists(), "the numbers of before are not beside it"
+    (tmp_path / "b.tif").write_text("mine")
+    save_labels(tmp_path / "b.png", labels[:10])
+    assert (tmp_path / "b.tif").read_text() == "mine"
 
 
 # --- the command ---

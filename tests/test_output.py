@@ -11,7 +11,7 @@ from pathlib import Path
 import compare
 from common.cli import run_script
 from common.config import Config, UserError
-from common.output import count_earlier, discard, first_foreign, is_ours, record_all, replacing, scratch, write_text
+from common.output import HOST, count_earlier, discard, first_foreign, is_ours, record_all, replacing, scratch, write_text
 from tests.fuzz.test_ownership import pretend_run
 from training.folder import take_new_folder
 
@@ -81,9 +81,10 @@ def test_left_overs_go_and_those_of_a_running_process_stay(tmp_path):
     mark = scratch(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (mark / f"{dead.pid}-0.png").write_text("half")
-    (mark / f"{os.getpid()}-99.png").write_text("in work")
-    assert {path.name for path in scratch(tmp_path).iterdir()} == {"written", f"{os.getpid()}-99.png"}
+    in_work = {f"{os.getpid()}-{HOST}-99.png", f"{dead.pid}-another{HOST}-0.png"}  # another host's: who knows
+    for name in (f"{dead.pid}-{HOST}-0.png", *in_work):
+        (mark / name).write_text("half")
+    assert {path.name for path in scratch(tmp_path).iterdir()} == {"written", *in_work}
 
 
 def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):

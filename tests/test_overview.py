@@ -140,6 +140,8 @@ def test_unusable_input_is_one_line(tmp_path):
         ([(1280, 1920)], {}, [], ["150 times the work of one on 128x128: shrink them, --image-size 512x336, or"]),
         ([(64, 8), (64, 64)], {}, ["1 images are smaller than 16x16, the least for --depth 4"], ["one size", "padded"]),
         ([(64, 64), (32, 64)], {"crop_size": Size(48, 48)}, ["1 images are smaller than --crop-size 48x48: b (64x32)"], []),
+        ([(388, 388)], {"padding": "valid", "crop_size": Size(572, 572)}, [], []),  # which is mirrored up to 572
+        ([(128, 128)], {"padding": "valid"}, [], ["1 of 1 images are padded by reflection, such as 128x128 to 316x316"]),
     ],
 )
 def test_what_the_network_needs(sizes, options, problems, advice):

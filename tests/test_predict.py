@@ -100,6 +100,14 @@ def test_a_smaller_halo_shows_seams(monkeypatch):
     assert np.abs(tiled - whole).max() > 1e-3
 
 
+def test_small_images_are_those_that_training_takes(implementation):
+    for padding, size, fits in (("same", (4, 9), True), ("same", (3, 9), False), ("valid", (1, 2), True)):
+        network, predict = random_network(implementation, padding=padding)
+        assert (min(size) >= smallest_image(network)) == fits
+        if fits:
+            assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
+
+
 def test_valid_padding_covers_the_image(implementation):
     network, predict = random_network(implementation, padding="valid")
     image, lost = noise(117, 75), margin(2, "valid") // 2
@@ -598,6 +606,8 @@ def test_options_of_an_export_go_with_their_kind(tmp_path):
         ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
         ("a.png --object-class car", "--object-class go with --objects"),
         ("--export onnx --objects", "--objects goes with images to predict"),
+        ("--export keras --skip-bad", "--skip-bad goes with images to predict"),
+        ("--export keras --tile 512", "--tile goes with images to predict"),
     ):
         with pytest.raises(UserError, match=reason):
             predict.main([*words.split(), "--checkpoint", "x", "--output", str(tmp_path)])

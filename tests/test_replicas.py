@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import comparison
+from common import see_one_gpu
 from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
 from comparison import replicas
@@ -253,6 +255,17 @@ def test_folds_side_by_side_are_folds_one_after_the_other(implementation, tmp_pa
         for name in one:
             np.testing.assert_array_equal(two[name], one[name], err_msg=name)
     assert (tmp_path / "1" / "folds.csv").read_text() == (tmp_path / "2" / "folds.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "seen"), [(None, 1, "1"), ("2,3", 1, "3"), ("", 0, ""), ("", 1, ""), ("-1", 0, "-1"), ("-1", 1, "-1")]
+)
+def test_one_gpu_of_those_that_may_be_used(visible, number, seen, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    see_one_gpu(number)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_free_addresses_differ():

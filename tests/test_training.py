@@ -17,7 +17,7 @@ from common.output import first_foreign, scratch
 from comparison import runs
 from data import cache
 from training import run as loop
-from training.folder import EARLIER
+from training.folder import EARLIER, read_config
 from training.report import read_history
 from training.schedule import learning_rate, plateaus, stops_early
 
@@ -110,10 +110,14 @@ def test_how_often(text, every):
     assert Every.parse(text) == every and Every.parse(str(Every.parse(text))) == every
 
 
-def test_the_newest_are_kept(tmp_path):
-    train(tmp_path, "--checkpoint-every", "3", "--keep", "3")
+@pytest.mark.parametrize("keep", [3, 5])
+def test_the_newest_are_kept(keep, tmp_path):
+    train(tmp_path, "--checkpoint-every", "3" if keep == 3 else "1", "--keep", str(keep))
     steps = sorted(int(path.stem.split("-")[1]) for path in tmp_path.glob("step-*.safetensors"))
-    assert len(steps) == 2 and 9 in steps and min(steps) >= 6, "every 3 steps, and with every new best"
+    if keep == 3:
+        assert len(steps) == 2 and 9 in steps and min(steps) >= 6, "every 3 steps, and with every new best"
+    else:
+        assert steps == [8, 9, 10, 11]
     assert load_metadata(tmp_path / "last.safetensors")["step"] == 12
     assert all(load_metadata(tmp_path / f"step-{step}.safetensors")["step"] == step for step in steps)
     best = load_metadata(tmp_path / "best.safetensors")
@@ -273,6 +277,9 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
         train(run_dir, *options)
     comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir)])
     assert len(decoded) == 1
+    for fold in range(2):  # that folder is gone, and nobody is to make it anew
+        assert read_config(run_dir / f"fold{fold}")["cache"] is None
+        assert load_metadata(run_dir / f"fold{fold}" / "best.safetensors")["config"]["cache"] is None
     assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == [".unet", "fold0", "fold1"]
     assert {path.name for path in (run_dir / ".unet").iterdir()} == {"lock", "written"}
 

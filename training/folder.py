@@ -48,7 +48,9 @@ def take_new_folder(config):
 
     Raises: UserError also for a file in the way of the run's that this project did not write.
     """
-    run_dir, resume = config.training.run_dir.resolve(), config.training.resume
+    run_dir, resume, checkpoint = config.training.run_dir.resolve(), config.training.resume, config.training.checkpoint
+    if checkpoint and not resume and checkpoint.resolve().is_relative_to(run_dir):
+        raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
     if not is_counted(run_dir):
         count_earlier(run_dir)
     lock = take_folder(run_dir)

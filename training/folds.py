@@ -1,7 +1,6 @@
 """Cross-validation: a run for each fold, in a folder of its own; one after the other, or side by side on several devices."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from queue import Queue
 
+from common import see_one_gpu
 from common.cli import run_script
 from common.config import Config, Stopped, UserError
 from common.output import scratch
@@ -79,8 +79,7 @@ def side_by_side(implementation, folds, training):
 def main():
     """A fold in a process of its own: `python -m training.folds IMPLEMENTATION DEVICE`, with its `Config` as JSON."""
     implementation, device = sys.argv[1], int(sys.argv[2])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[device] if device < len(visible) and visible[0] else str(device)
+    see_one_gpu(device)
     from common.device import be_deterministic
 
     config = Config.from_dict(json.load(sys.stdin))

@@ -72,6 +72,8 @@ def spread(config):
                 sys.stdout = open(os.devnull, "w")
             yield
     except tf.errors.OpError as error:
+        if isinstance(error, tf.errors.ResourceExhaustedError):  # of this host's memory
+            raise
         _give_up(training, "any more", error)
 
 

@@ -14,6 +14,7 @@ from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
 from common.output import discard, replacing
 from common.pictures import expendable, image_colors, in_values, mask_colors
+from common.text import say
 from common.weights import assign_weights, is_trainable
 from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
 from data.overview import draw_augmentations
@@ -91,11 +92,6 @@ class Run:
         """Makes or opens the run's folder, and loads what it goes on with."""
         config = self.config
         try:
-            checkpoint = self.options.checkpoint
-            if checkpoint and not self.options.resume and checkpoint.parent.resolve() == self.run_dir.resolve():
-                raise UserError(
-                    f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one"
-                )
             self.lock = take_new_folder(config)
             if self.options.resume and self.last.exists():
                 self._restore(self.last)
@@ -338,7 +334,7 @@ class Run:
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
         found = {int(match[1]): match[0] for path in self.run_dir.iterdir() if (match := re.fullmatch(STEP, path.name))}
-        for step in sorted(found)[: len(found) - (self.options.keep - 1)]:
+        for step in sorted(found, reverse=True)[self.options.keep - 1 :]:
             discard(self.run_dir / found[step])
 
     def finish(self):
@@ -365,6 +361,6 @@ class Run:
         list_classes(config, means, matrix)
         write_confusion(self.run_dir, matrix, config)
         for line in self.training.left_out:
-            print(f"left out: {line}")
+            say(f"left out: {line}")
         with expendable(self.run_dir / "predictions.png"):
             draw_results(config, self.rows, best, self.validation, self.eval_step)
