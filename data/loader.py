@@ -234,7 +234,7 @@ def _check_sizes(config, training, validation):
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
-        if max(size) > LONGEST and config.data.augment not in ("none", "flips"):
+        if max(grown) > LONGEST and config.data.augment in ("elastic", "mirror", "paper"):
             raise UserError(
                 f"{name} is {size} pixels, and --augment {config.data.augment} takes sides of {LONGEST} at most: cut it into "
                 "parts, or use --augment flips"

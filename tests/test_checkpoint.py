@@ -1,6 +1,7 @@
 """Checkpoints change hands: any implementation goes on where any other stopped."""
 
 import os
+import shutil
 
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
@@ -144,9 +145,12 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
     for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
         assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
-    for more, folder in (([], run_dir), (["--folds", "2"], run_dir), ([], tmp_path)):
+    (run_dir / "of_mine").mkdir()
+    shutil.copy(run_dir / "last.safetensors", run_dir / "of_mine")
+    for more, name in (([], "last.safetensors"), (["--folds", "2"], "last.safetensors"), ([], "of_mine/last.safetensors")):
         with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-            main([*options, *more, "--checkpoint", str(run_dir / "last.safetensors"), "--run-dir", str(folder)])
+            main([*options, *more, "--checkpoint", str(run_dir / name), "--run-dir", str(run_dir)])
+    shutil.rmtree(run_dir / "of_mine")
     main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
     history = (run_dir / "history.csv").read_text()
     assert len(history.splitlines()) == 3

@@ -481,6 +481,19 @@ def test_cells_are_as_large_as_the_crop(options):
             load_examples(smaller)
 
 
+@pytest.mark.parametrize("augment", ["elastic", "mirror", "paper", "recolor", "flips"])
+def test_strips_that_opencv_does_not_take_are_refused(augment, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for k in range(2):
+            save(tmp_path / kind / f"{k}.png", np.arange(8 * 32768).reshape(8, -1) % 2 == k)
+    options = dict(dataset="folder", data_dir=tmp_path, crop_size=Size(8, 8), augment=augment, validation=0.5)
+    config, expected = Config.of(depth=2, batch_size=1, **options), augment in ("elastic", "mirror", "paper")
+    with pytest.raises(UserError, match="32768x8 pixels, and --augment .* 32766") if expected else contextlib.nullcontext():
+        config, training, _ = load_examples(config)
+        assert next(iter(training_batches(config, training)))[0].shape == (1, 8, 8, 1)
+
+
 def test_cells_follow_from_seed_and_number_alone():
     images, masks = make_cells(3, Size(48, 64), seed=5)
     assert images.shape == (3, 48, 64, 1) and masks.shape == (3, 48, 64) and images.dtype == masks.dtype == np.uint8

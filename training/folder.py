@@ -49,13 +49,15 @@ def take_new_folder(config):
     Raises: UserError also for a file in the way of the run's that this project did not write.
     """
     run_dir, resume, checkpoint = config.training.run_dir.resolve(), config.training.resume, config.training.checkpoint
-    if checkpoint and not resume and checkpoint.resolve().is_relative_to(run_dir):
-        raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
     if not is_counted(run_dir):
         count_earlier(run_dir)
+    holds_run = "last.safetensors" in written_in(run_dir) or is_counted(run_dir / "fold0")
+    folders = checkpoint.resolve().parents if checkpoint and not resume else []
+    if run_dir in folders[: None if holds_run else 1]:
+        raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
     lock = take_folder(run_dir)
     try:
-        if not resume and ("last.safetensors" in written_in(run_dir) or is_counted(run_dir / "fold0")):
+        if holds_run and not resume:
             set_aside(run_dir)
             lock.close()
             lock = take_folder(run_dir)
