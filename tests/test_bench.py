@@ -478,6 +478,13 @@ def test_image_that_cannot_fit_is_one_line(tmp_path):
         compare.main(["bench", "--quick", *TINY, "--filters", "65536", "--image-size", "512", "--run-dir", str(tmp_path)])
 
 
+def test_no_secrets_of_terraform_are_recorded(monkeypatch):
+    monkeypatch.setenv("TF_TOKEN_example_com", "secret")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    variables = report.environment()["variables"]
+    assert "TF_ENABLE_ONEDNN_OPTS" in variables and "TF_TOKEN_example_com" not in variables
+
+
 def test_a_process_that_draws_and_dies_is_one_line(monkeypatch):
     monkeypatch.setattr(pipeline, "draw_batches", lambda: os._exit(9))
     with pytest.raises(UserError, match="too little memory"):
