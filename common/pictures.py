@@ -66,6 +66,7 @@ def draw_curves(path, histories):
                     label=f"{label}, {split}" if len(histories) > 1 else split,
                 )
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if title == "loss":  # the first epochs of batch normalization may be a thousand times the last
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
