@@ -71,8 +71,8 @@ def read_command_line(argv):
         raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
     if args.quantize and args.export != "litert":
         raise UserError("--quantize goes with --export litert")
-    of_images = dict(objects=False, evaluate=None, overlay=False, probabilities=False, tta=False, skip_bad=False, tile=1024)
-    if args.export and (odd := [name for name, default in of_images.items() if getattr(args, name) != default]):
+    of_images = ("objects", "evaluate", "overlay", "probabilities", "tta", "skip_bad", "tile")
+    if args.export and (odd := [name for name in of_images if getattr(args, name) != parser.get_default(name)]):
         raise UserError(f"{flag(odd[0])} goes with images to predict, and not with --export")
     if (args.object_settings or args.object_class) and not args.objects:
         raise UserError("--object-settings and --object-class go with --objects")

@@ -22,6 +22,9 @@ GROUPS = {
 }
 
 
+OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
+
+
 class Parser(argparse.ArgumentParser):
     """Raises `UserError` and never exits by itself, but for --help."""
 
@@ -157,8 +160,7 @@ def run_script(main):
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        advice = "use a smaller --batch-size or --crop-size, or --precision bfloat16"
-        print(f"error: out of memory: {advice}; what was saved before stays", file=sys.stderr)
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         sys.exit(2)
     finally:
         if ours:

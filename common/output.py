@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import stat
+import time
 from pathlib import Path
 
 from common.config import UserError
@@ -24,6 +25,7 @@ HEADER = b'"a line for each file beside this folder that compare.py, predict.py,
 HOST = re.sub(r"\W", "", platform.node())  # hosts that write into one folder may have processes of the same number
 PART = r"\d+-"  # process, and then its host and a number or a word, of what is not finished
 COUNT = itertools.count()
+DAY = 24 * 3600  # seconds: nothing takes so long to be written
 EARLIER = {  # the JSON of the version before, and keys that are in it
     "parity.json": {"checks", "losses"},
     "bench.json": {"what", "environment", "limits", "records"},
@@ -54,10 +56,17 @@ def scratch(folder):
         except OSError:  # a file system without hard links
             os.replace(part, written)
         part.unlink()
-    for left in mark.iterdir():  # by processes that were killed
-        if (match := re.match(rf"(\d+)-{HOST}-", left.name)) and not _is_running(int(match[1])):
+    for left in mark.iterdir():  # by processes that were killed, here or on a host that may be gone
+        own = re.match(rf"(\d+)-{HOST}-", left.name)
+        if own and not _is_running(int(own[1])) or not own and re.match(PART, left.name) and _age(left) > DAY:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return mark
+
+
+def _age(path):
+    with contextlib.suppress(OSError):  # it has gone meanwhile
+        return time.time() - path.stat().st_mtime
+    return 0
 
 
 def _is_mark(mark):

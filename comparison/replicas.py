@@ -85,6 +85,8 @@ def climb_all(config, steps, path):
     write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
+    if not any("2 devices" in record["way"] for record in records):
+        verdict = "not compared, for there is one GPU"
     print(f"\nseveral devices and hosts: {verdict}; every name and reason in {path}")
     return not failed
 

@@ -20,8 +20,11 @@ from comparison.cells import MODES, Cell
 import numpy as np
 from matplotlib.figure import Figure
 
-VARIABLES = ("TF_", "XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_")  # of the environment, that change figures
-TERRAFORM = ("TF_CLI_", "TF_VAR_", "TF_TOKEN_", "TF_LOG", "TF_DATA_DIR", "TF_WORKSPACE")  # which may hold secrets
+# of the environment, that change figures; not all that begins with TF_ or NVIDIA_: Terraform's, and keys, may be secrets
+VARIABLES = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE") + tuple(
+    f"TF_{name}"
+    for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
+)
 SAME = 0.02  # speeds that differ by less are called the same, see `compare_rounds`
 ALIKE = 0.1  # speeds of two hours or machines that differ by less need no explanation
 SETTING = Cell._fields[:-1]
@@ -58,10 +61,6 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def _counts(name):
-    return name.startswith(VARIABLES) and not name.startswith(TERRAFORM)
-
-
 def environment():
     """What the figures depend on besides the code."""
     from common.device import device_name, tf
@@ -81,7 +80,7 @@ def environment():
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
         },
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if _counts(name)},
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
         "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

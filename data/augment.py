@@ -23,7 +23,7 @@ CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
 NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
-TILT = np.pi / 18  # elastic, recolor: rotated by so much at most, since photographs have a top and a bottom
+TILT = np.pi / 18  # elastic, mirror, recolor: rotated by so much at most, since photographs have a top and a bottom
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
 CUT = 0.5  # share of the images that are cut in two before
@@ -38,9 +38,9 @@ def augment(image, mask, size, kind, rng, white=255):
     """A training example out of an image, by `kind`, the option --augment.
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
-    elastic: the same, but upright and never a mirror image, for images whose directions mean something. mirror: upright, and a
-    mirror image half of the time, for scenes in which left and right are alike, such as streets. recolor: upright, and
-    every region of the mask in other colours.
+    elastic: the same, but tilted by `TILT` at most and never a mirror image, for images whose directions mean something.
+    mirror: as elastic, and a mirror image half of the time, for scenes in which left and right are alike, such as streets.
+    recolor: as mirror, with half of the regions of the mask in other colours.
 
     Args:
         image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W], or int32 where it numbers objects.

@@ -234,13 +234,14 @@ def _check_sizes(config, training, validation):
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
-        if max(grown) > LONGEST and config.data.augment in ("elastic", "mirror", "paper"):
-            raise UserError(
-                f"{name} is {size} pixels, and --augment {config.data.augment} takes sides of {LONGEST} at most: cut it into "
-                "parts, or use --augment flips"
-            )
-    first = training.sizes[0]
+    first, kind = training.sizes[0], config.data.augment
     for name, size in zip(training.names, training.sizes):
+        whole = kind in ("elastic", "mirror", "paper") or kind == "recolor" and not config.data.crop_size
+        if whole and max(grow(config, size, fits=not config.data.crop_size)) > LONGEST:
+            raise UserError(
+                f"{name} is {size} pixels, and --augment {kind} takes sides of {LONGEST} at most, mirrored borders too: cut it "
+                "into parts, or use --augment flips"
+            )
         if size != first and config.data.crop_size is None:
             raise UserError(
                 f"the images of a batch need one size, but {training.names[0]} is {first} pixels and {name} is "

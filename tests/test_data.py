@@ -486,12 +486,13 @@ def test_strips_that_opencv_does_not_take_are_refused(augment, tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         for k in range(2):
-            save(tmp_path / kind / f"{k}.png", np.arange(8 * 32768).reshape(8, -1) % 2 == k)
-    options = dict(dataset="folder", data_dir=tmp_path, crop_size=Size(8, 8), augment=augment, validation=0.5)
-    config, expected = Config.of(depth=2, batch_size=1, **options), augment in ("elastic", "mirror", "paper")
-    with pytest.raises(UserError, match="32768x8 pixels, and --augment .* 32766") if expected else contextlib.nullcontext():
-        config, training, _ = load_examples(config)
-        assert next(iter(training_batches(config, training)))[0].shape == (1, 8, 8, 1)
+            save(tmp_path / kind / f"{k}.png", np.arange(8 * 32766).reshape(8, -1) % 2 == k)
+    options = dict(dataset="folder", data_dir=tmp_path, augment=augment, validation=0.5)
+    for crop, refused in ((Size(8, 8), False), (None, augment != "flips")):  # which is mirrored up to 32768
+        config = Config.of(depth=2, batch_size=1, crop_size=crop, **options)
+        with pytest.raises(UserError, match="32766x8 pixels, and --augment .* 32766") if refused else contextlib.nullcontext():
+            config, training, _ = load_examples(config)
+            assert next(iter(training_batches(config, training)))[0].shape == (1, *(crop or (8, 32768)), 1)
 
 
 def test_cells_follow_from_seed_and_number_alone():

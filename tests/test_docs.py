@@ -109,7 +109,7 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
-    known = {"--logdir", "--ntasks-per-node"}  # of tensorboard, of Slurm
+    known = {"--logdir"}  # of tensorboard
     for words in (["predict.py"], ["overview"], ["study"], ["pjrt"], *(["compare.py", name] for name in compare.COMMANDS)):
         others = {"predict.py": predict, "overview": data.overview, "study": study.__main__, "pjrt": pjrt}
         main = others.get(words[0], compare).main

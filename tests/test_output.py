@@ -81,9 +81,10 @@ def test_left_overs_go_and_those_of_a_running_process_stay(tmp_path):
     mark = scratch(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    in_work = {f"{os.getpid()}-{HOST}-99.png", f"{dead.pid}-another{HOST}-0.png"}  # another host's: who knows
-    for name in (f"{dead.pid}-{HOST}-0.png", *in_work):
+    in_work, old = {f"{os.getpid()}-{HOST}-99.png", f"{dead.pid}-another{HOST}-0.png"}, f"1-another{HOST}-1.png"
+    for name in (f"{dead.pid}-{HOST}-0.png", old, *in_work):
         (mark / name).write_text("half")
+    os.utime(mark / old, (0, 0))
     assert {path.name for path in scratch(tmp_path).iterdir()} == {"written", *in_work}
 
 

@@ -261,9 +261,9 @@ def test_folds_side_by_side_are_folds_one_after_the_other(implementation, tmp_pa
     ("visible", "number", "seen"), [(None, 1, "1"), ("2,3", 1, "3"), ("", 0, ""), ("", 1, ""), ("-1", 0, "-1"), ("-1", 1, "-1")]
 )
 def test_one_gpu_of_those_that_may_be_used(visible, number, seen, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # so that it is put back
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     see_one_gpu(number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 

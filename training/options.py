@@ -11,8 +11,8 @@ def before_tensorflow(implementation, description):
 
     def begin():
         config = read_command_line(implementation, None, description)
-        elsewhere = config.training.local_workers or config.training.devices > 1 and config.data.folds
-        if config.data.dataset == "synthetic" and not elsewhere:
+        side_by_side = config.training.devices > 1 and config.data.folds and config.data.fold is None
+        if config.data.dataset == "synthetic" and not (config.training.local_workers or side_by_side):
             from data.synthetic import asked_for, draw_ahead  # its imports take a quarter of a second
 
             draw_ahead(**asked_for(config))

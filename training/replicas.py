@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from common.cli import OUT_OF_MEMORY
 from common.config import Addresses, UserError
 from common.device import tf
 
@@ -71,9 +72,10 @@ def spread(config):
             if not is_chief():
                 sys.stdout = open(os.devnull, "w")
             yield
+    except tf.errors.ResourceExhaustedError:
+        print(f"\nerror: worker {training.worker}: {OUT_OF_MEMORY}", file=sys.stderr, flush=True)
+        os._exit(2)  # as below
     except tf.errors.OpError as error:
-        if isinstance(error, tf.errors.ResourceExhaustedError):  # of this host's memory
-            raise
         _give_up(training, "any more", error)
 
 
