@@ -36,6 +36,9 @@ def quietly(hook):
     return answer
 
 
+sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)
+
+
 def see_one_gpu(number):
     """Of the GPUs that this process may use, TensorFlow will see that one alone. Call it before TensorFlow is imported."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -43,6 +46,3 @@ def see_one_gpu(number):
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
     elif number < len(names := visible.split(",")):  # "" and "-1" hide all
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number]
-
-
-sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)

@@ -77,7 +77,7 @@ def make_optimizer(model, config):
     else:
         optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate, optimizer.iterations = learning_rate, iterations
-    optimizer._create_slots(weights)  # in the first step v1 would; a checkpoint may fill them
+    optimizer._create_slots(weights)  # now: a checkpoint may fill them before v1's first step
     return optimizer
 
 
