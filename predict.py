@@ -54,7 +54,7 @@ def read_command_line(argv):
     )
     group.add_argument(
         "--object-settings", type=float, nargs=3, metavar=("THRESHOLD", "NECK", "AREA"),
-        help="default: the best for the images that validated the training, which must be there then",
+        help="default: the best for images of the training, which must be there then",
     )  # fmt: skip
     group = parser.add_argument_group("evaluation")
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")

@@ -1,11 +1,13 @@
-"""Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled on validation."""
+"""Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled."""
 
 import contextlib
 import csv
+import functools
 import hashlib
 import itertools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
@@ -29,7 +31,7 @@ from tqdm import tqdm
 SMOOTHING = 1.5  # pixels: the raster gives every distance small summits
 THRESHOLDS, NECKS = (0.4, 0.5, 0.6, 0.75), (0, 0.5, 0.8, 0.9, 0.95)  # that are tried
 AREAS = (0.1, 0.2, 0.3)  # shares of the median area of the true objects
-SEARCHED = 4_000_000  # pixels of validation images to choose on
+SEARCHED = 4_000_000  # pixels of images to choose on
 
 
 class Settings(NamedTuple):
@@ -90,8 +92,8 @@ def split_objects(p, settings, parted=0):
         labels = label(inside, connectivity=1)
     else:
         distance = gaussian_filter(distance_transform_edt(inside) + distance_transform_edt(surely), SMOOTHING)
-        height = np.full(p.shape, -1e3)  # logarithms: a share is a difference
-        height[inside] = np.log(distance[inside])
+        height = -1e3 - np.arange(p.size, dtype=float).reshape(p.shape)  # outside; each its own: equal ones are slow to sort
+        height[inside] = np.log(distance[inside])  # logarithms: a share is a difference
         filled = reconstruction(height + np.log(settings.neck), height, footprint=CROSS)  # summits cut down to `neck` of them
         seeds = label(local_maxima(filled, connectivity=1) & inside, connectivity=1)
         labels = watershed(-height, seeds, mask=inside)
@@ -129,7 +131,7 @@ def choose_settings(pairs, parted=0):
 
     The best threshold and neck with the middle one of the areas, then the best area with them.
 
-    pairs: of validation images, (probabilities [H, W], true labels [H, W]); pixels that nobody labelled are 0 in both.
+    pairs: (probabilities [H, W], true labels [H, W]) of images; pixels that nobody labelled are 0 in both.
     parted: as in `split_objects`.
     """
     areas = np.concatenate([np.bincount(truth.ravel())[1:] for _, truth in pairs])
@@ -137,40 +139,51 @@ def choose_settings(pairs, parted=0):
     areas, tried = [round(share * typical) for share in AREAS], {}
     bar = tqdm(total=len(THRESHOLDS) * len(NECKS) + len(AREAS) - 1, desc="settings", delay=1, leave=False, disable=None)
 
+    def compare(settings, pair):
+        p, truth = pair
+        return object_scores(Overlaps.of(truth, split_objects(p, settings, parted)))
+
     def best_of(candidates):
         for settings in candidates:
             if settings not in tried:
-                tried[settings] = [object_scores(Overlaps.of(truth, split_objects(p, settings, parted))) for p, truth in pairs]
+                tried[settings] = list(threads.map(functools.partial(compare, settings), pairs))
                 bar.update()
         return max(candidates, key=lambda settings: np.mean([scores["ap"] for scores in tried[settings]]))
 
-    with bar:
+    with bar, ThreadPoolExecutor() as threads:
         best = best_of([Settings(*two, areas[len(areas) // 2]) for two in itertools.product(THRESHOLDS, NECKS)])
         best = best_of([best._replace(area=area) for area in areas])
     return best, {name: float(np.mean([scores[name] for scores in tried[best]])) for name in tried[best][0]}, len(tried)
 
 
-def validation_pairs(config, predict, klass, tile, tta):
-    """What `choose_settings` takes, of the first of the run's validation images. Raises: UserError when they are not there."""
+def labelled_pairs(config, predict, klass, tile, tta):
+    """What `choose_settings` takes: ([of the run's validation images], [of those that it trained on]), up to `SEARCHED`.
+
+    A dozen images may show hardly any objects that touch, and then a neck that parts nothing looks best. How objects touch
+    is learned by no weight, so images that were trained on tell it as well as others; the validation images come first.
+
+    Raises: UserError when the data of the run is not there.
+    """
     from data.loader import load_examples  # and TensorFlow with it
 
-    config, _, validation = load_examples(config)
-    pairs = []
-    for i in range(len(validation.names)):
-        if sum(p.size for p, _ in pairs) >= SEARCHED:
-            break
-        image, mask = validation.images[i], validation.masks[i]
-        p = np.empty(mask.shape, np.float32)
-        parts = predict_tiles(predict, image, config.network, tile, tta, validation.names[i], config.data.white or 255)
-        for rows, columns, part in parts:
-            p[rows, columns] = part[..., klass if config.network.classes > 1 else 0]
-        truth = validation.objects[i] if validation.objects else true_objects(mask, klass)
-        pairs.append((np.where(mask == VOID, 0, p), truth))
+    config, training, validation = load_examples(config)
+    white, pixels, pairs = config.data.white or 255, 0, ([], [])
+    for examples, several in zip((validation, training), pairs):
+        for i, name in enumerate(examples.names):
+            if pixels >= SEARCHED:
+                break
+            mask = examples.masks[i]
+            p = np.empty(mask.shape, np.float32)
+            for rows, columns, part in predict_tiles(predict, examples.images[i], config.network, tile, tta, name, white):
+                p[rows, columns] = part[..., klass if config.network.classes > 1 else 0]
+            truth = examples.objects[i] if examples.objects else true_objects(mask, klass)
+            several.append((np.where(mask == VOID, 0, p), truth))
+            pixels += p.size
     return pairs
 
 
 def settled(checkpoint, config, predict, klass, tile, tta=None):
-    """The `Settings` for a checkpoint: those in objects.json beside it, or else the best on the validation images of its run.
+    """The `Settings` for a checkpoint: those in objects.json beside it, or else the best on the images of its run.
 
     What was found is printed, and kept in that file for the next time, also where the data of the training is not.
 
@@ -186,17 +199,18 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
             say(f"objects by --object-settings {settings}, from {path}")
             return settings
     try:
-        pairs = validation_pairs(config, predict, klass, tile, tta)
+        validation, training = labelled_pairs(config, predict, klass, tile, tta)
     except UserError as error:
         raise UserError(
             f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
         ) from None
-    settings, scores, tried = choose_settings(pairs, int(config.data.objects))
+    settings, scores, tried = choose_settings(validation + training, int(config.data.objects))
     say(
-        f"objects by --object-settings {settings}, the best of {tried} tried on {len(pairs)} "
-        "validation images: mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
+        f"objects by --object-settings {settings}, the best of {tried} tried on {len(validation)} validation "
+        f"and {len(training)} training images: "
+        "mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
     )
-    known[case] = {"settings": list(settings), "images": len(pairs), **scores}
+    known[case] = {"settings": list(settings), "validation": len(validation), "training": len(training), **scores}
     try:
         write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
     except (UserError, OSError) as error:

@@ -15,11 +15,11 @@ from prediction.objects import (
     choose_settings,
     class_of_objects,
     find_objects,
+    labelled_pairs,
     measure,
     save_labels,
     split_objects,
     true_objects,
-    validation_pairs,
 )
 
 import numpy as np
@@ -268,7 +268,7 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     checkpoint = bright()
     run(checkpoint, tmp_path)
     first = capsys.readouterr().out
-    assert "the best of 22 tried on 2 validation images: mean AP " in first
+    assert "the best of 22 tried on 2 validation and 6 training images: mean AP " in first
     kept = json.loads((tmp_path / "run/objects.json").read_text())["classes"]["1"]["settings"]
     with monkeypatch.context() as patch:
         patch.setattr("prediction.objects.choose_settings", lambda *_: pytest.fail("searched again"))
@@ -281,6 +281,14 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     bright(seed=1)  # other weights: what is kept is of others
     run(checkpoint, tmp_path)
     assert "tried on" in capsys.readouterr().out
+
+
+def test_images_to_choose_on_are_enough_and_not_more(bright, monkeypatch):
+    """The validation images first, then those to train on, until there are pixels enough."""
+    config = read_checkpoint(bright())[0]
+    for pixels, counts in ((1, (1, 0)), (2 * 64 * 64, (2, 0)), (2 * 64 * 64 + 1, (2, 1)), (10**9, (2, 6))):
+        monkeypatch.setattr("prediction.objects.SEARCHED", pixels)
+        assert tuple(map(len, labelled_pairs(config, lambda images: images, 1, 64, None))) == counts
 
 
 def test_objects_of_one_of_many_classes(bright, tmp_path, monkeypatch):
@@ -348,8 +356,10 @@ def test_what_nobody_labelled_counts_nowhere(bright, tmp_path):
     rows = {row["image"]: row for row in read(tmp_path / "out/metrics.csv")}
     assert [rows["a.png"][name] for name in ("objects", "found", "ap50")] == ["1", "1", "1"]
     assert [rows["b.png"][name] for name in ("objects", "found", "ap50")] == ["0", "0", "1"]
-    ((p, truth),) = validation_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64, None)
-    assert p[16, 20] in (np.float32(230 / 255), np.float32(26 / 255)) and not p[:, 28:].any() and not truth[:, 28:].any()
+    (validation,), (training,) = labelled_pairs(read_checkpoint(checkpoint)[0], lambda images: images, 1, 64, None)
+    assert sorted(p[16, 20] for p, _ in (validation, training)) == [np.float32(26 / 255), np.float32(230 / 255)]
+    for p, truth in (validation, training):
+        assert not p[:, 28:].any() and not truth[:, 28:].any()
 
 
 @pytest.mark.parametrize(
