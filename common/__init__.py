@@ -39,10 +39,10 @@ def quietly(hook):
 sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)
 
 
-def see_one_gpu(number):
-    """Of the GPUs that this process may use, TensorFlow will see that one alone. Call it before TensorFlow is imported."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+def see_one_gpu(number, environ=os.environ):
+    """Of the GPUs that a process with `environ` may use, its TensorFlow will see that one alone, if it is not imported yet."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+        environ["CUDA_VISIBLE_DEVICES"] = str(number)
     elif number < len(names := visible.split(",")):  # "" and "-1" hide all
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number]
+        environ["CUDA_VISIBLE_DEVICES"] = names[number]

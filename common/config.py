@@ -98,7 +98,8 @@ class Addresses(tuple):
     @classmethod
     def parse(cls, text):
         addresses = cls(text.split(","))
-        if not all(re.fullmatch(r"[^\s:,]+:\d{1,5}", address) for address in addresses) or len(set(addresses)) < len(addresses):
+        found = [re.fullmatch(r"[^\s:,]+:(\d{1,5})", address) for address in addresses]
+        if not all(match and 0 < int(match[1]) < 2**16 for match in found) or len(set(addresses)) < len(addresses):
             raise argparse.ArgumentTypeError(f"{text!r} must be HOST:PORT with commas between them, each once")
         return addresses
 

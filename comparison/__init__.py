@@ -25,6 +25,12 @@ def load(implementation):
     return types.SimpleNamespace(**{name: functions[name] for name in contract})
 
 
+def shrunk(config, small, given):
+    """`config` with the options `small`, but for those `given`, and without a size for images that are not to be resized."""
+    own = config.data.dataset != "synthetic" or config.data.crop_size
+    return config.replace(**{k: v for k, v in small.items() if k not in given and not (own and k == "image_size")})
+
+
 def start_process(work, *args, checkout=ROOT):
     """Starts `work(*args, connection)` in a process of its own. -> (`Popen`, the other end of the connection)
 
@@ -55,6 +61,14 @@ def ask(connection, *request):
         return connection.recv()
     except (BrokenPipeError, ConnectionResetError):
         raise EOFError from None
+
+
+def call(work, of, *args):
+    """What `work(*args, connection)` sends, in a process of its own that works on `of`. Raises: as `receive`."""
+    process, connection = start_process(work, *args)
+    answer = receive(connection, of)
+    process.wait()
+    return answer
 
 
 def receive(connection, of, *request):

@@ -66,8 +66,10 @@ def run(config, args):
         raise UserError("--consume goes with --data")
     if args.what == "profile" and args.rounds:
         raise UserError("--profile has no --rounds: it profiles 10 steps")
-    if args.scaling and (args.against or config.training.deterministic):
-        raise UserError("--devices times this version as training runs by default: leave --against and --deterministic out")
+    if args.scaling and (args.against or config.training.deterministic or config.training.jit):
+        raise UserError(
+            "--devices times this version as training runs by default: leave --against, --deterministic and --jit out"
+        )
     if args.scaling:
         from comparison import scaling
 

@@ -68,10 +68,12 @@ def main():
     if args.command == "pack":
         pack(args.pieces, args.python, args.generation, args.megabytes)
         return 0
+    deadline = time.time() + args.seconds
     try:
-        return run(args.pieces, args.output, args.only, args.data, args.seconds)
+        unpack(args.pieces, site)
     except (OSError, ValueError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         parser.error(f"{args.pieces} cannot be unpacked: {error}")
+    return run(site / "site", args.output, args.only, args.data, deadline)
 
 
 def pack(pieces, python, generation, megabytes):
@@ -142,13 +144,9 @@ def keep_generation(path, generation):
         path.write_bytes(data)
 
 
-def run(pieces, output, only=None, data=None, seconds=float("inf")):
-    """Unpacks `pieces` into a folder beside them, once, and runs `RUNS`. Returns: how many of them failed.
-
-    Raises: OSError, ValueError, EOFError, LZMAError, TarError for pieces that are not whole.
-    """
+def unpack(pieces, site):
+    """Unpacks `pieces` as the folder `site`, once. Raises: OSError, ValueError, EOFError, LZMAError, TarError if not whole."""
     begin = time.time()
-    site = pieces.with_name(pieces.name + "-site")
     if not site.exists():
         parts = sorted(pieces.rglob("*.xz"), key=lambda path: path.name)
         if not parts or [part.stem for part in parts] != [f"{k:03}" for k in range(len(parts))]:
@@ -162,13 +160,16 @@ def run(pieces, output, only=None, data=None, seconds=float("inf")):
         (unfinished / "site.tar").unlink()
         unfinished.rename(site)  # all of it, or nothing
         print(f"unpacked in {time.time() - begin:.0f} s", flush=True)
-    site /= "site"
+
+
+def run(site, output, only=None, data=None, deadline=float("inf")):
+    """Runs `RUNS` with the modules in `site`, and starts none after `deadline`. Returns: how many of them failed."""
     path = [str(site), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
     output.mkdir(parents=True)
     failed = 0
     for name, limit, command in RUNS:
-        if (only and name not in only) or ("DATA" in command and not data) or time.time() - begin > seconds:
+        if (only and name not in only) or ("DATA" in command and not data) or time.time() > deadline:
             continue
         start, folder = time.time(), ROOT / "runs" / name
         command = [{"*": sys.executable, "DATA": str(data)}.get(word, word) for word in shlex.split(command)]

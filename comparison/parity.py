@@ -50,10 +50,7 @@ def run(config, args):
     names, steps = [args.config], args.steps or 10
     if args.config == "all":
         names, steps = list(ARCHITECTURES), args.steps or 100
-        small = {name: value for name, value in SMALL.items() if name not in args.given}
-        if config.data.dataset != "synthetic" or config.data.crop_size:
-            small.pop("image_size", None)
-        config = config.replace(**small)
+        config = comparison.shrunk(config, SMALL, args.given)
     todo = [case for name in names for case in cases(name, config, steps, args.only)]
     if args.layers:
         return run_layers(todo, config.training.run_dir / "layers.png")
@@ -188,9 +185,7 @@ def climb_all(todo, path):
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         case, examples = prepare(case, batches)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
-            process, connection = comparison.start_process(ladder.climb_apart, case, examples)
-            of_case, losses[case.title], first = comparison.receive(connection, repr(case.title))
-            process.wait()
+            of_case, losses[case.title], first = comparison.call(ladder.climb_apart, repr(case.title), case, examples)
         else:
             of_case, losses[case.title], first = ladder.climb(case, examples)
         print_table(of_case)

@@ -35,8 +35,14 @@ def main(checkout, handle):
     connection = Connection(int(handle))
     with contextlib.suppress(EOFError, ConnectionError):  # nobody asks any more
         module, name, arguments = connection.recv()
-        work = globals()[name] if module == "comparison.process" else getattr(importlib.import_module(module), name)
-        work(*arguments, connection)
+        if module == "comparison.process":
+            return hold_cell(*arguments, connection)
+        from common.config import UserError
+
+        try:
+            getattr(importlib.import_module(module), name)(*arguments, connection)
+        except UserError as error:  # `comparison.receive` raises it there
+            connection.send(error)
 
 
 if __name__ == "__main__":

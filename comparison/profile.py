@@ -178,8 +178,7 @@ def work(implementation, config, images, masks, connection):
         space = profile(step)
         if tf.config.list_physical_devices("GPU") and not gpu_planes(space):  # what is left is the CPU handing work over
             advice = "its driver lets others than root profile when NVreg_RestrictProfilingToAdminUsers is 0"
-            connection.send(UserError(f"the profiler does not see the GPU: {advice}"))
-            return
+            raise UserError(f"the profiler does not see the GPU: {advice}")
         connection.send(measure(space, STEPS))
 
 

@@ -36,13 +36,10 @@ def run(config, args):
             "relay hands on for an epoch each, in float32 and in float64, with the explicit normalization: leave --precision, "
             "--epochs and --batch-norm fused out"
         )
-    small = {name: value for name, value in SMALL.items() if name not in args.given}
-    if config.data.dataset != "synthetic" or config.data.crop_size:
-        small.pop("image_size", None)
     be_deterministic()
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     folder, runners, records = config.training.run_dir, comparison.IMPLEMENTATIONS, []
-    config, training, _ = load_examples(config.replace(**small))
+    config, training, _ = load_examples(comparison.shrunk(config, SMALL, args.given))
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
     for precision in ("float64", "float32"):
         batch_norm = "none" if config.network.batch_norm == "none" else "explicit"

@@ -9,7 +9,9 @@ fused, per device       against one device that takes the rows of each in turn, 
 handed on               1, 2, 4 and 1 devices in turn, from checkpoint to checkpoint, against one device
 """
 
+import contextlib
 import functools
+import io
 import itertools
 import json
 import tempfile
@@ -48,7 +50,6 @@ STEPS = 20
 
 def add_options(parser):
     """Adds the options of `compare.py replicas` to those of the configuration."""
-    parser.set_defaults(**SMALL)
     parser.add_argument_group("replicas").add_argument(
         "--steps", type=count, default=STEPS, metavar="N", help="training steps (default: %(default)s)"
     )
@@ -58,6 +59,7 @@ def run(config, args):
     """Climbs, prints the table, writes replicas.json. Returns: whether every check passed."""
     if {"precision", "batch_norm"} & args.given:
         raise UserError("replicas chooses --precision and --batch-norm itself: leave them out")
+    config = comparison.shrunk(config, SMALL, args.given)
     return climb_all(config, args.steps, config.training.run_dir / "replicas.json")
 
 
@@ -67,11 +69,9 @@ def climb_all(config, steps, path):
     heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
     print(f"\n{f'several devices against one, {steps} steps':<76}{heads}")
     for name in comparison.IMPLEMENTATIONS:
-        process, connection = comparison.start_process(observe, name, config, steps)
-        local = comparison.receive(connection, name)
+        local = comparison.call(observe, name, name, config, steps)
         for title, (found, wanted, precision) in local["pairs"].items():
             records.append(_compare(name, title, found, wanted, *TOLERANCE[precision]))
-        process.wait()
         if not local["two"]:  # the one GPU; two hosts cannot share it either
             print(f"{name}: several devices need several GPUs; CUDA_VISIBLE_DEVICES= in front takes copies of the CPU")
             continue
@@ -188,9 +188,7 @@ def observe_host(implementation, config, steps, addresses, worker, connection):
 
 
 def start(implementation, config):
-    import contextlib
-    import io
-
+    """-> (the contract's functions, `config` filled in by the data, examples to train on, model, optimizer, weights, state)"""
     from data.loader import load_examples
 
     code = comparison.load(implementation)
@@ -219,8 +217,6 @@ def train(implementation, config, steps, strategy, baton=None):
 
     Returns: rung -> {name -> array}: losses, weights, moving statistics, and the moments of the optimizer.
     """
-    import contextlib
-
     from data.loader import training_batches
 
     with strategy.scope() if strategy else contextlib.nullcontext():

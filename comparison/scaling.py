@@ -57,16 +57,13 @@ def run(config, counts, rounds, path):
 
     The batch grows with the devices, `config.training.batch_size` rows for each.
     """
-    from comparison.replicas import receive
-
     if counts[0] != 1:
         raise UserError("--devices 1,2: the first has to be 1, to which the others are compared")
     rows = []
     heads = f"{'images/s':>10}{'against 1':>11}{'efficiency':>12}{'the sum alone':>15}"
     print(f"\n{'training':<14}{'devices':>8}{heads}", flush=True)
     for name in comparison.IMPLEMENTATIONS:
-        process, connection = comparison.start_process(measure, name, config, counts, rounds)
-        found = receive(connection)
+        found = comparison.call(measure, name, name, config, counts, rounds)
         first = config.training.batch_size / found[1][0]
         for n, (step, total, kind) in found.items():
             rate = n * config.training.batch_size / step
@@ -74,7 +71,6 @@ def run(config, counts, rounds, path):
             rows.append({**row, "efficiency": rate / first / n})
             shown = f"{name:<14}{n:>8}{rate:>10.1f}{rate / first:>10.2f}x{rate / first / n:>12.0%}{1e3 * total:>12.1f} ms"
             print(shown, flush=True)
-        process.wait()
     if rows[0]["kind"] == "CPU":
         print("the devices are copies of one CPU, which they share: this shows what several devices cost, not what they bring")
     write_text(path, json.dumps(rows, indent=2) + "\n")

@@ -40,10 +40,7 @@ def run(config, args):
     if 3.0 ** (1 - args.seeds) > LEVEL:  # so often chance gives the best of every seed to one implementation
         raise UserError(f"--seeds {args.seeds} are too few to tell a difference from chance: 6 or more")
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the models are traced by the same lines
-    small = {name: value for name, value in SMALL.items() if name not in args.given}
-    if config.data.dataset != "synthetic" or config.data.crop_size:
-        small.pop("image_size", None)
-    config, training, validation = load_examples(config.replace(**small))
+    config, training, validation = load_examples(comparison.shrunk(config, SMALL, args.given))
     names, seeds = comparison.IMPLEMENTATIONS, range(config.seed, config.seed + args.seeds)
     print(f"\n{'dice at the end':<16}" + "".join(f"{name:>12}" for name in names), flush=True)
     trainers = [make_trainer(name, config, training, validation) for name in names]

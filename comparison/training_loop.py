@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import comparison
-from common.config import Every, UserError
+from common.config import Every
 from common.device import be_deterministic, device_name, tf
 from common.output import write_text
 from comparison.worker import arithmetic
@@ -114,13 +114,8 @@ def work(implementation, config, images, masks, rounds, connection):
     for step in (bare, unrolled):
         seconds(step, 2)  # traced and warm
     script.Run = timed_run(bare, unrolled, rounds, connection)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Screen()):
-            script.train(config)
-    except (EOFError, ConnectionError):  # nobody asks any more
-        pass
-    except UserError as error:
-        connection.send(error)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(Screen()):
+        script.train(config)
 
 
 def measure(config, rounds):

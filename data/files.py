@@ -503,7 +503,7 @@ def _read_mask(path, size, page, colors):
         whole[values == 65535] = 255  # white in 16 bits
         wrong = values[(whole != values) & (values != 65535)]
         if wrong.size:
-            hint = "; if its numbers tell objects apart: --objects" if (wrong == np.rint(wrong)).all() else ""
+            hint = "; or --objects, if its numbers tell objects apart" if (wrong == np.rint(wrong)).all() else ""
             raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
         values = whole
     return values.astype(np.uint8, copy=False), size
@@ -557,6 +557,8 @@ def _read_values(path, size, page, colors=None):
     with readable(path):
         if (found := open_bands(path)) and found.count == 1:
             _check_cost(path, found.width, found.height, 3 * found.dtype.itemsize)
+            if found.orientation in TURNS:
+                raise UserError(f"{path} has to be turned (its orientation is {found.orientation}): save it upright")
             values, stored = found.read()[..., 0], Size(found.height, found.width)
             if size:
                 rows, columns = (np.int64((np.arange(n) + 0.5) * m / n) for n, m in zip(size, stored))

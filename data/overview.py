@@ -19,6 +19,7 @@ from common.output import count_earlier, refuse_foreign, scratch, write_text
 from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
 from common.text import say
+from data.borders import part_touching
 from data.cache import CORES
 from data.files import floats_in, in_8_bits, on_scale, stretched
 from data.layouts import find_channels
@@ -149,7 +150,8 @@ def look(layout, item, channels):
         return str(error)
     spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
     peak = int(image.max())
-    counts, objects = np.bincount(as_classes(mask).ravel(), minlength=256), int(mask.max()) if layout.objects else None
+    learned, objects = (part_touching(mask), int(mask.max())) if layout.objects else (mask, None)
+    counts = np.bincount(as_classes(learned).ravel(), minlength=256)
     return Facts(
         Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, *floats, counts, objects
     )

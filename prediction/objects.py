@@ -263,7 +263,7 @@ def write_table(path, rows):
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
         for name, measured in rows.items():
-            writer.writerows([cell(name), *(f"{value:.7g}" for value in row.values())] for row in measured)
+            writer.writerows([cell(name), *(f"{value:.10g}" for value in row.values())] for row in measured)
 
 
 def save_outlines(path, image, labels, config):

@@ -54,7 +54,10 @@ def main(argv=None):
         from study.measure import measure
 
         save(args.measured, as_text(measure(config)))
-    page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
+    try:
+        page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--measured {args.measured} holds no measurements of this version: {error!r}; add --measure") from None
     save(args.output, page)
     print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
 

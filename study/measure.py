@@ -276,13 +276,6 @@ def parity(case, batches, connection):
     connection.send(answer)
 
 
-def ask(work, *args):
-    process, connection = comparison.start_process(work, *args)
-    answer = comparison.receive(connection, work.__name__)
-    process.wait()
-    return answer
-
-
 def short(number):
     return float(f"{number:.3g}")
 
@@ -327,7 +320,7 @@ def measure(config):
     tiers = {"as written": Case("", config, STEPS, exact=False)}
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
-        for row, whats in ask(parity, case, batches).items():
+        for row, whats in comparison.call(parity, tier, case, batches).items():
             if not row.startswith("model/") or "traced" in found["rows"][row]:  # it ran
                 found["rows"][row].setdefault("parity", {})[tier] = whats
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}

@@ -420,14 +420,29 @@ def test_against_something_else(tmp_path):
         ("--profile --rounds 3", "--profile has no --rounds"),
         ("--deterministic", "--deterministic goes with --loop or --profile"),
         ("--quick --full", "not allowed with"),
-        ("--devices 1,2 --against HEAD", "leave --against and --deterministic out"),
-        ("--devices 1,2 --deterministic", "leave --against and --deterministic out"),
+        ("--devices 1,2 --against HEAD", "leave --against, --deterministic and --jit out"),
+        ("--devices 1,2 --deterministic", "leave --against, --deterministic and --jit out"),
+        ("--devices 1,2 --jit", "leave --against, --deterministic and --jit out"),
         ("--warmup 5", "--warmup is for a train script"),
     ],
 )
 def test_options_that_do_not_fit_together(arguments, words, tmp_path):
     with pytest.raises(UserError, match=words):
         compare.main(["bench", *arguments.split(), "--run-dir", str(tmp_path)])
+
+
+def test_several_devices_are_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("comparison.IMPLEMENTATIONS", ("lowlevel",))
+    compare.main(["bench", *TINY, "--devices", "1,2", "--rounds", "1", "--run-dir", str(tmp_path)])
+    assert "the sum alone" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "scaling.json").read_text())
+    assert [row["devices"] for row in rows] == [1, 2] and all(row["step"] > 0 and row["sum"] > 0 for row in rows)
+
+
+def test_what_is_wrong_in_another_process_is_one_line(tmp_path):
+    data = ["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere")]
+    with pytest.raises(UserError, match="nowhere"):
+        compare.main(["bench", *data, "--devices", "1,2", "--run-dir", str(tmp_path / "out")])
 
 
 IMPORTS = """

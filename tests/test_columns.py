@@ -1,6 +1,7 @@
 """The three columns stay a mirror, statement by statement, and nobody imports what is not below him."""
 
 import ast
+import importlib
 import io
 import tokenize
 from pathlib import Path
@@ -209,6 +210,20 @@ def test_import_direction(package):
     for path in files:
         own = {name.split(".")[0] for name in imports(path)} & OWN
         assert own <= BELOW[package], f"{path.relative_to(ROOT)} imports {own - BELOW[package]}"
+
+
+@pytest.mark.parametrize("package", [*BELOW, "."])
+def test_what_is_imported_in_functions_is_there(package):
+    """A name that moved is otherwise missed only when the function runs."""
+    for path in (ROOT / package).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if path.name == "process.py" or not isinstance(node, ast.ImportFrom):  # that one is for other versions, too
+                continue
+            if node.module.split(".")[0] in OWN:
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    is_there = hasattr(module, name) or (Path(module.__file__).parent / f"{name}.py").exists()
+                    assert is_there, f"{path.relative_to(ROOT)}: {name} from {node.module}"
 
 
 def test_forbidden_imports_are_seen(tmp_path):

@@ -1110,7 +1110,7 @@ def test_several_pages_in_one_file_are_refused(tmp_path):
         ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 65535"]),
         ("mask.png", NOISE, read_mask, ["is a colour image", "--colors FILE"]),
         ("mask.tif", BLOBS / np.float32(2), read_mask, ["holds the value 0.5"]),
-        ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value", "tell objects apart: --objects"]),
+        ("mask.png", NOISE[..., 0].astype(np.uint16) * 256, read_mask, ["holds the value", "--objects, if its numbers"]),
     ],
 )
 def test_values_outside_of_8_bits(tmp_path, name, stored, read, texts):

@@ -38,7 +38,8 @@ def test_pieces_are_unpacked_and_run(tmp_path, monkeypatch, capsys):
         (tmp_path / "pieces" / f"{k // 2:02}").mkdir(parents=True, exist_ok=True)
         offline.compress(archive, k, tmp_path / "pieces" / f"{k // 2:02}")
     monkeypatch.setattr(offline, "RUNS", [("good", 9, "* -c 'import carried'"), ("bad", 9, "* -m missing"), ("other", 9, "x")])
-    assert offline.run(tmp_path / "pieces", tmp_path / "out", ["good", "bad"]) == 1
+    offline.unpack(tmp_path / "pieces", tmp_path / "pieces-site")
+    assert offline.run(tmp_path / "pieces-site/site", tmp_path / "out", ["good", "bad"]) == 1
     assert (tmp_path / "out" / "good.log").read_text() == "here\n"
     assert not [*tmp_path.glob("tmp*")]
     assert "bad: exit code 1" in capsys.readouterr().out

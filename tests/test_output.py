@@ -11,7 +11,18 @@ from pathlib import Path
 import compare
 from common.cli import run_script
 from common.config import Config, UserError
-from common.output import HOST, count_earlier, discard, first_foreign, is_ours, record_all, replacing, scratch, write_text
+from common.output import (
+    HOST,
+    count_earlier,
+    discard,
+    first_foreign,
+    is_ours,
+    left_as,
+    record_all,
+    replacing,
+    scratch,
+    write_text,
+)
 from tests.fuzz.test_ownership import pretend_run
 from training.folder import take_new_folder
 
@@ -114,6 +125,16 @@ def test_a_run_of_the_version_before_is_known(tmp_path):
             path.unlink()
         (tmp_path / name / ".unet").rmdir()
         (tmp_path / name / ".lock").touch()
+    left_as.clear()  # what this process remembers
+    with refused("was not written by this project"):  # all options of now: a copy of a run, which may have been edited
+        pretend_run(tmp_path / "run", 2, resume=True)
+    (tmp_path / "run" / ".unet" / "lock").unlink()
+    (tmp_path / "run" / ".unet" / "written").unlink()
+    (tmp_path / "run" / ".unet").rmdir()
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    values.pop("stretch")
+    path.write_text(json.dumps(values))
     pretend_run(tmp_path / "run", 2, resume=True)
     pretend_run(tmp_path / "run", 3, resume=False)
     assert (tmp_path / "run-1").exists()

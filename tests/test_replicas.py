@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
 from comparison import replicas
 from comparison.ladder import difference
+from training.folds import side_by_side
 from training.replicas import environment, with_cluster
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_what_devices_cannot_do(options, words):
         Config.of(**options)
 
 
-@pytest.mark.parametrize("text", ["a", "a:", "a:1,", "a:1,a:1", "a:b", ":1", ""])
+@pytest.mark.parametrize("text", ["a", "a:", "a:1,", "a:1,a:1", "a:b", ":1", "", "a:0", "a:65536"])
 def test_addresses(text):
     import argparse
 
@@ -266,6 +268,26 @@ def test_one_gpu_of_those_that_may_be_used(visible, number, seen, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     see_one_gpu(number)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_fold_sees_its_gpu_from_its_start(monkeypatch):
+    """CUDA reads the variable once, when TensorFlow starts."""
+    seen = []
+
+    class Process:
+        def __init__(self, command, env, **_):
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+            self.stdin, self.stdout = io.StringIO(), []
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("training.folds.subprocess.Popen", Process)
+    monkeypatch.setattr("training.folds.find_devices", lambda _: ["GPU:0", "GPU:1"])
+    folds = [Config.of(folds=2, fold=k) for k in range(2)]
+    side_by_side("lowlevel", folds, Config.of(devices=2).training)
+    assert sorted(seen) in (["4", "4"], ["4", "7"], ["7", "7"]) and os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 def test_free_addresses_differ():

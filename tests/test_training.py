@@ -13,7 +13,7 @@ from pathlib import Path
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
-from common.output import first_foreign, scratch
+from common.output import first_foreign, scratch, write_text
 from comparison import runs
 from data import cache
 from training import run as loop
@@ -133,6 +133,8 @@ def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
         np.testing.assert_array_equal(run[name], value, err_msg=name)
     with pytest.raises(UserError, match="was trained with --augment paper: --resume cannot change that"):
         comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--augment", "none"])
+    with pytest.raises(UserError, match="was trained with --class-weights None: --resume cannot change that"):
+        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--class-weights", "balanced"])
     with pytest.raises(UserError, match=f"there is no run to --resume in {tmp_path / 'nothing'}"):
         comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "nothing")])
     split = json.loads((tmp_path / "run" / "split.json").read_text())
@@ -153,6 +155,24 @@ def test_what_was_found_in_the_data_is_not_edited(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "class_weights": "1.0,2.0"}))
     with pytest.raises(UserError, match="last.safetensors was trained with --class-weights None, and now it is 1.0,2.0: put"):
         comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path)])
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_to_the_next(tmp_path, monkeypatch):
+    """Neither its list of images, for what was wrong with them may be mended by then, nor its pictures."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "end_step", lambda run, _: run.stop.no_such_thing)
+        for name in "ab":
+            with pytest.raises(AttributeError):
+                train(tmp_path / name)
+    split = json.loads((tmp_path / "a" / "split.json").read_text())
+    write_text(tmp_path / "a" / "split.json", json.dumps({**split, "val": split["train"]}))
+    train(tmp_path / "a", "--resume", "--epochs", "1")
+    train(tmp_path / "a", "--resume", "--epochs", "2")
+    mine, *others = (tmp_path / "b" / "images").glob("*.png")
+    mine.write_text("mine")
+    train(tmp_path / "b", "--images", "2", "--batch-size", "1", "--epochs", "1")
+    assert others and len([*(tmp_path / "b" / "images").glob("*.png")]) <= 2 and mine.read_text() == "mine"
+    assert len([*(tmp_path / "b" / "masks").glob("*.png")]) == 1
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):

@@ -73,10 +73,11 @@ def take_new_folder(config):
 def count_earlier(run_dir):
     """Counts as written what a run of the version before left, which kept no count.
 
-    It is known by a config.json that holds every option of then, beside a checkpoint of a train script or a fold with one.
+    It is known by a config.json that holds every option of then and not all of now, beside a checkpoint of a train script or a
+    fold with one.
     """
     try:
-        if not len(read_config(run_dir)) >= 40:
+        if not 40 <= len(read_config(run_dir)) < len(Config().kept.as_dict()):
             return
         checkpoints = [path for path in (run_dir / "last.safetensors", run_dir / "best.safetensors") if path.is_file()]
         folds = [path for path in run_dir.glob("fold*") if re.fullmatch(r"fold\d+", path.name) and path.is_dir()]

@@ -1,5 +1,6 @@
 """Cross-validation: a run for each fold, in a folder of its own; one after the other, or side by side on several devices."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -53,12 +54,17 @@ def side_by_side(implementation, folds, training):
     def run(config):
         device, fold = free.get(), config.data.fold
         if not (failed or arrived):
-            command = [sys.executable, "-m", "training.folds", implementation, str(device)]
+            env = environment()
+            see_one_gpu(device, env)
+            command = [sys.executable, "-m", "training.folds", implementation]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            process = subprocess.Popen(command, **pipes, env=environment(), start_new_session=True)
+            process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)
             processes.append(process)
-            process.stdin.write(json.dumps(config.as_dict()))
-            process.stdin.close()
+            if arrived:  # just before it was in the list
+                process.send_signal(arrived[0])
+            with contextlib.suppress(BrokenPipeError):  # it has ended, as its exit code says
+                process.stdin.write(json.dumps(config.as_dict()))
+                process.stdin.close()
             for line in process.stdout:
                 print(f"fold {fold}: {line}", end="", flush=True)
             if process.wait():
@@ -77,15 +83,13 @@ def side_by_side(implementation, folds, training):
 
 
 def main():
-    """A fold in a process of its own: `python -m training.folds IMPLEMENTATION DEVICE`, with its `Config` as JSON."""
-    implementation, device = sys.argv[1], int(sys.argv[2])
-    see_one_gpu(device)
+    """A fold in a process of its own: `python -m training.folds IMPLEMENTATION`, with its `Config` as JSON."""
     from common.device import be_deterministic
 
     config = Config.from_dict(json.load(sys.stdin))
     if config.training.deterministic:
         be_deterministic()
-    import_module(f"{implementation}.train").train(config)
+    import_module(f"{sys.argv[1]}.train").train(config)
 
 
 if __name__ == "__main__":

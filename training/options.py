@@ -50,7 +50,7 @@ def resumed(args, given):
         )
     for name in sorted(given - free - {"resume"}):
         wanted, had = getattr(args, name), stored.flat[name]
-        if wanted != had and wanted != Weights():  # "balanced" has become numbers
+        if wanted != had and not (had and wanted == Weights()):  # "balanced" has become numbers
             raise UserError(f"{args.run_dir} was trained with {flag(name)} {had}: --resume cannot change that")
     epochs = stored.training.epochs
     if stored.training.schedule == "cosine" and "epochs" in given and args.epochs != epochs:

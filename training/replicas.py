@@ -125,7 +125,7 @@ def _give_up(training, when, error=None, ends=None):
         try:
             if k != training.worker:
                 socket.create_connection((host, int(port)), timeout=2).close()
-        except OSError:
+        except (OSError, UnicodeError):  # no such name, or none that can be one
             silent.append(f"worker {k} ({address})")
     who = ", ".join(silent) or f"one of the workers ({error.message.splitlines()[0][:100] if error else 'all answer by now'})"
     how = (

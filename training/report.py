@@ -9,7 +9,7 @@ import statistics
 from common.checkpoint import COLUMNS
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
-from common.output import replacing
+from common.output import discard, is_ours, replacing, written_in
 from common.pictures import (
     class_names,
     difference_colors,
@@ -93,8 +93,15 @@ def predict_some(config, validation, eval_step):
     return found
 
 
-def write_examples(run_dir, validation, classes):
-    """Some of the drawn images that validate as images/*.png, their masks as masks/*.png: to predict, to open, to evaluate."""
+def write_examples(run_dir, validation, classes, anew):
+    """Some of the drawn images that validate as images/*.png, their masks as masks/*.png: to predict, to open, to evaluate.
+
+    anew: those of a run that ended before its first checkpoint, and so was not set aside, are not of this one.
+    """
+    for folder in (run_dir / "images", run_dir / "masks") if anew else ():
+        for name in written_in(folder):
+            if is_ours(folder / name):
+                discard(folder / name)
     for name, image, mask in itertools.islice(zip(validation.names, validation.images, validation.masks), PICTURES):
         mask = mask * np.uint8(255) if classes <= 2 else mask
         for folder, values in (("images", image[..., 0] if image.shape[-1] == 1 else image), ("masks", mask)):

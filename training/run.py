@@ -64,7 +64,8 @@ class Run:
     def __enter__(self):
         config = self.config
         self.chief = replicas.is_chief()
-        replicas.agree({"split of the images": [self.training.names, self.validation.names]})
+        of_images = {"split of the images": [self.training.names, self.validation.names]}
+        replicas.agree(of_images | {"image or mask in a file": [self.training.checksums, self.validation.checksums]})
         if self.chief:
             self._open_folder()
         self.step, self.losses, self.rows = replicas.from_chief(lambda: [self.step, self.losses, self.rows])
@@ -100,7 +101,7 @@ class Run:
             self._write_split()
             write_config(config)
             if config.data.dataset == "synthetic":
-                write_examples(self.run_dir, self.validation, config.network.classes)
+                write_examples(self.run_dir, self.validation, config.network.classes, anew=not self.options.resume)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
 
@@ -166,7 +167,7 @@ class Run:
         path = self.run_dir / "split.json"
         if self.step and self.options.resume:
             check_split(path, self.training, self.validation)
-        if not (self.options.resume and path.exists()):
+        else:
             write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
@@ -190,7 +191,7 @@ class Run:
             self.rate = rate
 
     def steps(self):
-        """The batches until the run is done: images [N, H, W, C] in 0..1, masks [N, H, W, 1] class indices."""
+        """The batches until the run is done: images [N, H, W, C] in 0..1, masks [N, H, W, 1] of classes, or 2 with weights."""
         if not self.done:
             for images, masks in self.batches:
                 yield images, masks
