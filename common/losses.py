@@ -66,8 +66,8 @@ def dice_loss(masks, logits, class_weights=None, void=False):
         g *= w
     intersection = tf.reduce_sum(g * p, axis=(1, 2))  # [N, classes]
     size = tf.reduce_sum(g, axis=(1, 2))
-    total = size + tf.reduce_sum(p if w is None else p * w, axis=(1, 2))
-    losses = 1 - (2 * intersection + 1) / (total + 1)
+    sizes = size + tf.reduce_sum(p if w is None else p * w, axis=(1, 2))
+    losses = 1 - (2 * intersection + 1) / (sizes + 1)
     if classes == 1:
         return batch_mean(losses)
     counted = tf.cast(size > 0, p.dtype)

@@ -7,6 +7,7 @@ finished yet, and the lock of a run.
 """
 
 import contextlib
+import csv
 import hashlib
 import itertools
 import json
@@ -124,6 +125,12 @@ def write_text(path, text):
     """Writes a text in UTF-8, whole or not at all; of a name that is none, json.loads reads back the same name."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path, rows):
+    """Writes the header and the other `rows`, each a sequence, whole or not at all."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def discard(path):

@@ -251,9 +251,8 @@ def run_matrix(config, given, matrix, rounds, path, against=None):
 
     Raises: UserError when no cell could be measured.
     """
-    from common.device import device_name, tf
     from comparison.peaks import peak_work
-    from comparison.worker import has_tf32
+    from comparison.worker import described, has_tf32
     from data.loader import load_examples
 
     is_record = against and (Path(against).is_file() or Path(against).suffix == ".json")
@@ -263,10 +262,7 @@ def run_matrix(config, given, matrix, rounds, path, against=None):
         config, training, _ = load_examples(config)
         image_size = config.data.crop_size or Size(*training.sizes[0])
         todo = cells.find_cells(config, given, matrix, image_size, has_tf32())
-        what = (
-            f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-            f"{config.network.activation}, batch_norm {config.network.batch_norm}"
-        )
+        what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
         print(what, flush=True)
         about = report.environment()
         if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():

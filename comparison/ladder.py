@@ -7,7 +7,7 @@ import comparison
 from common.device import be_deterministic, tf
 from common.losses import segmentation_loss
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
-from comparison import exact, finder, rounding
+from comparison import exact, finder, rounding, worker
 from comparison.rounding import ROUNDING
 from comparison.ways import Case
 
@@ -50,11 +50,7 @@ def observe(implementation, case, batches, initial=None):
     weights = code.named_weights(model)
     initial = initial or initial_weights(config.network)
     trainable = {name: w for name, w in weights.items() if is_trainable(name)}
-    images, masks = batches[0]
-
-    @tf.function(jit_compile=config.training.jit, autograph=False)
-    def forward(images):
-        return model(images, training=False)
+    forward, (images, masks) = worker.forward(model, config), batches[0]
 
     @tf.function(jit_compile=config.training.jit, autograph=False)
     def forward_and_gradients(images, masks):
@@ -91,11 +87,10 @@ def observe(implementation, case, batches, initial=None):
     rungs[f"moving statistics, {steps} steps"] = values(trained=False)
     rungs[f"inference, {steps} steps"] = {"logits": forward(images).numpy()}
     if config.network.batch_norm != "none":
-        folded, values = fold_batch_norm(config.network, {name: w.numpy() for name, w in weights.items()})
-        model = code.UNet(folded)
-        assign_weights(code.named_weights(model), values)
-        again = tf.function(lambda images: model(images, training=False), jit_compile=config.training.jit, autograph=False)
-        rungs[f"inference, {steps} steps, folded"] = {"logits": again(images).numpy()}
+        network, folded = fold_batch_norm(config.network, {name: w.numpy() for name, w in weights.items()})
+        model = code.UNet(network)
+        assign_weights(code.named_weights(model), folded)
+        rungs[f"inference, {steps} steps, folded"] = {"logits": worker.forward(model, config)(images).numpy()}
     return rungs
 
 

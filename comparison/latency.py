@@ -5,12 +5,12 @@ import functools
 import json
 
 import comparison
-from common.device import device_name, tf
+from common.device import tf
 from common.output import write_text
 from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison import report
 from comparison.bench import draw_batch
-from comparison.worker import arithmetic, forward, seconds
+from comparison.worker import arithmetic, described, forward, seconds
 from data.loader import load_examples
 
 import numpy as np
@@ -67,10 +67,8 @@ def run(config, rounds, path):
     about = report.environment()
     found = measure(config, images, rounds)
     height, width = images.shape[1:3]
-    what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"{arithmetic(config)}, one image of {width}x{height}, XLA {'on' if config.training.jit else 'off'}"
-    )
+    xla = "on" if config.training.jit else "off"
+    what = f"{described(config)}, {arithmetic(config)}, one image of {width}x{height}, XLA {xla}"
     records, reference = [], None
     print(f"{what}\n\n{'milliseconds of a call':<46}{'p50':>9}{'p90':>9}{'p99':>9}{'p50 to the first':>18}")
     for (name, call), times in found.items():

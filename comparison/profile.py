@@ -8,10 +8,10 @@ from pathlib import Path
 
 import comparison
 from common.config import UserError
-from common.device import be_deterministic, device_name, tf
+from common.device import be_deterministic, tf
 from common.output import write_text
 from common.pictures import save_figure
-from comparison.worker import arithmetic
+from comparison.worker import arithmetic, described
 from data.loader import load_examples, training_batches
 
 import matplotlib
@@ -239,8 +239,7 @@ def run(config, path):
     if config.training.jit:
         raise UserError("--profile tells operations apart, and --jit makes one of them all: leave one of the two out")
     what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"batch {config.training.batch_size}, {arithmetic(config)}, batch_norm {config.network.batch_norm}"
+        f"{described(config)}, batch {config.training.batch_size}, {arithmetic(config)}, batch_norm {config.network.batch_norm}"
     )
     print(what, flush=True)
     config, training, _ = load_examples(config)

@@ -11,7 +11,7 @@ import comparison
 from common.config import Config
 from common.device import tf
 from common.output import discard, replacing, write_text
-from comparison import rounding
+from comparison import rounding, worker
 from comparison.roofline import convolution_flops
 
 import numpy as np
@@ -32,12 +32,7 @@ def named_programs(implementation, config):
     code = comparison.load(implementation)
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
-
-    @tf.function(jit_compile=config.training.jit, autograph=False)
-    def forward(images):
-        return model(images, training=False)
-
-    step = code.make_train_step(model, config, optimizer)
+    forward, step = worker.forward(model, config), code.make_train_step(model, config, optimizer)
     return {"forward": forward, "train step": step}, {**code.named_weights(model), **code.named_state(model, optimizer)}
 
 

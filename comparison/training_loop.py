@@ -11,9 +11,9 @@ from pathlib import Path
 
 import comparison
 from common.config import Every
-from common.device import be_deterministic, device_name, tf
+from common.device import be_deterministic, tf
 from common.output import write_text
-from comparison.worker import arithmetic
+from comparison.worker import arithmetic, described
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
 
@@ -198,8 +198,7 @@ def run(config, rounds, path):
     found, config = measure(config, rounds)
     records = [summarize(name, answers) for name, answers in found.items()]
     what = (
-        f"{device_name()}, TensorFlow {tf.__version__}, filters {config.network.filters}, depth {config.network.depth}, "
-        f"batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, "
+        f"{described(config)}, batch {config.training.batch_size}, {arithmetic(config)}, augment {config.data.augment}, "
         f"XLA {'on' if config.training.jit else 'off'}"
     )
     print(what)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import comparison
-from common.device import tf
+from common.device import device_name, tf
 from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison.cells import LIMIT, MODES
 from comparison.peaks import peak_steps
@@ -16,6 +16,12 @@ def has_tf32():
     """Whether there is a GPU with TensorFloat-32: Ampere or newer."""
     gpus = tf.config.list_physical_devices("GPU")
     return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
+
+
+def described(config):
+    """What measures and what is measured, in words."""
+    network = config.network
+    return f"{device_name()}, TensorFlow {tf.__version__}, filters {network.filters}, depth {network.depth}"
 
 
 def arithmetic(config):

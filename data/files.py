@@ -371,12 +371,12 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
     """
     with contextlib.ExitStack() as stack:
         image, low = stack.enter_context(Image.open(path, formats=FORMATS)), None
-        is_jpeg = image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG with a preview behind it
+        jpeg = image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG with a preview behind it
         if page is not None:
             image.seek(page)
         _check(path, image, as_rgb=draft == "RGB")
         width, height = image.size
-        if page is None and not is_jpeg and getattr(image, "n_frames", 1) > 1:
+        if page is None and not jpeg and getattr(image, "n_frames", 1) > 1:
             raise UserError(f"{path} holds {image.n_frames} images: save each as a file of its own")
         if image.format == "PNG":  # the decoder skips the checksums: 1 wrong byte in 10 would pass, and draw another mask
             with Image.open(path, formats=["PNG"]) as twin:
@@ -386,13 +386,13 @@ def _load(path, page, size, resample, draft=None, convert=lambda image, low: [im
             low.seek(image.tell())
             low.tile = tiles
             low.load()
-        if not is_jpeg:
+        if not jpeg:
             image.load()  # PNG may hold its orientation at the end; TIFF comes upright
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         sideways = turn in SIDEWAYS
         wanted = size and ((size.height, size.width) if sideways else (size.width, size.height))
         drafted = None
-        if draft and is_jpeg:
+        if draft and jpeg:
             scale = _jpeg_scale(image.size, wanted) if wanted else 1
             drafted = image.draft(draft, (width // scale, height // scale))
         image.load()

@@ -1,20 +1,19 @@
 """How good predicted masks are: the true masks that belong to them, their scores, metrics.csv, and pictures of the worst."""
 
 import contextlib
-import csv
 import re
 import sys
 import unicodedata
 
 from common.config import VOID, Size, UserError
 from common.metrics import class_scores, confusion, mean_over_classes
-from common.output import replacing
+from common.output import write_csv
 from common.pictures import class_names, expendable
 from common.text import cell, say
 from data.files import image_files, read_mask, read_objects
 from data.layouts import Item, Layout, bowl_of, passed_over
 from data.meaning import OBJECTS, as_classes, by_index, mask_meaning, read_colors, trimap_classes
-from prediction.images import Source, bands, count_values, pages_of
+from prediction.images import Source, count_values, pages_of, strips
 
 import numpy as np
 from tqdm import tqdm
@@ -120,7 +119,7 @@ class Evaluation:
         truth, classes = self.read_truth(source), self.config.network.classes
         if truth.shape != mask.shape:
             raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
-        matrix = sum(confusion(*pair, classes) for pair in bands(truth, mask))
+        matrix = sum(confusion(*pair, classes) for pair in strips(truth, mask))
         words = "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, classes))
         if objects is not None:
             scores = self._compare_objects(source, truth, objects, klass)
@@ -182,10 +181,8 @@ def write_metrics(path, matrices, config, scores):
         rows = {name: [*row, 1 - row[2], *scores[name].values()] for name, row in rows.items()}
         every = [*every, 1 - every[2], *[np.nan] * (len(columns) - len(every) - 1)]  # objects are of an image
     totals = {"mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan), "all pixels": every}
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *map(cell, columns)])
-        writer.writerows([cell(name), *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
+    values = ([cell(name), *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
+    write_csv(path, [["image", *map(cell, columns)], *values])
     width = max(map(len, columns))
     print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
     for column, *values in zip(columns, *totals.values()):

@@ -185,7 +185,7 @@ def array_file(path, shape):
         yield save
 
 
-def bands(*arrays):
+def strips(*arrays):
     """A few rows at a time of arrays of one height."""
     for top in range(0, len(arrays[0]), ROWS):
         yield tuple(array[top : top + ROWS] for array in arrays)
@@ -193,7 +193,7 @@ def bands(*arrays):
 
 def count_values(mask):
     """uint8 [H, W] -> int [256], how often each value occurs."""
-    return sum(np.bincount(band.ravel(), minlength=256) for (band,) in bands(mask))
+    return sum(np.bincount(strip.ravel(), minlength=256) for (strip,) in strips(mask))
 
 
 def save_mask(path, mask, config):
@@ -211,7 +211,7 @@ def save_mask(path, mask, config):
 def save_overlay(path, image, mask, config):
     """The image as `predict_mask` gives it, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
-    for top, (pixels, classes) in zip(range(0, len(mask), ROWS), bands(image, mask)):
+    for top, (pixels, classes) in zip(range(0, len(mask), ROWS), strips(image, mask)):
         pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.white)
         classes = in_values(classes, config)
         mixed = pixels // 2 + COLORS[classes] // 2

@@ -1,7 +1,6 @@
 """Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled."""
 
 import contextlib
-import csv
 import functools
 import hashlib
 import itertools
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
-from common.output import discard, is_ours, replacing, write_text
+from common.output import discard, is_ours, replacing, write_csv, write_text
 from common.pictures import class_names, shown_bands
 from common.text import cell, say
 from data.borders import CROSS, part_touching
@@ -259,11 +258,8 @@ def measure(labels, image):
 def write_table(path, rows):
     """rows: name of the image -> what `measure` returns, as one CSV file."""
     columns = next((list(measured[0]) for measured in rows.values() if measured), ["label"])
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *columns])
-        for name, measured in rows.items():
-            writer.writerows([cell(name), *(f"{value:.10g}" for value in row.values())] for row in measured)
+    values = ([cell(name), *(f"{value:.10g}" for value in row.values())] for name, measured in rows.items() for row in measured)
+    write_csv(path, itertools.chain([["image", *columns]], values))
 
 
 def save_outlines(path, image, labels, config):

@@ -144,8 +144,8 @@ def starts(text):
     def add(line, *names):
         found.append((line, "/".join(names)))
 
-    def visit(body, place, half, end):
-        """place: the function's name. half: "down" or "up" within the loops over the levels. end: the last line of the body."""
+    def visit(body, place, half):
+        """place: the function's name. half: "down" or "up" within the loops over the levels."""
         for statement in body:
             first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
@@ -155,7 +155,7 @@ def starts(text):
             if isinstance(statement, ast.ClassDef):
                 inside = FUNCTIONS.get(statement.name, statement.name)
                 add(first, inside)
-                visit(statement.body, inside if inside == "batch_norm" else statement.name, "", statement.end_lineno)
+                visit(statement.body, inside if inside == "batch_norm" else statement.name, "")
             elif isinstance(statement, ast.FunctionDef):
                 name = f"{place}/{statement.name}" if place else statement.name
                 nested = place and place[0].islower() and place != "batch_norm"  # a function within a function
@@ -164,13 +164,13 @@ def starts(text):
                     inside = place
                 add(first, inside, *([statement.name] if nested or place == "batch_norm" else []))
                 # a functional model is the forward pass itself
-                visit(statement.body, "forward" if (name, place) == ("UNet", "") else inside, half, statement.end_lineno)
+                visit(statement.body, "forward" if (name, place) == ("UNet", "") else inside, half)
             else:
                 word = topic(statement, place)
                 add(first, *filter(None, (place, half, word)))
                 if isinstance(statement, COMPOUND):
                     below = word if word in ("down", "up") else half
-                    visit(statement.body, place, below, statement.end_lineno)
+                    visit(statement.body, place, below)
                     other = getattr(statement, "orelse", [])
                     if other:
                         line = max(
@@ -179,9 +179,9 @@ def starts(text):
                             if re.match(r" *(else|elif)\b", lines[n - 1])
                         )
                         add(line, *filter(None, (place, half, "sgd" if place == "make_optimizer" else "else")))
-                        visit(other, place, below, statement.end_lineno)
+                        visit(other, place, below)
 
-    visit(ast.parse(text).body, "", "", len(lines))
+    visit(ast.parse(text).body, "", "")
     return found
 
 
@@ -262,12 +262,3 @@ def called(row, implementation, table):
     functions = {CALLED.get(name, name.split(".")[-1]) for name in names}
     at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:-1])]
     return [other.name for other in at if other.name.split("/")[1] != row.name.split("/")[1]]
-
-
-def find(table, implementation, module, line):
-    """The name of the row that holds a line."""
-    for row in table:
-        part = row.parts.get(implementation)
-        if part and row.name.startswith(module + "/") and part.first <= line <= part.last:
-            return row.name
-    raise KeyError(f"{implementation}/{module}.py, line {line}")

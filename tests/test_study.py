@@ -41,6 +41,11 @@ def test_names_are_unique():
     assert "model/double_conv/bn" in names, "the link in the README"
 
 
+def row_of(table, implementation, module, line):
+    parts = ((row.name, row.parts.get(implementation)) for row in table if row.name.startswith(module + "/"))
+    return next(name for name, part in parts if part and part.first <= line <= part.last)
+
+
 def test_what_the_mirror_pairs_stands_in_one_row():
     """tests/test_columns.py compares the columns statement by statement: the page must not tear its pairs apart."""
     for module in rows.MODULES:
@@ -51,7 +56,7 @@ def test_what_the_mirror_pairs_stands_in_one_row():
                     key = "UNet" if name == "__call__" else name
                     # what is returned may be the head itself, or the model that ends in it
                     lines = [s.lineno for s in mirrored(node) if not isinstance(s, ast.Return)]
-                    pairs.setdefault(key, []).append([rows.find(table, implementation, module, line) for line in lines])
+                    pairs.setdefault(key, []).append([row_of(table, implementation, module, line) for line in lines])
         for function, columns in pairs.items():
             assert columns[0] == columns[1] == columns[2], f"{module}.py, {function}"
         assert sum(len(columns[0]) for columns in pairs.values()) > 15, "something is compared"

@@ -9,7 +9,7 @@ import statistics
 from common.checkpoint import COLUMNS
 from common.config import UserError
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
-from common.output import discard, is_ours, replacing, written_in
+from common.output import discard, is_ours, replacing, write_csv, written_in
 from common.pictures import (
     class_names,
     difference_colors,
@@ -144,10 +144,8 @@ def list_classes(config, means, matrix):
     """Prints IoU and dice of every class over all validation images, as `evaluate` gives them; writes them to classes.csv."""
     names = class_names(config.data.class_names, config.network.classes)
     rows = list(zip(names, *class_scores(matrix), matrix.sum(1)))  # (name, IoU, dice, pixels in the truth)
-    with replacing(config.training.run_dir / "classes.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "iou", "dice", "pixels"])
-        writer.writerows([cell(name), f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
+    values = ([cell(name), f"{iou:.7g}", f"{dice:.7g}", pixels] for name, iou, dice, pixels in rows)
+    write_csv(config.training.run_dir / "classes.csv", [["name", "iou", "dice", "pixels"], *values])
     width = max(map(len, [*names, "mean IoU"]))
     print(f"{'class':<{width}}     IoU    dice  pixels in the truth")
     for name, *measures, pixels in rows:
@@ -160,10 +158,8 @@ def list_classes(config, means, matrix):
 def write_confusion(folder, matrix, config):
     """The confusion matrix, pixels of true classes in rows and of predicted ones in columns: confusion.csv, confusion.png."""
     names = class_names(config.data.class_names, config.network.classes)
-    with replacing(folder / "confusion.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true class", *map(cell, names)])
-        writer.writerows([cell(name), *row] for name, row in zip(names, matrix.tolist()))
+    rows = ([cell(name), *row] for name, row in zip(names, matrix.tolist()))
+    write_csv(folder / "confusion.csv", [["true class", *map(cell, names)], *rows])
     with expendable(folder / "confusion.png"):
         draw_confusion(folder / "confusion.png", matrix, names)
 
@@ -197,8 +193,6 @@ def list_folds(config):
     for name in names:
         iou, dice = f"iou of {name}", f"dice of {name}"
         print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    with replacing(config.training.run_dir / "folds.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["fold", *columns])
-        writer.writerows([label, *(values[name] for name in columns)] for label, values in rows.items())
-    print(f"written to {config.training.run_dir / 'folds.csv'}", flush=True)
+    path, values = config.training.run_dir / "folds.csv", ([label, *map(row.get, columns)] for label, row in rows.items())
+    write_csv(path, [["fold", *columns], *values])
+    print(f"written to {path}", flush=True)
