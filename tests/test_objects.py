@@ -188,6 +188,17 @@ def test_settings_are_chosen_by_the_true_objects():
     assert choose_settings([(p, np.zeros_like(two))])[0].area == 0, "no true object at all"
 
 
+def test_a_few_large_objects_that_became_one_weigh_as_much_as_many_small_ones_that_became_two():
+    p = discs((30, 30), (30, 50), size=(60, 120), radius=14)
+    truth = split_objects(p, Settings(0.5, 0.9, 20))
+    for k in range(2):
+        small = discs((10 + 16 * k, 90), (10 + 16 * k, 98), size=p.shape, radius=5)
+        p, truth = np.maximum(p, small), np.where(small > 0.5, 3 + k, truth)
+    by_neck = {n: object_scores(Overlaps.of(truth, split_objects(p, Settings(0.5, n, 20)))) for n in (0, 0.95)}
+    assert by_neck[0]["ap"] > by_neck[0.95]["ap"] and by_neck[0]["aji"] < by_neck[0.95]["aji"]
+    assert choose_settings([(p, truth)])[0].neck > 0
+
+
 def test_connected_parts_are_objects_where_nothing_tells_them_apart():
     mask = np.array([[1, 1, 0, 2], [0, 0, 1, 2], [VOID, 1, 0, 0]], np.uint8)
     assert true_objects(mask, 1).tolist() == [[1, 1, 0, 0], [0, 0, 2, 0], [0, 3, 0, 0]]
