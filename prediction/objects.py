@@ -160,8 +160,8 @@ def choose_settings(pairs, parted=0):
 def labelled_pairs(config, predict, klass, tile, tta):
     """What `choose_settings` takes: ([of the run's validation images], [of those that it trained on]), up to `SEARCHED`.
 
-    A dozen images may show hardly any objects that touch, and then a neck that parts nothing looks best. How objects touch
-    is learned by no weight, so images that were trained on tell it as well as others; the validation images come first.
+    A dozen images may show hardly any objects that touch, and then a neck that parts nothing looks best: more of them chose
+    better, for nuclei and for membranes, although the network has seen them (docs/results.md). Validation images come first.
 
     Raises: UserError when the data of the run is not there.
     """
