@@ -1119,6 +1119,14 @@ def test_values_outside_of_8_bits(tmp_path, name, stored, read, texts):
         read(path)
 
 
+def test_a_mask_of_numbers_that_would_have_to_be_turned_is_refused(tmp_path):
+    """Its image would be turned: the two would no longer lie on each other."""
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, BLOBS.astype(np.float64), extratags=[(274, 3, 1, 6, True)])
+    with refused(path, "orientation is 6", "save it upright"):
+        read_mask(path)
+
+
 def write(path, content=b""):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

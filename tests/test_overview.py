@@ -240,3 +240,17 @@ def test_names_that_are_no_text(tmp_path, capsys):
     code, printed, summary = run(capsys, folder)
     assert code == 1 and r"\x1b[2J\udcff$x$.png: its mask holds only" in printed and "\x1b" not in printed
     assert "\x1b[2J\udcff$x$.png" in summary["problems"][0]
+
+
+def test_classes_weigh_as_the_training_counts_them(tmp_path):
+    """Where two objects touch, both sides of their border are background."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    labels = np.zeros((16, 16), np.uint16)
+    labels[4:12, 2:8], labels[4:12, 8:14] = 1, 2
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
+    config = Config.of(dataset="folder", data_dir=tmp_path, objects=True)
+    layout = overview.open_layout(config)
+    facts = overview.look(layout, layout.items[0], 1)
+    assert facts.objects == 2 and facts.counts[1] == 96 - 2 * 8
