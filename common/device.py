@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 
 import common  # noqa: F401  settles the environment
 
@@ -98,6 +99,7 @@ def start_tensorflow():
 
 
 tf = start_tensorflow()
+warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # "is deprecated": as wanted, it is what highlevel/ shows
 
 
 def be_deterministic():

@@ -6,13 +6,13 @@ logits: [N, H, W, classes]. One class stands for background and foreground, more
 class_weights: a number per class, two (background, foreground) with one class; None: all count the same.
 void: whether the masks may hold VOID. Such pixels count nowhere; a batch of nothing else has loss 0 and gradient 0.
 
-The losses are scalars in float32 or wider. On several devices each returns its share, and the shares add up to the loss of the
-whole batch; so do their gradients.
+mean: how losses of images or pixels become one number; `training.devices` has another, for a batch that several devices share.
+
+The losses are scalars in float32 or wider.
 """
 
 from common.config import VOID
 from common.device import tf
-from common.replicas import batch_mean, total
 
 import numpy as np
 
@@ -38,7 +38,14 @@ def pixel_weights(masks, dtype, class_weights, void):
     return tf.gather(tf.constant(table, dtype), tf.cast(masks[..., :1], tf.int32))
 
 
-def dice_loss(masks, logits, class_weights=None, void=False):
+def weighted_mean(values, weights=None):
+    """The mean of `values`, weighted by `weights` of the same shape; 0 where nothing weighs anything."""
+    if weights is None:
+        return tf.reduce_mean(values)
+    return tf.math.divide_no_nan(tf.reduce_sum(weights * values), tf.reduce_sum(weights))
+
+
+def dice_loss(masks, logits, class_weights=None, void=False, mean=weighted_mean):
     """1 - soft dice, averaged over classes and then images: 0..1.
 
     Milletari et al. 2016 (V-Net, arXiv 1606.04797), section 3, without the squares in the denominator and with a
@@ -69,14 +76,14 @@ def dice_loss(masks, logits, class_weights=None, void=False):
     sizes = size + tf.reduce_sum(p if w is None else p * w, axis=(1, 2))
     losses = 1 - (2 * intersection + 1) / (sizes + 1)
     if classes == 1:
-        return batch_mean(losses)
+        return mean(losses)
     counted = tf.cast(size > 0, p.dtype)
     if class_weights is not None:
         counted *= tf.constant(class_weights, p.dtype)
-    return batch_mean(tf.math.divide_no_nan(tf.reduce_sum(counted * losses, -1), tf.reduce_sum(counted, -1)))
+    return mean(tf.math.divide_no_nan(tf.reduce_sum(counted * losses, -1), tf.reduce_sum(counted, -1)))
 
 
-def cross_entropy(masks, logits, class_weights=None, void=False):
+def cross_entropy(masks, logits, class_weights=None, void=False, mean=weighted_mean):
     """-log of the probability of the true class, averaged over the pixels of the batch: in nats, 0 or more.
 
     A weighted mean, where a pixel weighs what `class_weights` says for its class, times its weight in `masks`: `w` in
@@ -94,22 +101,15 @@ def cross_entropy(masks, logits, class_weights=None, void=False):
         losses = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(indices, logits.dtype), logits[..., 0])
     else:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(indices, logits)
-    if w is None:
-        return batch_mean(losses)
-    w = w[..., 0]
-    return tf.math.divide_no_nan(tf.reduce_sum(w * losses), total(tf.reduce_sum(w)))
+    return mean(losses, None if w is None else w[..., 0])
 
 
-def segmentation_loss(masks, logits, config):
+def segmentation_loss(masks, logits, config, mean=weighted_mean):
     """The loss that `config` names, with its class weights; VOID is masked if there is a `config.data.void_label`."""
-    void = config.data.void_label is not None
+    name, weights, void = config.training.loss, config.training.class_weights, config.data.void_label is not None
     with tf.name_scope("loss"):  # so that a profile tells its operations from the network's
-        if config.training.loss == "dice":
-            return dice_loss(masks, logits, config.training.class_weights, void)
+        if name == "dice":
+            return dice_loss(masks, logits, weights, void, mean)
         # the weight map holds the class weights already
-        loss = cross_entropy(masks, logits, None if config.training.weight_map else config.training.class_weights, void)
-        return (
-            loss
-            if config.training.loss == "cross_entropy"
-            else loss + dice_loss(masks, logits, config.training.class_weights, void)
-        )
+        loss = cross_entropy(masks, logits, None if config.training.weight_map else weights, void, mean)
+        return loss if name == "cross_entropy" else loss + dice_loss(masks, logits, weights, void, mean)

@@ -1,7 +1,9 @@
 """Networks take sizes that halve evenly at every level; around them images of any size are padded, and the logits cropped."""
 
 from common.device import tf  # first of all
-from common.shapes import margin, missing
+from common.shapes import margin, min_size, missing, needs
+
+import numpy as np
 
 
 def any_size(model, images, network):
@@ -9,7 +11,12 @@ def any_size(model, images, network):
 
     The images are reflected at their borders up to a size that fits, and the logits cut back: [N, H, W, channels] ->
     [N, H - margin, W - margin, classes]. Sizes that fit, and are known when a graph is traced, cost no operation.
+
+    Raises: ValueError for smaller images, where their size is known when a graph is traced.
     """
+    height, width = images.shape[1:3]
+    if min(height or np.inf, width or np.inf) < min_size(network):
+        raise ValueError(f"an image is {width}x{height} pixels, but {needs(network)}")
     dynamic = tf.shape(images)
     sizes = [images.shape[axis] or dynamic[axis] for axis in (1, 2)]
     pads = [missing(size, network) for size in sizes]
@@ -19,18 +26,3 @@ def any_size(model, images, network):
     logits = model(tf.pad(images, [[0, 0], *before_after, [0, 0]], mode="REFLECT"), training=False)
     (top, left), (height, width) = [pad // 2 for pad in pads], [s - margin(network.depth, network.padding) for s in sizes]
     return logits[:, top : top + height, left : left + width]
-
-
-def check_size(images, network):
-    """Raises: ValueError, which names the multiple, for images [N, H, W, C] that the U cannot halve and put together again."""
-    height, width = images.shape[1:3]
-    for side in (height, width):
-        lacks = missing(side, network) if side is not None else 0
-        if lacks:
-            fits = f"a multiple of {2**network.depth} pixels"
-            if network.padding == "valid":
-                fits += f" and {missing(0, network)} more"
-            raise ValueError(
-                f"images of {width}x{height} pixels do not fit: {network.depth} poolings with {network.padding!r} padding need "
-                f"{fits}, such as {side + lacks}; common.padding.any_size takes any size"
-            )

@@ -27,6 +27,11 @@ def min_size(network):
     return 2**network.depth if network.padding == "same" else margin(network.depth, network.padding) + 1
 
 
+def needs(network):
+    """The smallest size in words, for the message about an image below it."""
+    return f"{network.depth} poolings with {network.padding!r} padding need at least {min_size(network)}"
+
+
 def missing(size, network):
     """How many pixels `size` lacks to the next size that halves evenly at every level (an int or an int tensor).
 

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import signal
@@ -20,9 +21,12 @@ def load(implementation):
     functions = {}
     for module in ("model", "train"):
         functions.update(vars(importlib.import_module(f"{implementation}.{module}")))
-    contract = ["UNet", "named_weights", "make_optimizer", "named_state"]
-    contract += ["make_train_step", "make_eval_step", "main"]
-    return types.SimpleNamespace(**{name: functions[name] for name in contract})
+    code = types.SimpleNamespace(**functions)
+    if implementation == "keras_impl":
+        from comparison.keras_step import make_train_step
+
+        code.make_train_step = functools.partial(make_train_step, code)
+    return code
 
 
 def shrunk(config, small, given):

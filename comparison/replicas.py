@@ -167,7 +167,7 @@ def start_devices(counts=(1, 2, 4), deterministic=True):
 
 def _start_hosts(implementation, config, steps):
     """Two processes, each a host. -> [(process, connection)]"""
-    from training.replicas import free_addresses
+    from training.hosts import free_addresses
 
     addresses = Addresses(free_addresses(2))
     return [comparison.start_process(observe_host, implementation, config, steps, addresses, k) for k in range(2)]
@@ -177,7 +177,7 @@ def observe_host(implementation, config, steps, addresses, worker, connection):
     """Sends {title: what this host found}, for the first way and the fused."""
     see_one_gpu(worker)
     from common.device import be_deterministic
-    from training.replicas import spread
+    from training.hosts import spread
 
     be_deterministic()
     found = {}
@@ -189,9 +189,13 @@ def observe_host(implementation, config, steps, addresses, worker, connection):
 
 def start(implementation, config):
     """-> (the contract's functions, `config` filled in by the data, examples to train on, model, optimizer, weights, state)"""
+    from common.device import tf
     from data.loader import load_examples
+    from training.devices import variants
 
     code = comparison.load(implementation)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        vars(code).update(variants(implementation))
     with contextlib.redirect_stdout(io.StringIO()):
         config, training, _ = load_examples(config)
     model = code.UNet(config.network)
@@ -218,8 +222,9 @@ def train(implementation, config, steps, strategy, baton=None):
     Returns: rung -> {name -> array}: losses, weights, moving statistics, and the moments of the optimizer.
     """
     from data.loader import training_batches
+    from training.devices import scope
 
-    with strategy.scope() if strategy else contextlib.nullcontext():
+    with scope(strategy) if strategy else contextlib.nullcontext():
         code, config, training, model, optimizer, weights, state = start(implementation, config.replace(epochs=1000))
         if baton and baton.exists():
             values, moments, _ = load_checkpoint(baton, config.network)

@@ -24,7 +24,7 @@ def run(config, args):
     Raises: UserError for a folder that holds no run, and for runs on different data.
     """
     from data.loader import load_examples
-    from training.report import draw_predictions, predict_some, read_history  # these import TensorFlow
+    from training.report import draw_predictions, make_eval_step, predict_some, read_history  # these import TensorFlow
 
     output = config.training.run_dir
     histories, columns, configs = {}, {}, {}
@@ -41,7 +41,7 @@ def run(config, args):
         assign_weights(code.named_weights(model), weights)
         if len(configs) == 1:
             _, _, validation = load_examples(trained)
-        columns[str(run_dir)] = predict_some(trained, validation, code.make_eval_step(model, trained))
+        columns[str(run_dir)] = predict_some(trained, validation, make_eval_step(model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():

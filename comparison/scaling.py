@@ -81,13 +81,13 @@ def run(config, counts, rounds, path):
 def measure(implementation, config, counts, rounds, connection):
     """Sends {devices: (seconds of a step, seconds of the sum of its gradients alone, "GPU" or "CPU")}, medians of `rounds`."""
     from common.device import tf
-    from common.replicas import on_every_replica, total
     from comparison.replicas import start, start_devices
     from data.loader import training_batches
+    from training.devices import on_every_replica, scope, total
 
     ready = {}
     for n, strategy in start_devices(counts, deterministic=False).items():
-        with strategy.scope():
+        with scope(strategy):
             of_n = config.replace(batch_size=n * config.training.batch_size, images=2 * n * config.training.batch_size)
             code, of_n, training, model, optimizer, weights, _ = start(implementation, of_n)
             step = code.make_train_step(model, of_n, optimizer)

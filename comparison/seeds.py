@@ -69,12 +69,12 @@ def make_trainer(implementation, config, training, validation):
     """
     from common.weights import assign_weights, initial_weights
     from data.loader import steps_per_epoch, training_batches, validation_batches
-    from training.report import evaluate
+    from training.report import evaluate, make_eval_step
 
     code = comparison.load(implementation)
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
-    train_step, eval_step = code.make_train_step(model, config, optimizer), code.make_eval_step(model, config)
+    train_step, eval_step = code.make_train_step(model, config, optimizer), make_eval_step(model, config)
     weights, state = code.named_weights(model), code.named_state(model, optimizer)
     fresh = {name: variable.numpy() for name, variable in state.items()}
     steps = config.training.epochs * steps_per_epoch(config, training)

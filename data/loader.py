@@ -14,7 +14,7 @@ from common.cli import listed
 from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
-from common.shapes import margin, min_size, missing
+from common.shapes import margin, min_size, missing, needs
 from common.streams import AUGMENT, ORDER, generator
 from common.text import say
 from data.augment import augment
@@ -229,8 +229,7 @@ def _check_sizes(config, training, validation):
         grown = grow(config, size)
         if min(grown) < smallest:
             raise UserError(
-                f"{name} is {size} pixels, but {config.network.depth} poolings with {config.network.padding!r} padding need "
-                f"at least {smallest}: use a smaller --depth or a larger --image-size"
+                f"{name} is {size} pixels, but {needs(config.network)}: use a smaller --depth or a larger --image-size"
             )
         if grown.height < crop.height or grown.width < crop.width:
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")

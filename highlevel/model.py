@@ -1,78 +1,24 @@
 """The U-Net in tf.layers, the API of TensorFlow 1 that lives on as tf.compat.v1.layers.
 
-The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variables and applies them.
-Today's shim: TensorFlow 1 called it once, to build its graph. Called eagerly, each call would make
-new variables; `track_tf1_style_variables` on a method of a `tf.Module` keeps them by name.
-
 Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
 that the logits are as large as the image, use batch normalization, and ELU. The same file in
 lowlevel/ and keras_impl/ holds the same network, row by row.
+
+The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variables and applies them.
 """
 
-import contextlib
-import warnings
-
-from common.padding import check_size
-from common.replicas import drawn_for_batch, moments, replicas
+from common.device import tf  # tensorflow, started quietly
 from common.shapes import min_size, missing, skip_crop
 from common.weights import assign_weights, initial_weights, weight_shapes
 
-import tensorflow as tf
-
 layers = tf.compat.v1.layers
-warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # "is deprecated": as wanted
-
-# --- by hand: float32 variables in mixed precision, and a dropout that can be resumed ---
-
-
-@contextlib.contextmanager
-def float32_variables():
-    """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
-
-    def master_weights(getter, name, dtype, trainable, **kwargs):
-        # what several devices write to a moving statistic becomes their mean (by default it is
-        # made at each read instead, for which all devices have to come)
-        mean = tf.VariableAggregation.NONE if trainable else tf.VariableAggregation.MEAN
-        kwargs |= {"synchronization": tf.VariableSynchronization.AUTO, "aggregation": mean}
-        if dtype != tf.bfloat16:
-            return getter(name, dtype=dtype, trainable=trainable, **kwargs)
-        return tf.cast(getter(name, dtype=tf.float32, trainable=trainable, **kwargs), tf.bfloat16)
-
-    with tf.compat.v1.variable_scope("", custom_getter=master_weights):
-        yield
-
-
-def global_batch_norm(x, training, name, **settings):
-    """layers.batch_normalization; without `fused` by the moments of the batch on all devices."""
-    layer = layers.BatchNormalization(name=name, _scope=name, **settings)
-    layer._moments = lambda x, *_, **__: moments(x)
-    return layer(x, training=training)
-
-
-def dropout(x, rate, state, training):
-    """Srivastava et al. 2014, but scaled in training and not in testing: x * mask / (1 - rate).
-
-    state: int64 [2], the seed and the number of calls so far, in a variable, so that a checkpoint
-    holds it: the counter in the kernel of layers.dropout is lost when a run goes on.
-    """
-    if not training:
-        return x
-    seed = tf.cast(state, tf.int32)
-    x = drawn_for_batch(lambda x: tf.nn.experimental.stateless_dropout(x, rate, seed), x)
-    state.assign_add([0, 1])
-    return x
-
-
-# --- the network ---
 
 
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Height and width are multiples of 2**depth; with padding "valid" they are what `shapes.missing`
-    asks for, and the logits are smaller by `shapes.margin`. network: `config.network`.
-
-    Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
+    H and W: multiples of 2**depth. With padding "valid" they are what `shapes.missing` asks for,
+    and the logits are smaller by `shapes.margin`. Level i: H / 2**i, W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
@@ -84,14 +30,17 @@ class UNet(tf.Module):
         size = min_size(network)
         size += missing(size, network)  # up to the next that fits
         self(tf.zeros([1, size, size, network.channels]))  # the first call makes the variables
-        # the same start in all three, in the place of what the layers have drawn
-        assign_weights(named_weights(self), initial_weights(network))
+        assign_weights(named_weights(self), initial_weights(network))  # the same start in all three
 
-    @tf.compat.v1.keras.utils.track_tf1_style_variables  # outside of the scope, which it opens
-    @float32_variables()
+    # TensorFlow 1 called it once, to build its graph. Called eagerly, each call would make new
+    # variables: this shim keeps them by name.
+    @tf.compat.v1.keras.utils.track_tf1_style_variables
     def __call__(self, images, training=False):
+        with tf.compat.v1.variable_scope("", custom_getter=float32_variable):
+            return self.forward(images, training)
+
+    def forward(self, images, training):
         network = self.network
-        check_size(images, network)
         x = tf.cast(images, network.precision)
         skips = []
         for i in range(network.depth):
@@ -102,12 +51,10 @@ class UNet(tf.Module):
         filters = network.filters * 2**network.depth
         x = self.double_conv(x, filters, f"down{network.depth}", training)
         if network.dropout:  # "at the end of the contracting path", section 3.1
-            x = dropout(x, network.dropout, self.dropout_state, training)
+            x = self.dropout(x, training)
         for i in reversed(range(network.depth)):
             filters = network.filters * 2**i
-            x = layers.conv2d_transpose(
-                x, filters, 2, strides=2, padding="valid", name=f"up{i}/deconv"
-            )
+            x = layers.conv2d_transpose(x, filters, 2, strides=2, name=f"up{i}/deconv")
             skip, crop = skips[i], skip_crop(network, i)
             if crop:  # "valid" only
                 skip = skip[:, crop:-crop, crop:-crop]
@@ -119,27 +66,46 @@ class UNet(tf.Module):
     def double_conv(self, x, filters, name, training):
         """Twice: 3x3 convolution, batch normalization, activation."""
         network = self.network
-        use_bias = network.batch_norm == "none"
+        bias, fused = network.batch_norm == "none", network.batch_norm == "fused"
+        momentum, epsilon = network.bn_momentum, network.bn_epsilon
         for k in (1, 2):
             x = layers.conv2d(
-                x, filters, 3, padding=network.padding, use_bias=use_bias, name=f"{name}/conv{k}"
+                x, filters, 3, padding=network.padding, use_bias=bias, name=f"{name}/conv{k}"
             )
             if network.batch_norm != "none":
-                fused, momentum = network.batch_norm == "fused", network.bn_momentum
-                normalize = layers.batch_normalization if replicas() == 1 else global_batch_norm
                 # in a tf.function it moves its statistics by itself, without UPDATE_OPS
-                x = normalize(
-                    x, training=training, fused=fused, momentum=momentum,
-                    epsilon=network.bn_epsilon, name=f"{name}/bn{k}",
+                x = layers.batch_normalization(
+                    x, momentum=momentum, epsilon=epsilon, training=training, fused=fused,
+                    name=f"{name}/bn{k}",
                 )  # fmt: skip
             x = getattr(tf.nn, network.activation)(x)
         return x
 
+    # --- by hand: a dropout that can be resumed, and float32 variables in mixed precision ---
+    def dropout(self, x, training):
+        """Srivastava et al. 2014, but scaled in training, not in testing: x * mask / (1 - rate).
+
+        The state, int64 [2], holds the seed and the number of calls so far, so that a checkpoint
+        holds it too: the counter in the kernel of layers.dropout is lost when a run goes on.
+        """
+        if not training:
+            return x
+        state = self.dropout_state
+        seed = tf.cast(state, tf.int32)
+        x = tf.nn.experimental.stateless_dropout(x, self.network.dropout, seed)
+        state.assign_add([0, 1])
+        return x
+
+
+def float32_variable(getter, name, dtype, **kwargs):
+    """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
+    if dtype != tf.bfloat16:
+        return getter(name, dtype=dtype, **kwargs)
+    return tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)
+
 
 def named_weights(model):
-    """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass.
-
-    `model.variables` is sorted by name. What is not in the table of the U comes last, to be seen.
-    """
+    """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass."""
     variables = {variable.name.removesuffix(":0"): variable for variable in model.variables}
+    # `model.variables` is sorted by name; one that should not be there comes last
     return {name: variables.pop(name) for name in weight_shapes(model.network)} | variables

@@ -7,90 +7,16 @@ highlevel/ and keras_impl/ holds the same network, row by row.
 The API: operations on tensors. You make, name, shape, cast and update every variable yourself.
 """
 
-from common.padding import check_size
-from common.replicas import average, drawn_for_batch, moments
+from common.device import tf  # tensorflow, started quietly
 from common.shapes import skip_crop
 from common.weights import initial_weights, is_trainable
-
-import tensorflow as tf
-
-# --- by hand: tf.layers and Keras bring it along, a dropout that can be resumed only Keras ---
-
-
-def conv2d(x, weights, name, padding="valid"):
-    """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out].
-
-    The variables stay float32 or wider: these casts are all there is to "mixed precision".
-    """
-    kernel, bias = weights[f"{name}/kernel"], weights.get(f"{name}/bias")
-    x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides=1, padding=padding.upper())
-    return x if bias is None else tf.nn.bias_add(x, tf.cast(bias, x.dtype))
-
-
-def conv2d_transpose(x, weights, name):
-    """[N, H, W, in] -> [N, 2H, 2W, out]: the gradient of a convolution with stride 2.
-
-    kernel: [2, 2, out, in].
-    """
-    kernel, bias = weights[f"{name}/kernel"], weights[f"{name}/bias"]
-    n, h, w, _ = tf.unstack(tf.shape(x))
-    shape = [n, 2 * h, 2 * w, kernel.shape[2]]
-    x = tf.nn.conv2d_transpose(x, tf.cast(kernel, x.dtype), shape, strides=2, padding="VALID")
-    return tf.nn.bias_add(x, tf.cast(bias, x.dtype))
-
-
-def batch_norm(x, weights, name, training, fused, momentum, epsilon):
-    """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C].
-
-    Moves the statistics when training. gamma, beta and the statistics: [C], float32 or wider.
-    """
-    gamma, beta = weights[f"{name}/gamma"], weights[f"{name}/beta"]
-    moving_mean = weights[f"{name}/moving_mean"]
-    moving_variance = weights[f"{name}/moving_variance"]
-    if fused:  # one kernel, which returns the moved statistics, and not those of the batch;
-        # they move towards the variance times M/(M-1), M = images * height * width
-        x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
-            x, scale=gamma, offset=beta, mean=moving_mean, variance=moving_variance,
-            epsilon=epsilon, is_training=training, exponential_avg_factor=1 - momentum,
-        )  # fmt: skip
-        if training:  # each device has normalized by itself: the mean of their statistics stays
-            new_mean, new_variance = average([new_mean, new_variance])
-            moving_mean.assign(new_mean)
-            moving_variance.assign(new_variance)
-        return x
-    wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than bfloat16
-    mean, variance = moving_mean, moving_variance
-    if training:
-        mean, variance = moments(wide)  # of the batch on all devices, as tf.nn.moments on one
-        moving_mean.assign(moving_mean * momentum + mean * (1 - momentum))
-        moving_variance.assign(moving_variance * momentum + variance * (1 - momentum))
-    return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, epsilon), x.dtype)
-
-
-def dropout(x, rate, state, training):
-    """Srivastava et al. 2014, but scaled in training and not in testing: x * mask / (1 - rate).
-
-    state: int64 [2], the seed and the number of calls so far, in a variable, so that a checkpoint
-    holds it: the counter in the kernel of tf.nn.dropout is lost when a run goes on.
-    """
-    if not training:
-        return x
-    seed = tf.cast(state, tf.int32)
-    x = drawn_for_batch(lambda x: tf.nn.experimental.stateless_dropout(x, rate, seed), x)
-    state.assign_add([0, 1])
-    return x
-
-
-# --- the network ---
 
 
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    Height and width are multiples of 2**depth; with padding "valid" they are what `shapes.missing`
-    asks for, and the logits are smaller by `shapes.margin`. network: `config.network`.
-
-    Level i: height H / 2**i, width W / 2**i, C = filters * 2**i.
+    H and W: multiples of 2**depth. With padding "valid" they are what `shapes.missing` asks for,
+    and the logits are smaller by `shapes.margin`. Level i: H / 2**i, W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
@@ -103,8 +29,7 @@ class UNet(tf.Module):
         }
 
     def __call__(self, images, training=False):
-        network, weights = self.network, self.weights
-        check_size(images, network)
+        network = self.network
         x = tf.cast(images, network.precision)
         skips = []
         for i in range(network.depth):
@@ -113,27 +38,89 @@ class UNet(tf.Module):
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
         x = self.double_conv(x, f"down{network.depth}", training)
         if network.dropout:  # "at the end of the contracting path", section 3.1
-            x = dropout(x, network.dropout, weights["dropout/state"], training)
+            x = self.dropout(x, training)
         for i in reversed(range(network.depth)):
-            x = conv2d_transpose(x, weights, f"up{i}/deconv")
+            x = self.conv2d_transpose(x, f"up{i}/deconv")
             skip, crop = skips[i], skip_crop(network, i)
             if crop:  # "valid" only
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, f"up{i}", training)
         x = tf.cast(x, network.variable_dtype)  # bfloat16 ends here: logits need more than 8 bits
-        return conv2d(x, weights, "head")
+        return self.conv2d(x, "head")
 
     def double_conv(self, x, name, training):
         """Twice: 3x3 convolution, batch normalization, activation."""
-        network, weights = self.network, self.weights
+        network = self.network
         for k in (1, 2):
-            x = conv2d(x, weights, f"{name}/conv{k}", network.padding)
+            x = self.conv2d(x, f"{name}/conv{k}", network.padding)
             if network.batch_norm != "none":
-                fused, momentum = network.batch_norm == "fused", network.bn_momentum
-                epsilon = network.bn_epsilon
-                x = batch_norm(x, weights, f"{name}/bn{k}", training, fused, momentum, epsilon)
+                x = self.batch_norm(x, f"{name}/bn{k}", training)
             x = getattr(tf.nn, network.activation)(x)
+        return x
+
+    # --- by hand: tf.layers and Keras bring it along, a dropout that can be resumed only Keras ---
+    def conv2d(self, x, name, padding="valid"):
+        """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out].
+
+        The variables stay float32 or wider: these casts are all there is to "mixed precision".
+        """
+        kernel, bias = self.weights[f"{name}/kernel"], self.weights.get(f"{name}/bias")
+        x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides=1, padding=padding.upper())
+        return x if bias is None else tf.nn.bias_add(x, tf.cast(bias, x.dtype))
+
+    def conv2d_transpose(self, x, name):
+        """[N, H, W, in] -> [N, 2H, 2W, out]: the gradient of a convolution with stride 2.
+
+        kernel: [2, 2, out, in].
+        """
+        kernel, bias = self.weights[f"{name}/kernel"], self.weights[f"{name}/bias"]
+        n, h, w, _ = tf.unstack(tf.shape(x))
+        shape = [n, 2 * h, 2 * w, kernel.shape[2]]
+        x = tf.nn.conv2d_transpose(x, tf.cast(kernel, x.dtype), shape, strides=2, padding="VALID")
+        return tf.nn.bias_add(x, tf.cast(bias, x.dtype))
+
+    def batch_norm(self, x, name, training):
+        """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C].
+
+        Moves the statistics when training. All four variables: [C], float32 or wider.
+        """
+        gamma, beta = self.weights[f"{name}/gamma"], self.weights[f"{name}/beta"]
+        moving_mean = self.weights[f"{name}/moving_mean"]
+        moving_variance = self.weights[f"{name}/moving_variance"]
+        momentum, epsilon = self.network.bn_momentum, self.network.bn_epsilon
+        if self.network.batch_norm == "fused":
+            # one kernel, which returns the moved statistics and not those of the batch; they move
+            # towards the variance times M/(M-1), M = images * height * width
+            x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
+                x, gamma, beta, moving_mean, moving_variance, epsilon,
+                is_training=training, exponential_avg_factor=1 - momentum,
+            )  # fmt: skip
+            if training:
+                moving_mean.assign(new_mean)
+                moving_variance.assign(new_variance)
+            return x
+        wide = tf.cast(x, gamma.dtype)  # a mean over thousands of values needs more than bfloat16
+        mean, variance = moving_mean, moving_variance
+        if training:
+            mean, variance = tf.nn.moments(wide, axes=[0, 1, 2])
+            moving_mean.assign(moving_mean * momentum + mean * (1 - momentum))
+            moving_variance.assign(moving_variance * momentum + variance * (1 - momentum))
+        x = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, epsilon)
+        return tf.cast(x, self.network.precision)
+
+    def dropout(self, x, training):
+        """Srivastava et al. 2014, but scaled in training, not in testing: x * mask / (1 - rate).
+
+        The state, int64 [2], holds the seed and the number of calls so far, so that a checkpoint
+        holds it too: the counter in the kernel of tf.nn.dropout is lost when a run goes on.
+        """
+        if not training:
+            return x
+        state = self.weights["dropout/state"]
+        seed = tf.cast(state, tf.int32)
+        x = tf.nn.experimental.stateless_dropout(x, self.network.dropout, seed)
+        state.assign_add([0, 1])
         return x
 
 

@@ -9,19 +9,66 @@ if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
 
     before_tensorflow("lowlevel", __doc__)
 
-from common.losses import probabilities, segmentation_loss
-from common.padding import any_size
-from common.replicas import on_every_replica, total
+from common.device import tf  # tensorflow, started quietly
+from common.losses import segmentation_loss
 from data.loader import load_examples
 from lowlevel.model import UNet, named_weights
 from training.run import Run
 from training.start import train_as_told
 
-import tensorflow as tf
+
+def make_train_step(model, config, optimizer=None):
+    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
+    optimizer = optimizer or make_optimizer(model, config)
+
+    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
+    def train_step(images, masks):
+        weights = optimizer.weights
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = segmentation_loss(masks, logits, config)
+        gradients = tape.gradient(loss, weights)
+        with tf.name_scope("optimizer"):
+            if config.training.clip_norm:
+                gradients = clip_by_global_norm(gradients, config.training.clip_norm)
+            optimizer.apply(gradients)
+        return loss
+
+    return train_step
+
+
+def train(config):
+    """One run, from the files on disk to the pictures of its results."""
+    config, train_set, val_set = load_examples(config)  # config: with what the data says
+    model = UNet(config.network)
+    optimizer = make_optimizer(model, config)
+    train_step = make_train_step(model, config, optimizer)
+    weights, state = named_weights(model), named_state(model, optimizer)
+    with Run("lowlevel", config, train_set, val_set, model, weights, state, optimizer) as run:
+        for images, masks in run.steps():
+            run.end_step(train_step(images, masks))
+        run.finish()
+
+
+def main(argv=None):
+    train_as_told("lowlevel", train, argv, __doc__)
+
+
+def make_optimizer(model, config):
+    """The optimizer that `config` names; its `learning_rate` can be assigned."""
+    settings, lr = config.training, config.training.learning_rate
+    weights = {name: w for name, w in named_weights(model).items() if w.trainable}
+    if settings.optimizer == "adam":
+        return Adam(weights, lr, settings.beta_1, settings.beta_2, settings.epsilon)
+    return SGD(weights, lr, settings.momentum)
+
+
+def named_state(model, optimizer):
+    """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
+    return {"iterations": optimizer.iterations, **optimizer.state}
+
 
 # --- by hand: tf.compat.v1.train, tf.clip_by_global_norm and Keras have it ---
-
-
 class Adam(tf.Module):
     """Kingma and Ba 2015, arXiv 1412.6980, in the faster order at the end of section 2.
 
@@ -84,74 +131,6 @@ def clip_by_global_norm(gradients, clip_norm):
     norm = tf.sqrt(tf.reduce_sum([tf.reduce_sum(tf.square(g)) for g in gradients.values()]))
     scale = clip_norm * tf.minimum(1 / norm, 1 / clip_norm)
     return {name: g * scale for name, g in gradients.items()}
-
-
-# --- training ---
-
-
-def make_optimizer(model, config):
-    """The optimizer that `config` names; its `learning_rate` can be assigned."""
-    settings, lr = config.training, config.training.learning_rate
-    weights = {name: w for name, w in named_weights(model).items() if w.trainable}
-    if settings.optimizer == "adam":
-        beta_1, beta_2, epsilon = settings.beta_1, settings.beta_2, settings.epsilon
-        return Adam(weights, lr, beta_1, beta_2, epsilon)
-    return SGD(weights, lr, settings.momentum)
-
-
-def named_state(model, optimizer):
-    """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
-    return {"iterations": optimizer.iterations, **optimizer.state}
-
-
-def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
-    optimizer = optimizer or make_optimizer(model, config)
-
-    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
-    @on_every_replica
-    def train_step(images, masks):
-        weights = optimizer.weights
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = segmentation_loss(masks, logits, config)
-        gradients = total(tape.gradient(loss, weights))  # over all devices
-        with tf.name_scope("optimizer"):
-            if config.training.clip_norm:
-                gradients = clip_by_global_norm(gradients, config.training.clip_norm)
-            optimizer.apply(gradients)
-        return loss
-
-    return train_step
-
-
-def make_eval_step(model, config):
-    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size."""
-
-    @tf.function(jit_compile=config.training.jit, reduce_retracing=True, autograph=False)
-    def eval_step(images, masks):
-        logits = any_size(model, images, config.network)
-        return segmentation_loss(masks, logits, config), probabilities(logits)
-
-    return eval_step
-
-
-def train(config):
-    """One run, from the files on disk to the pictures of its results."""
-    config, train_set, val_set = load_examples(config)  # config: with what the data says
-    model = UNet(config.network)
-    optimizer = make_optimizer(model, config)
-    train_step = make_train_step(model, config, optimizer)
-    weights, state = named_weights(model), named_state(model, optimizer)
-    eval_step = make_eval_step(model, config)
-    with Run("lowlevel", config, train_set, val_set, weights, state, optimizer, eval_step) as run:
-        for images, masks in run.steps():
-            run.end_step(train_step(images, masks))
-        run.finish()
-
-
-def main(argv=None):
-    train_as_told("lowlevel", train, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common.cli import run_script
 from common.config import Config, Stopped, UserError
 from common.output import scratch
 from training.folder import take_new_folder, write_config
-from training.replicas import environment, find_devices, passing_signals
+from training.hosts import environment, find_devices, passing_signals
 from training.report import list_folds
 
 

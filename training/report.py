@@ -8,8 +8,11 @@ import statistics
 
 from common.checkpoint import COLUMNS
 from common.config import UserError
+from common.device import tf
+from common.losses import probabilities, segmentation_loss
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
 from common.output import discard, is_ours, replacing, write_csv, written_in
+from common.padding import any_size
 from common.pictures import (
     class_names,
     difference_colors,
@@ -30,6 +33,17 @@ import numpy as np
 from PIL import Image
 
 PICTURES = 4  # validation images in predictions.png
+
+
+def make_eval_step(model, config):
+    """step(images, masks) -> (scalar loss, probabilities [N, H, W, classes]), for any size and any of the three."""
+
+    @tf.function(jit_compile=config.training.jit, reduce_retracing=True, autograph=False)
+    def eval_step(images, masks):
+        logits = any_size(model, images, config.network)
+        return segmentation_loss(masks, logits, config), probabilities(logits)
+
+    return eval_step
 
 
 def evaluate(eval_step, batches, classes):

@@ -20,10 +20,19 @@ from data.loader import batch_names, steps_per_epoch, training_batches, validati
 from data.overview import draw_augmentations
 from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
-from training import replicas
+from training import hosts
 from training.events import EventWriter
 from training.folder import STEP, take_new_folder, write_config
-from training.report import draw_results, evaluate, list_classes, predict_some, write_confusion, write_examples, write_history
+from training.report import (
+    draw_results,
+    evaluate,
+    list_classes,
+    make_eval_step,
+    predict_some,
+    write_confusion,
+    write_examples,
+    write_history,
+)
 from training.schedule import learning_rate, stops_early
 from training.summary import print_summary
 
@@ -34,7 +43,7 @@ from tqdm import tqdm
 class Run:
     """One training run: it counts, sets the learning rate, validates, saves; the train script does the training.
 
-        with Run("lowlevel", config, training, validation, weights, state, optimizer, make_eval_step(model, config)) as run:
+        with Run("lowlevel", config, training, validation, model, weights, state, optimizer) as run:
             for images, masks in run.steps():
                 run.end_step(train_step(images, masks))
             run.finish()
@@ -45,11 +54,11 @@ class Run:
     Raises: UserError when another process uses the folder, and for a checkpoint that does not fit.
     """
 
-    def __init__(self, implementation, config, training, validation, weights, state, optimizer, eval_step):
+    def __init__(self, implementation, config, training, validation, model, weights, state, optimizer):
         self.implementation, self.config = implementation, config
         self.options, self.run_dir = config.training, config.training.run_dir
         self.training, self.validation = training, validation
-        self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, eval_step
+        self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, make_eval_step(model, config)
         self.steps_per_epoch = steps_per_epoch(config, training)
         self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
@@ -58,18 +67,18 @@ class Run:
         self.rows = []  # of history.csv
         self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
-        self.stop, self.signal = replicas.StopSignal(), 0  # what this host has got; what all hosts stop by
+        self.stop, self.signal = hosts.StopSignal(), 0  # what this host has got; what all hosts stop by
         self.last = self.run_dir / "last.safetensors"
 
     def __enter__(self):
         config = self.config
-        self.chief = replicas.is_chief()
+        self.chief = hosts.is_chief()
         of_images = {"split of the images": [self.training.names, self.validation.names]}
-        replicas.agree(of_images | {"image or mask in a file": [self.training.checksums, self.validation.checksums]})
+        hosts.agree(of_images | {"image or mask in a file": [self.training.checksums, self.validation.checksums]})
         if self.chief:
             self._open_folder()
-        self.step, self.losses, self.rows = replicas.from_chief(lambda: [self.step, self.losses, self.rows])
-        replicas.copy_from_chief({**self.weights, **self.state})
+        self.step, self.losses, self.rows = hosts.from_chief(lambda: [self.step, self.losses, self.rows])
+        hosts.copy_from_chief({**self.weights, **self.state})
         self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
         self.done = self.step >= self.all_steps or stops_early(config, self.rows)
         self.batches = training_batches(config, self.training, first_step=self.step)
@@ -79,7 +88,7 @@ class Run:
         if self.options.summary:
             print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
-        devices = device_name() + replicas.described()
+        devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
         self.handlers = {}  # after the strategy, which has set its own
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
@@ -272,7 +281,7 @@ class Run:
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
             "loss": float(np.mean(self.losses)),
-            **replicas.from_chief(lambda: {f"val_{name}": value for name, value in self._evaluate()[0].items()}),
+            **hosts.from_chief(lambda: {f"val_{name}": value for name, value in self._evaluate()[0].items()}),
             "learning_rate": self.rate,
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
@@ -342,7 +351,7 @@ class Run:
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
         if self.chief:
             self._report()
-        replicas.from_chief(lambda: None)  # the others stay until the chief is ready
+        hosts.from_chief(lambda: None)  # the others stay until the chief is ready
         if self.stop.arrived and not self.signal:  # while pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.stop.arrived)
 

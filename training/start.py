@@ -5,9 +5,10 @@ import sys
 
 from common.config import Stopped
 from common.device import be_deterministic
+from training.devices import in_place
 from training.folds import train_folds
+from training.hosts import spread, start_workers, with_cluster
 from training.options import read_command_line
-from training.replicas import spread, start_workers, with_cluster
 
 
 def train_as_told(implementation, train, argv, description):
@@ -22,7 +23,7 @@ def train_as_told(implementation, train, argv, description):
         be_deterministic()
     try:
         if config.data.folds is None or config.data.fold is not None:
-            with spread(config):
+            with spread(config), in_place(implementation, train):
                 train(config)
         else:
             train_folds(implementation, train, config)

@@ -1,4 +1,4 @@
-"""Several devices and hosts: how they start, and what they have to agree on. What a step computes on them: `common.replicas`.
+"""Several devices and hosts: how they start, and what they have to agree on. What a step computes on them: `training.devices`.
 
 tf.distribute copies the variables to every device and keeps the copies equal: MirroredStrategy for the devices of one host,
 MultiWorkerMirroredStrategy for several hosts, where the same script runs once on each. The first of them, the chief, prints,
@@ -21,6 +21,7 @@ from pathlib import Path
 from common.cli import OUT_OF_MEMORY
 from common.config import Addresses, UserError
 from common.device import tf
+from training.devices import scope
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def spread(config):
         on_cpu = devices[0].startswith("CPU")
         sums = tf.distribute.ReductionToOneDevice() if on_cpu else None  # None: NCCL
         strategy = tf.distribute.MirroredStrategy(devices, sums)
-        with strategy.scope():
+        with scope(strategy):
             yield
         return
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -66,7 +67,7 @@ def spread(config):
     try:
         with _waiting(training):
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-        with strategy.scope():
+        with scope(strategy):
             with _waiting(training):
                 agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
             if not is_chief():
