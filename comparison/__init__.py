@@ -1,18 +1,17 @@
 """What compare.py calls: is it the same network three times, and what does each cost?"""
 
-import atexit
 import contextlib
 import importlib
 import multiprocessing
+import pkgutil
 import signal
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
+SPAWN = multiprocessing.get_context("spawn")  # TensorFlow survives no fork
 
 
 def load(implementation):
@@ -31,26 +30,32 @@ def shrunk(config, small, given):
     return config.replace(**{k: v for k, v in small.items() if k not in given and not (own and k == "image_size")})
 
 
-def start_process(work, *args, checkout=ROOT):
-    """Starts `work(*args, connection)` in a process of its own. -> (`Popen`, the other end of the connection)
+def start_process(work, *args):
+    """Starts `work(*args, connection)` in a process of its own. -> (the process, the other end of the connection)
 
-    Receiving from it raises EOFError when the process has ended. The process ends when this one does or when nobody asks any
-    more. Ctrl-C is for this process to answer and does not reach the other.
+    work: a function, or "module.function" where importing it here would take too much with it.
 
-    checkout: the folder whose modules it imports, see `comparison/process.py`.
+    Receiving raises EOFError when the process has ended. It ends when this one does or when nobody asks any more. Ctrl-C is for
+    this process to answer and does not reach the other.
     """
-    ours, theirs = multiprocessing.Pipe()
-    command = [sys.executable, ROOT / "comparison" / "process.py", checkout, str(theirs.fileno())]
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=_answer, args=(work, args, theirs), daemon=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited; pressed meanwhile it waits and is not lost
     try:
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        atexit.register(process.kill)
+        process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()  # so that receiving ends when the process does
-    with contextlib.suppress(ConnectionError):  # it has ended already, as who receives will see
-        ours.send((work.__module__, work.__name__, args))
     return process, ours
+
+
+def _answer(work, args, connection):
+    """The process of `start_process`."""
+    try:
+        with contextlib.suppress(EOFError, ConnectionError):  # nobody asks any more
+            (pkgutil.resolve_name(work) if isinstance(work, str) else work)(*args, connection)
+    except UserError as error:  # `receive` raises it there
+        connection.send(error)
 
 
 def ask(connection, *request):
@@ -67,7 +72,7 @@ def call(work, of, *args):
     """What `work(*args, connection)` sends, in a process of its own that works on `of`. Raises: as `receive`."""
     process, connection = start_process(work, *args)
     answer = receive(connection, of)
-    process.wait()
+    process.join()
     return answer
 
 

@@ -67,7 +67,7 @@ def describe(operation):
 def add_options(parser):
     """Adds the options of `compare.py graph` to those of the configuration."""
     group = parser.add_argument_group("graph")
-    group.add_argument("--save", type=Path, metavar="DIR", help="write the StableHLO there, for comparison.pjrt too")
+    group.add_argument("--save", type=Path, metavar="DIR", help="write the StableHLO texts there")
 
 
 def run(config, args):
@@ -82,9 +82,9 @@ def run(config, args):
     config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
     traced, optimized, compiled = programs.collect(config, images, masks)
-    for of_one in compiled.values() if save else ():
-        programs.save(of_one, save)
-    found = {(program, name): operations(one.text) for name, of_one in compiled.items() for program, one in of_one.items()}
+    for (program, name), text in compiled.items() if save else ():
+        write_text(save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
+    found = {key: operations(text) for key, text in compiled.items()}
     lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
 
     same, record = True, {}

@@ -56,7 +56,7 @@ def measure(config, images, rounds):
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
     return {key: found[key] for key in ((names[k], call) for k, call in turns)}
 
 

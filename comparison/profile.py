@@ -191,7 +191,7 @@ def collect(config, images, masks):
             for mode in MODES:
                 measured[mode, name] = comparison.receive(connection, name)
                 progress.update()
-            process.wait()
+            process.join()
     return measured
 
 

@@ -81,7 +81,7 @@ def climb_all(config, steps, path):
             reason = "the same operations on the same rows, and the sum of two numbers has one order"
             records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, local["two"][title], 0.0, reason))
         for process, _ in hosts:
-            process.wait()
+            process.join()
     write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"

@@ -1,8 +1,7 @@
-"""What `compare.py bench` says of its measurements: records, the table, the bar chart, and what changed since a version."""
+"""What `compare.py bench` says of its measurements: records, the table and the bar chart."""
 
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -12,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import comparison
-from common.config import UserError, flag
 from common.pictures import save_figure
 from comparison import roofline
 from comparison.cells import MODES, Cell
@@ -25,10 +23,7 @@ VARIABLES = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICE
     f"TF_{name}"
     for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
 )
-SAME = 0.02  # speeds that differ by less are called the same, see `compare_rounds`
-ALIKE = 0.1  # speeds of two hours or machines that differ by less need no explanation
 SETTING = Cell._fields[:-1]
-TEXTS = ("mode", "implementation", "precision")  # of a record
 
 
 def record(cell, mode, workers, config, limit):
@@ -137,108 +132,9 @@ def draw(records, title, path):
     save_figure(figure, path)
 
 
-# --- what has changed ---
-
-
-def read_record(path):
-    """What `bench` wrote. Raises: UserError for a file that is none."""
-    wrong = f"{path} was not written by this version's compare.py bench"
-    if not Path(path).is_file():
-        raise UserError(f"{path} is no file that compare.py bench wrote")
-    try:
-        found = json.loads(Path(path).read_text())
-        times = [seconds for row in found["records"] for seconds in (*row["step_seconds"], row["images_per_second"])]
-        limits = [limit[what] for limit in found["limits"].values() for what in ("convolution", "copy")]
-        about, config = found["environment"], found["config"]
-        strings = [about["device"], about["packages"]["tensorflow"], *(row[name] for row in found["records"] for name in TEXTS)]
-        is_one = all(isinstance(text, str) for text in strings) and isinstance(config, dict)
-        is_one &= all(row["step_seconds"] and row["mode"] in MODES and row.keys() >= {*SETTING} for row in found["records"])
-        if not (is_one and times and min(times + limits) > 0):
-            raise UserError(wrong)
-        return found
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(wrong) from None
-
-
-def compare_rounds(old, new):
-    """-> (ratio of the speeds, new over old; (low, high) of it or None; "faster", "slower" or why neither).
-
-    old, new: seconds of a step in the same rounds. A round's two times lie side by side, so their ratio leaves out what slows
-    the machine down for longer than that; the ratio here is the median over the rounds. Its interval is the sign test's, which
-    asks nothing of the distribution: the true median lies above all of n ratios with probability 2**-n, and so on inwards, as
-    far as at most 10 % remain outside on both sides together. Below 5 rounds there is none.
-
-    A verdict needs all of the interval beyond 2 %: two processes of the same code differ by a percent or two in all their
-    rounds alike, by where their memory lies, and no number of rounds shows that.
-    """
-    ratios = np.sort([a / b for a, b in zip(old, new)])
-    outside = np.cumsum([math.comb(len(ratios), k) for k in range(len(ratios))]) / 2 ** (len(ratios) - 1)
-    inwards = sum(outside <= 0.1)
-    if not inwards:
-        return np.median(ratios), None, "too few rounds to tell"
-    low, high = ratios[inwards - 1], ratios[-inwards]
-    verdict = "faster" if low > 1 + SAME else "slower" if high < 1 - SAME else "the same within the noise"
-    return np.median(ratios), (low, high), verdict
-
-
-def explain(ratio, of_limits):
-    """What to think of a speed that is `ratio` of another machine's. of_limits: the ratio of their limits, or None."""
-    if abs(ratio - 1) <= ALIKE:
-        return f"within {100 * ALIKE:.0f} %"
-    if of_limits is None:
-        return "whose limit is not known"
-    if abs(ratio / of_limits - 1) <= ALIKE:
-        return f"as the limit, {of_limits:.2f} of the other's: another processor, or fewer cores"
-    if ratio > of_limits:
-        return f"more than the limit says, {of_limits:.2f} of the other's"
-    return f"less than the limit says, {of_limits:.2f} of the other's: is the machine busy? other threads, flags, versions?"
-
-
-def print_ratios(old, new, same_rounds, of_limits=None):
-    """The speeds of two lists of records, with a verdict if they were measured in the same rounds.
-
-    of_limits: else, precision -> the limit of the new over that of the old, for `explain`.
-    """
-    key = (*Cell._fields, "mode")
-    before = {tuple(row[name] for name in key): row for row in old}
-    print(f"\n{'':<64}{'was':>9}{'is':>9}{'ratio':>8}" + f"{'90 % interval':>17}" * same_rounds)
-    for row in new:
-        was = before.pop(tuple(row[name] for name in key), None)
-        if was is None:
-            continue
-        ratio = statistics.median(was["step_seconds"]) / statistics.median(row["step_seconds"])
-        found = "" if same_rounds else "  " + explain(ratio, of_limits.get(row["precision"]))
-        if same_rounds:
-            ratio, interval, verdict = compare_rounds(was["step_seconds"], row["step_seconds"])
-            found = f"{'{:.3f} to {:.3f}'.format(*interval) if interval else '':>17}  {verdict}"
-        title = f"{row['implementation']}, {MODES[row['mode']]}, {row['precision']}{', XLA' if row['jit'] else ''}"
-        title += f", {row['batch_size']} x {row['image_size']}"
-        print(f"{title:<64}{was['images_per_second']:>9.1f}{row['images_per_second']:>9.1f}{ratio:>8.3f}{found}")
-    if before:
-        print(f"{len(before)} rows of the old record were not measured now")
-
-
 def print_environment(old, new):
     """What differs between two `environment`s."""
     for name, value in new.items():
         before = old.get(name)
         if before != value and name not in ("load_before", "date"):
             print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")
-
-
-def print_changes(old, new):
-    """What differs between two records besides the speeds, which were measured at other times and get no verdict."""
-    print_environment(old["environment"], new["environment"])
-    for name, value in new["config"].items():
-        before = old["config"].get(name)
-        if before != value and name not in ("run_dir", "images", *SETTING):
-            print(f"{flag(name)} was {before}, is {value}")
-    limits = {
-        precision: new["limits"][precision]["convolution"] / old["limits"][precision]["convolution"]
-        for precision in new["limits"].keys() & old["limits"].keys()
-    }
-    print_ratios(old["records"], new["records"], same_rounds=False, of_limits=limits)
-    print("no verdict: another hour is another state of the machine, which alone moves speeds by several percent.")
-    print("--against COMMIT measures that version again, in the same rounds as this one.")

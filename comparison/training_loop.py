@@ -153,11 +153,11 @@ def measure(config, rounds):
             for connection in connections.values():
                 connection.close()
             for process in processes:  # each ends with its round
-                process.wait()
+                process.join()
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
+                process.join()
     return found, config
 
 

@@ -38,8 +38,6 @@ def work(cell, config, images, masks, started, connection):
     bytes and ends. Says hello with the seconds until the first step of each mode was done; or with why that cannot be.
 
     started: the time at which the process was asked for.
-
-    `compare.py bench --against` has older and newer versions answer each other: what is said here stays as it is.
     """
     if cell.implementation != LIMIT:
         comparison.load(cell.implementation)

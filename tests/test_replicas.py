@@ -73,7 +73,7 @@ def told_apart(implementation, with_faults):
     work = importlib.import_module("tests.test_replicas").tell_apart  # under the name that another process finds it by
     process, connection = comparison.start_process(work, implementation, with_faults)
     results = connection.recv()
-    process.wait()
+    process.join()
     return results
 
 
