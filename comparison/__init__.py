@@ -6,6 +6,7 @@ import multiprocessing
 import pkgutil
 import signal
 import types
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
@@ -38,6 +39,7 @@ def start_process(work, *args):
     Receiving raises EOFError when the process has ended. It ends when this one does or when nobody asks any more. Ctrl-C is for
     this process to answer and does not reach the other.
     """
+    resource_tracker.ensure_running()  # whose start would let Ctrl-C in again, for the first process
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_answer, args=(work, args, theirs), daemon=True)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited; pressed meanwhile it waits and is not lost
