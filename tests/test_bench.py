@@ -13,7 +13,8 @@ import compare
 import comparison
 from common.config import Config, Size, UserError
 from common.weights import assign_weights, fold_batch_norm, weight_shapes
-from comparison import bench, cells, pipeline, report, roofline, worker
+from comparison import columns, machine
+from comparison.benchmark import bench, cells, pipeline, roofline
 
 import numpy as np
 import pytest
@@ -180,9 +181,9 @@ def test_matrix(monkeypatch):
     has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
     for there, precision in ((False, "float32"), (True, "tf32")):
-        monkeypatch.setattr(worker, "has_tf32", lambda there=there: there)
-        assert [worker.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
-    assert worker.arithmetic(Config.of(deterministic=True)) == "float32"
+        monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)
+        assert [machine.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
+    assert machine.arithmetic(Config.of(deterministic=True)) == "float32"
 
 
 def test_cells_share_the_memory_there_is():
@@ -261,7 +262,7 @@ def test_options_that_do_not_fit_together(arguments, words, tmp_path):
 
 
 def test_several_devices_are_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("comparison.IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr("comparison.columns.IMPLEMENTATIONS", ("lowlevel",))
     compare.main(["bench", *TINY, "--devices", "1,2", "--rounds", "1", "--run-dir", str(tmp_path)])
     assert "the sum alone" in capsys.readouterr().out
     rows = json.loads((tmp_path / "scaling.json").read_text())
@@ -313,7 +314,7 @@ def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
 
 
 def test_help_needs_no_tensorflow():
-    code = "import sys, comparison.bench; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, comparison.benchmark.bench; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=comparison.ROOT, check=True)
 
 
@@ -326,7 +327,7 @@ def test_no_secrets_are_recorded(monkeypatch):
     for name in ("TF_TOKEN_example_com", "TF_HTTP_PASSWORD", "NVIDIA_API_KEY"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    variables = report.environment()["variables"]
+    variables = machine.environment()["variables"]
     assert "TF_ENABLE_ONEDNN_OPTS" in variables and "secret" not in variables.values()
 
 
@@ -345,7 +346,7 @@ def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
             picture[8:16] = 255 - values
             Image.fromarray(picture).save(tmp_path / folder / f"{k % 2}_0{k}{ending}")
     monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
-    monkeypatch.setattr(comparison, "IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
     monkeypatch.setattr(pipeline, "time_consumer", functools.partial(pipeline.time_consumer, seconds=0.2))
     monkeypatch.setattr(pipeline, "time_draws", functools.partial(pipeline.time_draws, seconds=0.1))
     options = dict(dataset="carvana", data_dir=tmp_path, batch_size=1, filters=4, depth=2, crop_size=Size(16, 16))

@@ -63,7 +63,7 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
-        if module == "comparison.scaling":
+        if module == "comparison.benchmark.scaling":
             return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         parser = make_parser(module, "")
@@ -178,7 +178,7 @@ def test_every_page_is_linked_in_the_readme():
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_files_that_are_named_exist(page):
     """`path.py` is there, and `name` behind it, as in "`data/loader.py`, `augmented`", is defined in it."""
-    for path, name in re.findall(r"`([\w*]+/\w+\.(?:py|md))`(?:,\s+`(\w+)`)?", TEXTS[page]):
+    for path, name in re.findall(r"`((?:[\w*]+/)+\w+\.(?:py|md))`(?:,\s+`(\w+)`)?", TEXTS[page]):
         files = sorted(ROOT.glob(path))
         assert files, f"{title(page)}: no {path}"
         for file in files if name else ():
@@ -188,7 +188,8 @@ def test_files_that_are_named_exist(page):
 
 def test_the_reading_order_names_every_file():
     text = TEXTS[ROOT / "docs" / "anatomy.md"]
-    listed = re.findall(r"`(\w+/\w+\.py)`", text.partition("What imports what")[0])
+    listed = re.findall(r"`((?:\w+/)+\w+\.py)`", text.partition("What imports what")[0])
     rooms = ("common", "data", "training", *IMPLEMENTATIONS, "prediction", "comparison", "study")
-    files = {f"{room}/{path.name}" for room in rooms for path in (ROOT / room).glob("*.py") if path.stem != "__init__"}
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py") if path.stem != "__init__"]
+    files = {str(path.relative_to(ROOT)) for path in files}
     assert sorted(listed) == sorted(files), "a file comes once in the reading order of docs/anatomy.md"

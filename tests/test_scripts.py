@@ -14,8 +14,9 @@ import comparison
 from common.checkpoint import load_checkpoint
 from common.config import Config, Size, UserError
 from common.weights import is_trainable
-from comparison import parity
-from comparison.ways import cases
+from comparison import columns
+from comparison.proof import parity
+from comparison.proof.ways import cases
 from training.report import COLUMNS
 
 import numpy as np
@@ -173,7 +174,7 @@ sys.exit(compare.main(sys.argv[1:]))
 
 
 def test_graph_sees_another_padding_and_another_order():
-    from comparison.graph import compare_sequences, operations
+    from comparison.proof.graph import compare_sequences, operations
 
     text = """
     %0 = stablehlo.convolution(%arg0, %arg1) window = {pad = [[1, 1]]} : (tensor<2xf32>, tensor<3xf32>) -> tensor<2xf32>
@@ -188,7 +189,7 @@ def test_graph_sees_another_padding_and_another_order():
 
 def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
-    from comparison.roofline import convolution_flops
+    from comparison.benchmark.roofline import convolution_flops
 
     forward, training = convolution_flops(Config.of(filters=1, depth=1).network, 4, 4)
     down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)
@@ -209,7 +210,7 @@ def test_compare_relay(tmp_path, capsys):
 
 def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, capsys):
     """The negative control through the command itself: one weight of one implementation off by 1e-4, exit code 1."""
-    load = comparison.load
+    load = columns.load
 
     def load_perturbed(implementation):
         code = load(implementation)
@@ -225,7 +226,7 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
             code.named_weights = perturbed_weights
         return code
 
-    monkeypatch.setattr(comparison, "load", load_perturbed)
+    monkeypatch.setattr(columns, "load", load_perturbed)
     arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1 --precision bfloat16".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 1
     output = capsys.readouterr().out

@@ -1,28 +1,15 @@
 """What `compare.py bench` says of its measurements: records, the table and the bar chart."""
 
-import contextlib
-import json
-import os
-import platform
-import re
 import statistics
-import time
-from importlib.metadata import version
-from pathlib import Path
 
-import comparison
 from common.pictures import save_figure
-from comparison import roofline
-from comparison.cells import MODES, Cell
+from comparison import columns
+from comparison.benchmark import roofline
+from comparison.benchmark.cells import MODES, Cell
 
 import numpy as np
 from matplotlib.figure import Figure
 
-# of the environment, that change figures; not all that begins with TF_ or NVIDIA_: Terraform's, and keys, may be secrets
-VARIABLES = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE") + tuple(
-    f"TF_{name}"
-    for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
-)
 SETTING = Cell._fields[:-1]
 
 
@@ -47,37 +34,6 @@ def record(cell, mode, workers, config, limit):
         "import_seconds": first["import"],
         **{f"{what}_seconds": first[f"{what} {mode}"] for what in ("build", "trace", "compile")},
         "peak_memory_bytes": workers.peaks.get(cell),
-    }
-
-
-def processor():
-    with contextlib.suppress(OSError, TypeError):
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    return platform.processor() or platform.machine()
-
-
-def environment():
-    """What the figures depend on besides the code."""
-    from common.device import device_name, tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    build = tf.sysconfig.get_build_info()
-    driver = None
-    with contextlib.suppress(OSError, TypeError):
-        driver = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
-    return {
-        "device": device_name(),
-        "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
-        **dict(driver=driver, cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
-        **dict(cpu=processor(), system=platform.platform(), python=platform.python_version()),
-        "packages": {name: version(name) for name in ("tensorflow", "keras", "tf-keras", "numpy")},
-        "threads": {
-            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
-            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
-        },
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
-        "date": time.strftime("%Y-%m-%d"),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -113,7 +69,7 @@ def draw(records, title, path):
     figure = Figure(figsize=(4.2 * len(modes), 2 + 0.75 * len(settings)))
     panels = dict(zip(modes, figure.subplots(1, len(modes), squeeze=False).flat))
     for row in records:
-        k = comparison.IMPLEMENTATIONS.index(row["implementation"])
+        k = columns.IMPLEMENTATIONS.index(row["implementation"])
         y = settings.index(tuple(row[name] for name in SETTING)) + 0.27 * (k - 1)
         median, quartiles = row["images_per_second"], np.array([row["images_per_second_quartiles"]]).T
         axes = panels[row["mode"]]
@@ -126,15 +82,7 @@ def draw(records, title, path):
         axes.margins(x=0.15)
         axes.set(title=MODES[mode], xlabel="images per second")
     handles = [figure.axes[0].barh(0, 0, color=f"C{k}") for k in range(3)]
-    figure.legend(handles, comparison.IMPLEMENTATIONS, loc="lower right", ncols=3, fontsize=7)
+    figure.legend(handles, columns.IMPLEMENTATIONS, loc="lower right", ncols=3, fontsize=7)
     figure.suptitle(title, fontsize=8)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     save_figure(figure, path)
-
-
-def print_environment(old, new):
-    """What differs between two `environment`s."""
-    for name, value in new.items():
-        before = old.get(name)
-        if before != value and name not in ("load_before", "date"):
-            print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")

@@ -1,20 +1,18 @@
 """What does each level of TensorFlow cost? Images per second in training and in inference, measured side by side."""
 
 import collections
-import contextlib
-import io
 import json
 import signal
 import statistics
 import sys
 import time
 
-import comparison
 from common.cli import count
 from common.config import Size, UserError, flag
 from common.output import write_text
-from comparison import cells, report, roofline
-from comparison.cells import LIMIT, MODES
+from comparison import columns
+from comparison.benchmark import cells, roofline, speeds
+from comparison.benchmark.cells import LIMIT, MODES
 from data.cache import CORES
 
 import numpy as np
@@ -58,7 +56,7 @@ def run(config, args):
     if args.scaling and (config.training.deterministic or config.training.jit):
         raise UserError("--devices times what training runs by default: leave --deterministic and --jit out")
     if args.scaling:
-        from comparison import scaling
+        from comparison.benchmark import scaling
 
         scaling.run(config, args.scaling, args.rounds or ROUNDS["quick"], output / "scaling.json")
         return True
@@ -67,7 +65,7 @@ def run(config, args):
     if is_matrix:
         run_matrix(config, args.given, args.what, rounds, output / "bench.json")
         return True
-    from comparison import latency, pipeline, profile, training_loop
+    from comparison.benchmark import latency, pipeline, profile, training_loop
 
     if args.what == "latency":
         latency.run(config, rounds, output / "latency.json")
@@ -93,7 +91,7 @@ class Workers:
 
     def start(self, cell, images, masks):
         """images, masks: a batch, see `draw_batch`. `greet` waits until it is ready."""
-        started = comparison.start_process("comparison.worker.work", cell, self.config, images, masks, time.time())
+        started = columns.start_process("comparison.benchmark.worker.work", cell, self.config, images, masks, time.time())
         self.processes[cell], self.connections[cell] = started
         self.sizes[cell] = images.shape[1:3]  # with "valid" padding the loader has mirrored a margin around it
 
@@ -113,7 +111,7 @@ class Workers:
     def _answer(self, cell, *request):
         """To `request`, or what the process says first; None if it has ended."""
         try:
-            return comparison.ask(self.connections[cell], *request)
+            return columns.ask(self.connections[cell], *request)
         except EOFError:
             self.processes[cell].join()
             killed = self.processes[cell].exitcode == -signal.SIGKILL
@@ -156,6 +154,7 @@ def measure(todo, config, rounds, workers):
     All processes of a group are up before its first round. The limits are measured in the same rounds.
     """
     from common.device import tf
+    from comparison.benchmark.worker import draw_batch
 
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     memory = np.inf if on_gpu else 0.75 * cells.available_bytes()
@@ -186,19 +185,6 @@ def measure(todo, config, rounds, workers):
             workers.stop()
 
 
-def draw_batch(config, batch_size, image_size):
-    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays. Of fewer images some come more than once."""
-    from data.loader import load_examples, training_batches
-
-    if config.data.dataset == "synthetic" and not config.data.crop_size:
-        config = config.replace(image_size=image_size)
-    with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
-        config, training, _ = load_examples(config)
-    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-    numbers = np.arange(batch_size) % len(images)
-    return images[numbers], masks[numbers]
-
-
 def run_matrix(config, given, matrix, rounds, path):
     """Measures the `matrix`, prints the table, writes JSON to `path`, and a bar chart and the roofline beside it.
 
@@ -206,8 +192,8 @@ def run_matrix(config, given, matrix, rounds, path):
 
     Raises: UserError when no cell could be measured.
     """
-    from comparison.peaks import peak_work
-    from comparison.worker import described, has_tf32
+    from comparison.benchmark.peaks import peak_work
+    from comparison.machine import described, environment, has_tf32
     from data.loader import load_examples
 
     config, training, _ = load_examples(config)
@@ -215,7 +201,7 @@ def run_matrix(config, given, matrix, rounds, path):
     todo = cells.find_cells(config, given, matrix, image_size, has_tf32())
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
-    about = report.environment()
+    about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)
     workers = Workers(config)
@@ -228,21 +214,21 @@ def run_matrix(config, given, matrix, rounds, path):
         if cell.implementation == LIMIT and all(workers.times.get((cell, step)) for step in work):
             limits[cell.precision] = {step: work[step] / statistics.median(workers.times[cell, step]) for step in work}
     records = [
-        report.record(cell, mode, workers, config, limits.get(cell.precision))
+        speeds.record(cell, mode, workers, config, limits.get(cell.precision))
         for mode in MODES
         for cell in todo
         if (cell, mode) in workers.times
     ]
     if not records:
         raise UserError("; ".join(dict.fromkeys(f"{cell.implementation} {why}" for cell, why in workers.failed.items())))
-    report.print_table(records, limits, workers.failed)
+    speeds.print_table(records, limits, workers.failed)
     new = {
         **dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, limits=limits),
         "not_measured": {f"{cell.implementation}, {cell.setting}": why for cell, why in workers.failed.items()},
         "records": records,
     }
     write_text(path, json.dumps(new, indent=2) + "\n")
-    report.draw(records, what, path.with_suffix(".png"))
+    speeds.draw(records, what, path.with_suffix(".png"))
     points = [
         (MODES[r["mode"]] + (", XLA" if r["jit"] else ""), r["implementation"], r["precision"])
         + (r["flops"] / r["least_bytes"], r["flops_per_second"])

@@ -2,9 +2,9 @@
 
 import collections
 
-import comparison
 from common.device import tf  # noqa: F401  before what is imported from it below
-from comparison import worker
+from comparison import columns
+from comparison.benchmark import worker
 
 # isort: split
 from tensorflow.python.eager import context  # for the optimized graphs, which no public function gives
@@ -12,7 +12,7 @@ from tensorflow.python.eager import context  # for the optimized graphs, which n
 
 def programs(implementation, config):
     """{"forward": function of images, "train step": function of images and masks}, for one implementation."""
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
     return {"forward": worker.forward(model, config), "train step": code.make_train_step(model, config, optimizer)}
@@ -44,7 +44,7 @@ def stablehlo(function, *arguments):
 def collect(config, images, masks):
     """(traced, optimized, lowered): (program, implementation) -> counter of operations, the same, StableHLO text."""
     traced, optimized, lowered = {}, {}, {}
-    for name in comparison.IMPLEMENTATIONS:
+    for name in columns.IMPLEMENTATIONS:
         compiled = programs(name, config.replace(jit=True))  # StableHLO is made of what goes to XLA, the others as it trains
         for program, function in programs(name, config.replace(jit=False)).items():
             arguments = (images,) if program == "forward" else (images, masks)

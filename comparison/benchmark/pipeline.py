@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
-import comparison
 from common.config import FIELDS, UserError
 from common.device import device_name, tf
 from common.output import write_text
+from comparison import columns
 from data.cache import CORES
 from data.layouts import find_layout
 from data.loader import as_floats, augmented, load_examples, steps_per_epoch, training_batches, validation_batches
@@ -142,8 +142,8 @@ def time_training(config, training, kinds, rounds):
     One process holds all: what is compared is the same step with other batches, and not one implementation with another.
     """
     lanes = {}
-    for name in comparison.IMPLEMENTATIONS:
-        code = comparison.load(name)
+    for name in columns.IMPLEMENTATIONS:
+        code = columns.load(name)
         step = code.make_train_step(code.UNet(config.network), config)
         for kind in kinds:
             batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
