@@ -40,10 +40,11 @@ OF_A_RUN |= {"plateau_patience", "devices", "workers", "worker", "local_workers"
 def read_command_line(argv):
     """-> (command, `Config`, all arguments). Raises: UserError for options that do not fit.
 
-    Command: a module of `comparison` with `add_options(parser)` and `run(config, args)`; None without a name.
+    Command: a module of a room of `comparison` with `add_options(parser)` and `run(config, args)`; None without a name.
     """
     name = argv[0] if argv and argv[0] in COMMANDS else None
-    command = importlib.import_module(f"comparison.{name}") if name else None
+    room = "benchmark" if name == "bench" else "proof"
+    command = importlib.import_module(f"comparison.{room}.{name}") if name else None
     parser = make_parser(f"compare.py {name}" if name else "compare.py", command.__doc__ if name else __doc__)
     parser.set_defaults(images=40, run_dir=Path("runs/compare"))
     if name:
@@ -66,7 +67,8 @@ def read_command_line(argv):
 
 def run_short(config, args):
     """The default network up the ladder in both tiers, and `bench --quick` in one precision."""
-    from comparison import bench, parity
+    from comparison.benchmark import bench
+    from comparison.proof import parity
 
     ways = list(parity.cases("default", config, steps=5, precision=args.only))
     chosen = [case for case in ways if case.title.split(": ")[1] in SHORT] or ways[:2]

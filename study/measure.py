@@ -12,13 +12,15 @@ import re
 import traceback
 from unittest import mock
 
-import comparison
 from common.config import UserError
 from common.device import be_deterministic, device_name, tf
 from common.layers import table
-from comparison import finder, ladder, profile, report
-from comparison.programs import collect_one
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison import IMPLEMENTATIONS, columns
+from comparison.benchmark import profile
+from comparison.machine import processor
+from comparison.proof import finder, ladder
+from comparison.proof.programs import collect_one
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
 from study import rows
 
@@ -248,7 +250,7 @@ def parity(case, batches, connection):
         be_deterministic()
     images, masks = batches[0]
     values = {}
-    for name in comparison.IMPLEMENTATIONS:
+    for name in IMPLEMENTATIONS:
         seen = values[name] = collections.defaultdict(lambda: collections.defaultdict(dict))
         probe = finder.Probe(name, case)
         for layer, array in finder.activations(probe.model, case.config, images, True):
@@ -265,8 +267,8 @@ def parity(case, batches, connection):
                     if of_slot:
                         optimizer = {"adam": "Adam", "sgd": "SGD"}[case.config.training.optimizer]
                         seen[f"train/{optimizer}/apply/{slot}"][f"{slot}, after 1 step"] = of_slot
-    first = values[comparison.IMPLEMENTATIONS[0]]
-    pairs = list(itertools.combinations(comparison.IMPLEMENTATIONS, 2))
+    first = values[IMPLEMENTATIONS[0]]
+    pairs = list(itertools.combinations(IMPLEMENTATIONS, 2))
     answer = {}
     for row, whats in first.items():
         answer[row] = {}
@@ -296,7 +298,7 @@ def measure(config):
     profiles = profile.collect(config, images, masks)
     other = {"fused": "explicit", "explicit": "fused"}.get(network.batch_norm)
     other = None if network.precision == "float64" else other
-    for name in comparison.IMPLEMENTATIONS:
+    for name in IMPLEMENTATIONS:
         of, where, totals = operations(name, config, images, masks)
         measured = profiles["train", name]
         totals["ms"] = short(sum(measured["operations"].values()))
@@ -320,13 +322,13 @@ def measure(config):
     tiers = {"as written": Case("", config, STEPS, exact=False)}
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
-        for row, whats in comparison.call(parity, tier, case, batches).items():
+        for row, whats in columns.call(parity, tier, case, batches).items():
             if not row.startswith("model/") or "traced" in found["rows"][row]:  # it ran
                 found["rows"][row].setdefault("parity", {})[tier] = whats
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{report.processor()}, {device_name()}",
+        "machine": f"{processor()}, {device_name()}",
         "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
         "config": {k: v for k, v in config.flat.items() if k in flat}
         | {"batch_size": training.batch_size, "image": [int(n) for n in images.shape[1:]]},

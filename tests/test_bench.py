@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import compare
 import comparison
 from common.config import Config, Size, UserError
 from common.weights import assign_weights, fold_batch_norm, weight_shapes
-from comparison import bench, cells, pipeline, report, roofline, worker
+from comparison import columns, machine
+from comparison.benchmark import bench, cells, pipeline, roofline
 
 import numpy as np
 import pytest
@@ -181,9 +181,9 @@ def test_matrix(monkeypatch):
     has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
     for there, precision in ((False, "float32"), (True, "tf32")):
-        monkeypatch.setattr(worker, "has_tf32", lambda there=there: there)
-        assert [worker.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
-    assert worker.arithmetic(Config.of(deterministic=True)) == "float32"
+        monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)
+        assert [machine.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
+    assert machine.arithmetic(Config.of(deterministic=True)) == "float32"
 
 
 def test_cells_share_the_memory_there_is():
@@ -208,7 +208,7 @@ BATCH = np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float3
 
 
 def test_a_process_that_dies_is_reported():
-    workers = bench.Workers(comparison.ROOT, Config.of(filters=2, depth=1).as_dict())
+    workers = bench.Workers(Config.of(filters=2, depth=1))
     workers.start(CELL, *BATCH)
     workers.greet(CELL)
     workers.take_turn(CELL, "train", 2)
@@ -225,204 +225,34 @@ def test_a_process_that_dies_is_reported():
     assert workers.peaks == {CELL: None}
 
 
-OLD_CONFIG = """
-class Config:
-    def as_dict(self):
-        return dict(filters=16)
-    @classmethod
-    def from_dict(cls, values):
-        assert values == dict(filters=2)
-        return cls()
-class Size(tuple):
-    def __new__(cls, *values):
-        return super().__new__(cls, values)
-"""
-OLD_BENCH = """
-import collections
-Cell = collections.namedtuple("Cell", "precision jit batch_size image_size implementation")
-def work(cell, config, images, masks, started, connection):
-    connection.send({"import": 1, "warm train": 0.1} if type(config).__name__ == "Config" else "no config")
-    while request := connection.recv():
-        connection.send(0.125 * request[1] * cell.batch_size)
-    connection.send(len(images))
-"""
-
-
-def test_another_version_runs_its_own_code(tmp_path):
-    """It has a worker elsewhere and fewer options; its folder is what its process imports from."""
-    for name, text in (("common/config.py", OLD_CONFIG), ("comparison/bench.py", OLD_BENCH)):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).with_name("__init__.py").touch()
-    workers = bench.Workers(tmp_path, dict(filters=2, dropout=0.5))
-    workers.start(CELL, *BATCH)
-    workers.greet(CELL)
-    bench.take_round(0, 1, [workers])
-    workers.stop()
-    assert workers.failed == {} and workers.unknown == ["dropout"]
-    assert workers.first[CELL]["import"] == 1 and workers.times == {(CELL, "train"): [1]} and workers.peaks == {CELL: 2}
-
-
-def simulate(rng, change, rounds):
-    """[seconds of the old version, of the new] in the rounds of three cells, on a machine that does not stay as it is.
-
-    Its speed wanders by 4 % from a round to the next, and every turn has 1 % of its own. change: the new version's speed over
-    the old one's.
-    """
-    found, state = [CELL._replace(implementation=name) for name in comparison.IMPLEMENTATIONS], 0
-
-    class Simulated(bench.Workers):
-        def take_turn(self, cell, mode, steps):
-            nonlocal state
-            state += 0.04 / (2 * len(found)) ** 0.5 * rng.standard_normal()
-            self.times[cell, mode].append(np.exp(state + 0.01 * rng.standard_normal()) / self.options)
-
-    versions = [Simulated(None, options=change), Simulated(None, options=1)]
-    versions[0].connections = versions[0].first = {cell: {"warm train": 0.1} for cell in found}
-    for k in range(rounds):
-        bench.take_round(k, rounds, versions)
-    return [versions[side].times[found[1], "train"] for side in (1, 0)]
-
-
-@pytest.mark.parametrize("rounds", [5, 7, 9])
-def test_drift_is_no_change(rounds):
-    """Of 500 comparisons of a version with itself less than 5 % find a change; of 200 that are 10 % faster nearly all do."""
-    rng = np.random.default_rng(rounds)
-    runs = [simulate(rng, 1, rounds) for _ in range(500)]
-    verdicts = [report.compare_rounds(*run)[-1] for run in runs]
-    assert sum(verdict != "the same within the noise" for verdict in verdicts) < 0.05 * len(runs)
-    apart = [np.median(old) / np.median(new) for (old, _), (_, new) in zip(runs, runs[1:])]
-    assert np.mean(np.abs(np.log(apart)) > 0.03) > 0.5, "one version after the other: the drift looks like a change"
-    for change, word in ((1.1, "faster"), (1 / 1.1, "slower")):
-        verdicts = [report.compare_rounds(*simulate(rng, change, rounds))[-1] for _ in range(200)]
-        assert verdicts.count(word) > 0.95 * len(verdicts)
-
-
-def test_noise_is_no_change():
-    """However large the noise of a turn is."""
-    rng = np.random.default_rng(0)
-    for noise in (0.02, 0.05, 0.2):
-        for rounds in (5, 7, 9):
-            times = np.exp(noise * rng.standard_normal([1000, 2, rounds]))
-            assert sum("same" not in report.compare_rounds(*run)[-1] for run in times) < 50, (noise, rounds)
-
-
-def test_interval_of_the_sign_test():
-    """Tables of the binomial distribution: of 9 ratios the second from each end leave out 2 * (1 + 9) / 2**9 = 3.9 %."""
-    ratios = [1.1, 1.02, 1.07, 1.3, 1.05, 1.09, 1.04, 1.06, 0.5]
-    assert report.compare_rounds(ratios, [1] * 9) == (1.06, (1.02, 1.1), "the same within the noise")
-    assert report.compare_rounds(ratios[:5], [1] * 5) == (1.07, (1.02, 1.3), "the same within the noise")
-    assert report.compare_rounds(ratios[:4], [1] * 4) == (pytest.approx(1.085), None, "too few rounds to tell")
-    assert report.compare_rounds([1.03] * 5, [1] * 5)[-1] == "faster"
-    assert report.compare_rounds([0.97] * 5, [1] * 5)[-1] == "slower"
-
-
-BEFORE = "4ec3128"  # before the configuration had groups and the benchmark a module for its workers
-
-
-def has_commit(name):
-    return bench.git(comparison.ROOT, "cat-file", "-e", f"{name}^{{commit}}").returncode == 0
-
-
 @pytest.mark.slow
-def test_bench_writes_a_record_and_compares_with_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    arguments = ["bench", "--quick", "--precision", "float32", *TINY, "--run-dir", str(tmp_path)]
-    other = BEFORE if has_commit(BEFORE) else str(comparison.ROOT)
-    assert compare.main([*arguments, "--against", other]) == 0
+def test_bench_writes_a_record(tmp_path, capsys):
+    assert compare.main(["bench", "--quick", "--precision", "float32", *TINY, "--run-dir", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "limit in float32" in output and "bfloat16" not in output
-    assert output.count("too few rounds to tell") == 9 and f"against {other}" in output
-    assert str(tmp_path) not in bench.git(comparison.ROOT, "worktree", "list").stdout and not [*tmp_path.glob("bench-*")]
-    path = tmp_path / "bench.json"
-    record = json.loads(path.read_text())
-    assert record["not_measured"] == record["against"]["not_measured"] == {}
-    for rows in (record["records"], record["against"]["records"]):
-        assert {(r["implementation"], r["mode"]) for r in rows} == {
-            (name, mode) for name in comparison.IMPLEMENTATIONS for mode in cells.MODES
-        }
-        for row in rows:
-            low, high = row["images_per_second_quartiles"]
-            assert 0 < low <= row["images_per_second"] <= high <= row["images_per_second_best"]
-            assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"] / 2)
-            assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
-            assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["not_measured"] == {}
+    assert {(r["implementation"], r["mode"]) for r in record["records"]} == {
+        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in cells.MODES
+    }
+    for row in record["records"]:
+        low, high = row["images_per_second_quartiles"]
+        assert 0 < low <= row["images_per_second"] <= high <= row["images_per_second_best"]
+        assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"] / 2)
+        assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
+        assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
     assert record["environment"]["packages"]["tensorflow"] == tf.__version__
     assert (tmp_path / "bench.png").exists() and (tmp_path / "roofline.png").exists()
-
-    old = tmp_path / "old.json"
-    old.write_text(path.read_text())
-    now = report.read_record(path)
-    for row in now["records"]:
-        if row["mode"] == "train":
-            row["step_seconds"] = [10 * seconds for seconds in row["step_seconds"]]
-    now["config"]["activation"] = "relu"
-    report.print_changes(report.read_record(old), now)
-    output = capsys.readouterr().out
-    assert output.count("0.100  less than the limit says, 1.00 of") == 3 and output.count("1.000  within 10 %") == 6
-    assert "slower" not in output and "no verdict: another hour" in output
-    assert "--activation was elu, is relu" in output
-
-
-@pytest.mark.parametrize(
-    "ratio, of_limits, words",
-    [(0.95, 0.5, "within"), (0.5, 0.52, "as the limit"), (0.5, 1, "less than"), (2, 1.2, "more than"), (2, None, "not known")],
-)
-def test_a_speed_beside_another_machines_is_explained(ratio, of_limits, words):
-    assert words in report.explain(ratio, of_limits)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(limits={"float32": {"copy": 1.0}}),
-        dict(limits={"float32": {"convolution": 0, "copy": 1.0}}),
-        dict(config=[]),
-        dict(records=[]),
-        dict(environment={"device": 3, "packages": {"tensorflow": "2"}}),
-    ],
-)
-def test_a_record_that_was_changed_is_one_line(change, tmp_path):
-    row = dict(zip(cells.Cell._fields, CELL), mode="train", step_seconds=[0.5], images_per_second=4.0)
-    record = dict(records=[row], limits={"float32": {"convolution": 1.0, "copy": 1.0}}, config={})
-    record |= dict(environment={"device": "CPU", "packages": {"tensorflow": "2"}})
-    path = tmp_path / "bench.json"
-    path.write_text(json.dumps(record))
-    report.read_record(path)
-    path.write_text(json.dumps(record | change))
-    with pytest.raises(UserError, match="was not written by this version's compare.py bench"):
-        report.read_record(path)
-    with pytest.raises(UserError, match="is no file"):
-        report.read_record(tmp_path)
-
-
-def test_against_something_else(tmp_path):
-    def against(other):
-        compare.main(["bench", *TINY, "--run-dir", str(tmp_path), "--against", str(other)])
-
-    other = tmp_path / "other.json"
-    for text in ("", "[]", "{}", '{"records": [{}]}'):
-        other.write_text(text)
-        with pytest.raises(UserError, match="other.json was not written"):
-            against(other)
-    with pytest.raises(UserError, match="none.json is no file that compare.py bench wrote"):
-        against(tmp_path / "none.json")
-    with pytest.raises(UserError, match="--against no-such-branch is no folder, .* and no git revision"):
-        against("no-such-branch")
-    with pytest.raises(UserError, match="no comparison/bench.py in it"):
-        against(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--loop --against HEAD", "not with --loop"),
         ("--profile --rounds 3", "--profile has no --rounds"),
         ("--deterministic", "--deterministic goes with --loop or --profile"),
         ("--quick --full", "not allowed with"),
-        ("--devices 1,2 --against HEAD", "leave --against, --deterministic and --jit out"),
-        ("--devices 1,2 --deterministic", "leave --against, --deterministic and --jit out"),
-        ("--devices 1,2 --jit", "leave --against, --deterministic and --jit out"),
+        ("--devices 1,2 --deterministic", "leave --deterministic and --jit out"),
+        ("--devices 1,2 --jit", "leave --deterministic and --jit out"),
         ("--warmup 5", "--warmup is for a train script"),
     ],
 )
@@ -432,7 +262,7 @@ def test_options_that_do_not_fit_together(arguments, words, tmp_path):
 
 
 def test_several_devices_are_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("comparison.IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr("comparison.columns.IMPLEMENTATIONS", ("lowlevel",))
     compare.main(["bench", *TINY, "--devices", "1,2", "--rounds", "1", "--run-dir", str(tmp_path)])
     assert "the sum alone" in capsys.readouterr().out
     rows = json.loads((tmp_path / "scaling.json").read_text())
@@ -484,7 +314,7 @@ def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
 
 
 def test_help_needs_no_tensorflow():
-    code = "import sys, comparison.bench; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, comparison.benchmark.bench; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=comparison.ROOT, check=True)
 
 
@@ -497,7 +327,7 @@ def test_no_secrets_are_recorded(monkeypatch):
     for name in ("TF_TOKEN_example_com", "TF_HTTP_PASSWORD", "NVIDIA_API_KEY"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    variables = report.environment()["variables"]
+    variables = machine.environment()["variables"]
     assert "TF_ENABLE_ONEDNN_OPTS" in variables and "secret" not in variables.values()
 
 
@@ -516,11 +346,12 @@ def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
             picture[8:16] = 255 - values
             Image.fromarray(picture).save(tmp_path / folder / f"{k % 2}_0{k}{ending}")
     monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
-    monkeypatch.setattr(comparison, "IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
     monkeypatch.setattr(pipeline, "time_consumer", functools.partial(pipeline.time_consumer, seconds=0.2))
     monkeypatch.setattr(pipeline, "time_draws", functools.partial(pipeline.time_draws, seconds=0.1))
     options = dict(dataset="carvana", data_dir=tmp_path, batch_size=1, filters=4, depth=2, crop_size=Size(16, 16))
-    pipeline.run(Config.of(**options), 1, [10, 10**7], tmp_path / "pipeline.json")
+    monkeypatch.setattr(pipeline, "CONSUMED", (10, 10**7))
+    pipeline.run(Config.of(**options), 1, tmp_path / "pipeline.json")
     record = json.loads((tmp_path / "pipeline.json").read_text())
     assert set(record["images_per_second"]) >= {"pillow", "first epoch", "later epochs, augment mirror"}
     waits = record["consumer_waits"]

@@ -7,8 +7,8 @@ import comparison
 from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from common.config import ColorTable, Config, UserError
 from common.weights import assign_weights, initial_weights
-from comparison import exact
-from comparison.ways import EXACT_CONSTANTS
+from comparison.proof import exact
+from comparison.proof.ways import EXACT_CONSTANTS
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_network import random_batch
 from training.report import read_history

@@ -205,7 +205,7 @@ OWN = {*BELOW, "compare", "predict", "tests"}
 
 @pytest.mark.parametrize("package", BELOW)
 def test_import_direction(package):
-    files = list((ROOT / package).glob("*.py"))
+    files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
         own = {name.split(".")[0] for name in imports(path)} & OWN
@@ -215,15 +215,24 @@ def test_import_direction(package):
 @pytest.mark.parametrize("package", [*BELOW, "."])
 def test_what_is_imported_in_functions_is_there(package):
     """A name that moved is otherwise missed only when the function runs."""
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py") if package != "." else ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if path.name == "process.py" or not isinstance(node, ast.ImportFrom):  # that one is for other versions, too
-                continue
-            if node.module.split(".")[0] in OWN:
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OWN:
                 module = importlib.import_module(node.module)
                 for name in (alias.name for alias in node.names):
                     is_there = hasattr(module, name) or (Path(module.__file__).parent / f"{name}.py").exists()
                     assert is_there, f"{path.relative_to(ROOT)}: {name} from {node.module}"
+
+
+def test_no_circle_of_files():
+    """Imports in functions count, too."""
+    files = {path.relative_to(ROOT).with_suffix(""): path for package in BELOW for path in (ROOT / package).rglob("*.py")}
+    files = {".".join(name.parts): path for name, path in files.items()}
+    left = {name: {other for other in imports(path) if other in files} - {name} for name, path in files.items()}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"each of these imports another of them: {', '.join(left)}"
 
 
 def test_forbidden_imports_are_seen(tmp_path):
@@ -236,7 +245,7 @@ def test_tensorflow_is_started_in_one_place():
     for package in BELOW:
         first = {name.split(".")[0] for name in imports(ROOT / package / "__init__.py")}
         assert "common" in first or package in ("common", *IMPLEMENTATIONS), package
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             if "tensorflow" in set(imports(path)) and path.name != "device.py":
                 assert package in IMPLEMENTATIONS, f"{path.relative_to(ROOT)}: from common.device import tf"
     starters = {f"common.{path.stem}" for path in (ROOT / "common").glob("*.py") if "common.device" in set(imports(path))}
@@ -247,7 +256,7 @@ def test_tensorflow_is_started_in_one_place():
 
 def test_no_tf_keras_in_the_sources():
     """With TF_USE_LEGACY_KERAS set, `tf.keras` is not Keras 3."""
-    for path in (p for package in BELOW for p in (ROOT / package).glob("*.py")):
+    for path in (p for package in BELOW for p in (ROOT / package).rglob("*.py")):
         tree = ast.parse(path.read_text())
         used = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n) == "tf.keras"]
         assert not used, path

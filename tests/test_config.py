@@ -8,7 +8,7 @@ from pathlib import Path
 from common.cli import GROUPS, make_parser
 from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, Size, UserError, flag, marked
 from common.weights import weight_shapes
-from comparison.ways import ARCHITECTURES, cases
+from comparison.proof.ways import ARCHITECTURES, cases
 
 import pytest
 

@@ -11,7 +11,6 @@ import predict
 import study.__main__
 from common.cli import given_options, make_parser, parse, read_config
 from common.config import IMPLEMENTATIONS, UserError
-from comparison import pjrt, records
 
 import pytest
 
@@ -64,9 +63,7 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
-        if module == "comparison.pjrt":
-            return pjrt.read_command_line(argv)
-        if module in ("comparison.scaling", "comparison.records"):
+        if module == "comparison.benchmark.scaling":
             return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         parser = make_parser(module, "")
@@ -110,8 +107,8 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
     known = {"--logdir"}  # of tensorboard
-    for words in (["predict.py"], ["overview"], ["study"], ["pjrt"], *(["compare.py", name] for name in compare.COMMANDS)):
-        others = {"predict.py": predict, "overview": data.overview, "study": study.__main__, "pjrt": pjrt}
+    for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
+        others = {"predict.py": predict, "overview": data.overview, "study": study.__main__}
         main = others.get(words[0], compare).main
         with pytest.raises(SystemExit):
             main([*words[1:], "--help"])
@@ -181,7 +178,7 @@ def test_every_page_is_linked_in_the_readme():
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_files_that_are_named_exist(page):
     """`path.py` is there, and `name` behind it, as in "`data/loader.py`, `augmented`", is defined in it."""
-    for path, name in re.findall(r"`([\w*]+/\w+\.(?:py|md))`(?:,\s+`(\w+)`)?", TEXTS[page]):
+    for path, name in re.findall(r"`((?:[\w*]+/)+\w+\.(?:py|md))`(?:,\s+`(\w+)`)?", TEXTS[page]):
         files = sorted(ROOT.glob(path))
         assert files, f"{title(page)}: no {path}"
         for file in files if name else ():
@@ -191,12 +188,8 @@ def test_files_that_are_named_exist(page):
 
 def test_the_reading_order_names_every_file():
     text = TEXTS[ROOT / "docs" / "anatomy.md"]
-    listed = re.findall(r"`(\w+/\w+\.py)`", text.partition("What imports what")[0])
+    listed = re.findall(r"`((?:\w+/)+\w+\.py)`", text.partition("What imports what")[0])
     rooms = ("common", "data", "training", *IMPLEMENTATIONS, "prediction", "comparison", "study")
-    files = {f"{room}/{path.name}" for room in rooms for path in (ROOT / room).glob("*.py") if path.stem != "__init__"}
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py") if path.stem != "__init__"]
+    files = {str(path.relative_to(ROOT)) for path in files}
     assert sorted(listed) == sorted(files), "a file comes once in the reading order of docs/anatomy.md"
-
-
-def test_the_tables_of_speed_are_those_of_the_records(capsys):
-    records.main(list(map(str, sorted((ROOT / "docs" / "bench").glob("*.json")))))
-    assert capsys.readouterr().out.strip() in TEXTS[ROOT / "docs" / "results.md"]

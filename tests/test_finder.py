@@ -1,12 +1,12 @@
 """Planted faults: the ladder must fail on each, and the finder must name the layer or the term where it sits."""
 
-import comparison
 import highlevel.model
 import lowlevel.model
 import lowlevel.train
 from common.config import Config
-from comparison import finder, ladder
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison import columns
+from comparison.proof import finder, ladder
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 from tests.test_network import random_batch
 
 import pytest
@@ -105,7 +105,7 @@ def dropout_left_on(monkeypatch):
 
 def other_constant(**changes):
     def plant(monkeypatch):
-        load = comparison.load
+        load = columns.load
 
         def load_wrong(implementation):
             code = load(implementation)
@@ -114,7 +114,7 @@ def other_constant(**changes):
                 code.make_optimizer = lambda model, config: right(model, config.replace(**changes))
             return code
 
-        monkeypatch.setattr(comparison, "load", load_wrong)
+        monkeypatch.setattr(columns, "load", load_wrong)
 
     return plant
 

@@ -4,8 +4,8 @@ import itertools
 
 import comparison
 from common.config import VOID, Config, Weights
-from comparison import ladder, outside
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison.proof import ladder, outside
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 import pytest

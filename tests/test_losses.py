@@ -8,8 +8,8 @@ import types
 from common.config import VOID, Config, Names, Size, UserError, Weights
 from common.losses import cross_entropy, dice_loss, segmentation_loss
 from common.metrics import balanced_weights, class_scores, confusion, mean_over_classes, scores
-from comparison import parity
-from comparison.ways import EXACT_CONSTANTS, cases
+from comparison.proof import parity
+from comparison.proof.ways import EXACT_CONSTANTS, cases
 from training.report import evaluate, list_classes, write_confusion
 
 import numpy as np

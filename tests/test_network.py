@@ -9,8 +9,9 @@ from common.losses import dice_loss, probabilities
 from common.metrics import predicted_classes, scores
 from common.padding import any_size
 from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
-from comparison import ladder
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison import columns
+from comparison.proof import ladder
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_parity(config, size):
 )
 def test_parity_finds_one_perturbed_weight(name, monkeypatch):
     """The negative control: a tolerance that lets this pass would let anything pass."""
-    load = comparison.load
+    load = columns.load
 
     def load_perturbed(implementation):
         code = load(implementation)
@@ -104,7 +105,7 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
             monkeypatch.setattr(ladder, "initial_weights", initial_weights)
         return code
 
-    monkeypatch.setattr(comparison, "load", load_perturbed)
+    monkeypatch.setattr(columns, "load", load_perturbed)
     config = Config.of(filters=4, depth=1)
     checks, _, _ = ladder.climb(Case("test", config, steps=1), [random_batch(config)])
     failed = {check.pair for check in checks if not check.passed}

@@ -9,8 +9,9 @@ from pathlib import Path
 import common.losses
 import comparison
 from common.config import VOID, Config, Weights
-from comparison import ladder, oracle, outside, parity
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison import columns
+from comparison.proof import ladder, oracle, outside, parity
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def crop_off_by_one(monkeypatch):
 
 
 def no_bias_correction(monkeypatch):
-    load = comparison.load
+    load = columns.load
 
     def load_wrong(implementation):
         code = load(implementation)
@@ -161,7 +162,7 @@ def no_bias_correction(monkeypatch):
         code.make_optimizer = make_optimizer
         return code
 
-    monkeypatch.setattr(comparison, "load", load_wrong)
+    monkeypatch.setattr(columns, "load", load_wrong)
 
 
 def dropout_not_scaled(monkeypatch):

@@ -8,7 +8,8 @@ import compare
 import comparison
 from common.cli import run_script
 from common.config import Config, Size
-from comparison import profile
+from comparison import columns
+from comparison.benchmark import profile
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_a_gpu_is_looked_at_first():
 
 
 def test_profile_of_a_small_network(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(comparison, "IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
     arguments = "bench --profile --filters 2 --depth 1 --image-size 32 --batch-size 2 --images 6".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
     output, errors = capfd.readouterr()

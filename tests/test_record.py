@@ -6,8 +6,8 @@ import compare
 import comparison
 from common.config import Config, Size, UserError
 from common.weights import initial_weights
-from comparison import by_layer, ladder, record, rounding, seeds
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison.proof import by_layer, ladder, record, rounding, seeds
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 from tests.test_finder import kernel_off
 from tests.test_network import random_batch
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import comparison
 from common import see_one_gpu
 from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
-from comparison import replicas
-from comparison.ladder import difference
+from comparison import columns
+from comparison.proof import replicas
+from comparison.proof.ladder import difference
 from training.folds import side_by_side
 from training.replicas import environment, with_cluster
 
@@ -71,9 +71,9 @@ def tell_apart(implementation, with_faults, connection):
 
 def told_apart(implementation, with_faults):
     work = importlib.import_module("tests.test_replicas").tell_apart  # under the name that another process finds it by
-    process, connection = comparison.start_process(work, implementation, with_faults)
+    process, connection = columns.start_process(work, implementation, with_faults)
     results = connection.recv()
-    process.wait()
+    process.join()
     return results
 
 

@@ -2,11 +2,9 @@
 
 import contextlib
 import csv
-import importlib.util
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +14,9 @@ import comparison
 from common.checkpoint import load_checkpoint
 from common.config import Config, Size, UserError
 from common.weights import is_trainable
-from comparison import parity
-from comparison.ways import cases
+from comparison import columns
+from comparison.proof import parity
+from comparison.proof.ways import cases
 from training.report import COLUMNS
 
 import numpy as np
@@ -154,110 +153,6 @@ def test_compare_graph(lowered):
     assert len(texts) == 6 and "stablehlo.convolution" in (folder / texts[0]).read_text()
 
 
-def test_programs_take_and_give_the_same(lowered):
-    """By name: the weights, the moments and TensorFlow's results, whatever the order is in which each API captures them."""
-    about, numbers = {}, {}
-    for name in comparison.IMPLEMENTATIONS:
-        about[name] = json.loads((lowered[0] / f"{name}-train-step.json").read_text())
-        numbers[name] = dict(np.load(lowered[0] / f"{name}-train-step.npz"))
-        for result, parameter in about[name]["updated"]:
-            assert about[name]["results"][result] == about[name]["parameters"][parameter]["name"]
-    reference = numbers["lowlevel"]
-    assert {"in/images", "in/masks", "in/up0/deconv/kernel/v", "in/learning_rate", "out/loss"} <= reference.keys()
-    assert reference["in/iterations"] == 1 and reference["out/iterations"] == 2
-    for name, of_one in numbers.items():
-        assert of_one.keys() == reference.keys()
-        tolerances = dict(zip(about[name]["results"], about[name]["tolerances"]["float32"]))
-        for key, array in of_one.items():
-            kind, _, result = key.partition("/")
-            np.testing.assert_allclose(array, reference[key], 1e-5, tolerances.get(result, 0), err_msg=f"{name}, {key}")
-            assert kind == "in" or tolerances[result] < 0.01 * max(np.abs(array).max(), 1e-6), (name, key)
-
-
-needs_jax = pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="no JAX: pip install -r requirements-dev.txt")
-
-
-@needs_jax
-def test_another_runtime_computes_the_same(lowered):
-    code = "import sys; from comparison import pjrt; sys.exit(pjrt.main(sys.argv[1:]) or 'tensorflow' in sys.modules)"
-    result = script("-c", code, str(lowered[0]))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(": the same") == 6 and len(json.loads((lowered[0] / "pjrt.json").read_text())["checks"]) == 6
-
-
-def test_programs_that_were_changed_are_one_line(lowered, tmp_path):
-    from comparison import pjrt
-
-    name = "lowlevel-forward.json"
-    with pytest.raises(UserError, match=f"--output .*{name} is one of the programs"):
-        pjrt.main([str(lowered[0]), "--output", str(lowered[0] / name)])
-    about = json.loads((lowered[0] / name).read_text())
-    for change, words in ((dict(updated="none"), "was changed"), (dict(tolerances=None), "without numbers to compare")):
-        (tmp_path / name).write_text(json.dumps({key: v for key, v in (about | change).items() if v is not None}))
-        with pytest.raises(UserError, match=words):
-            pjrt.main([str(tmp_path)])
-
-
-@needs_jax
-def test_another_runtime_sees_another_weight_and_another_program(lowered, tmp_path):
-    """Planted faults: in a program a minus for a plus, at the end of an update; in another a weight that is a little larger."""
-    for name in ("lowlevel-forward", "highlevel-train-step"):
-        for path in lowered[0].glob(f"{name}.*"):
-            shutil.copy(path, tmp_path)
-    numbers = dict(np.load(tmp_path / "lowlevel-forward.npz"))
-    numbers["in/down1/conv2/kernel"] = numbers["in/down1/conv2/kernel"] * np.float32(1.01)
-    np.savez(tmp_path / "lowlevel-forward.npz", **numbers)
-    text = (tmp_path / "highlevel-train-step.stablehlo.txt").read_text()
-    start, last, end = text.rpartition("stablehlo.subtract")
-    (tmp_path / "highlevel-train-step.stablehlo.txt").write_text(start + "stablehlo.add" + end)
-    result = script("-m", "comparison.pjrt", str(tmp_path), "--time", "--peer", "none")
-    assert last and result.returncode == 1, result.stdout + result.stderr
-    assert result.stdout.count("DIFFERENT") == 2 and "no PyTorch beside it: there is no none" in result.stdout
-    record = json.loads((tmp_path / "pjrt.json").read_text())
-    assert [row["same"] for row in record["checks"]] == [False, False]
-    assert [row["program"] for row in record["speeds"]] == ["train step", "forward"]
-    assert all(row["images_per_second"] > 0 and 0 < row["of_peak"] < 1 for row in record["speeds"])
-
-
-def test_what_matters_first_is_measured_first():
-    from comparison.pjrt import order
-
-    shared = dict(height=128, width=128)
-    programs = [
-        dict(path=Path(f"{k}-{precision}", "x.json"), precision=precision, batch_size=batch_size, **shared)
-        for k, batch_size in enumerate((64, 256))
-        for precision in ("bfloat16", "float32")
-    ]
-    on_gpu = order(programs, lambda precision: ("tf32", "float32") if precision == "float32" else (precision,))
-    found = [(group[0]["batch_size"], arithmetic, variant) for group, arithmetic, variant in on_gpu]
-    assert found[:4] == [(64, a, variant) for variant in ("eager", "compile") for a in ("bfloat16", "tf32")]
-    assert found[4:6] == [(256, a, "eager") for a in ("bfloat16", "tf32")] and len(found) == len(set(found)) == 12
-    on_cpu = order(programs, lambda precision: (precision,))
-    assert [a for _, a, variant in on_cpu if variant == "eager"] == ["bfloat16", "float32"] * 2
-
-
-@needs_jax
-@pytest.mark.slow
-def test_programs_to_be_timed(tmp_path):
-    """`--prepare` with one small size, and what it wrote run by another process."""
-    small = "pjrt.SIZES, tiny = [(2, 16)], dict(filters=2, depth=1); pjrt.SMALL = dict(image_size='16', batch_size=2, **tiny)"
-    small += "; pjrt.LARGE.update(tiny)"
-    code = f"import sys; from comparison import pjrt; {small}; sys.exit(pjrt.main(sys.argv[1:]))"
-    result = script("-c", code, str(tmp_path), "--prepare")
-    assert result.returncode == 0, result.stderr
-    assert len([*tmp_path.rglob("*.npz")]) == len([*tmp_path.rglob("*.gz")]) == 12
-    result = script("-m", "comparison.pjrt", str(tmp_path), "--time", "--peer", "none")
-    assert result.returncode == 0, result.stdout + result.stderr
-    speeds = json.loads((tmp_path / "pjrt.json").read_text())["speeds"]
-    assert len(speeds) == 12 and all(row["batch_size"] == 2 and row["finite"] for row in speeds)
-
-
-def test_no_programs(tmp_path):
-    (tmp_path / "other.json").write_text("[1")
-    result = script("-m", "comparison.pjrt", str(tmp_path))
-    assert result.returncode == 2 and result.stderr.startswith(f"error: there are no programs in {tmp_path}: write them with")
-
-
 @pytest.mark.slow
 def test_graph_sees_another_activation(tmp_path):
     """A planted fault: ReLU in one of them. In a process of its own, as above."""
@@ -279,7 +174,7 @@ sys.exit(compare.main(sys.argv[1:]))
 
 
 def test_graph_sees_another_padding_and_another_order():
-    from comparison.graph import compare_sequences, operations
+    from comparison.proof.graph import compare_sequences, operations
 
     text = """
     %0 = stablehlo.convolution(%arg0, %arg1) window = {pad = [[1, 1]]} : (tensor<2xf32>, tensor<3xf32>) -> tensor<2xf32>
@@ -294,7 +189,7 @@ def test_graph_sees_another_padding_and_another_order():
 
 def test_convolution_flops_by_hand():
     """The default: 12.05 GFLOP forward for a batch of 8 images of 128x128; in training thrice that, less the first layer's."""
-    from comparison.roofline import convolution_flops
+    from comparison.benchmark.roofline import convolution_flops
 
     forward, training = convolution_flops(Config.of(filters=1, depth=1).network, 4, 4)
     down = 16 * (9 + 9) + 4 * (9 * 2 + 9 * 4)
@@ -315,7 +210,7 @@ def test_compare_relay(tmp_path, capsys):
 
 def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, capsys):
     """The negative control through the command itself: one weight of one implementation off by 1e-4, exit code 1."""
-    load = comparison.load
+    load = columns.load
 
     def load_perturbed(implementation):
         code = load(implementation)
@@ -331,7 +226,7 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
             code.named_weights = perturbed_weights
         return code
 
-    monkeypatch.setattr(comparison, "load", load_perturbed)
+    monkeypatch.setattr(columns, "load", load_perturbed)
     arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1 --precision bfloat16".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 1
     output = capsys.readouterr().out

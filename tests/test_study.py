@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from common.config import Config, Size, UserError
-from comparison.programs import programs
+from comparison.proof.programs import programs
 from study import page, rows
 from study.__main__ import MEASURED, main, read_command_line
 from study.measure import operations

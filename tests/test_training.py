@@ -14,7 +14,7 @@ import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Every, Stopped, UserError
 from common.output import first_foreign, scratch, write_text
-from comparison import runs
+from comparison.proof import runs
 from data import cache
 from training import run as loop
 from training.folder import EARLIER, read_config
@@ -243,7 +243,7 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
 
 
 def test_runs_have_their_options_without_tensorflow():
-    code = "import argparse, sys; from comparison import runs; p = argparse.ArgumentParser(); runs.add_options(p); "
+    code = "import argparse, sys; from comparison.proof import runs; p = argparse.ArgumentParser(); runs.add_options(p); "
     code += "print(*p.parse_args([]).run_dirs, 'tensorflow' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.split() == ["runs/lowlevel", "runs/highlevel", "runs/keras_impl", "False"], found.stderr

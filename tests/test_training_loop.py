@@ -8,7 +8,7 @@ import time
 import compare
 import comparison
 from common.config import Config, Size, UserError
-from comparison import training_loop
+from comparison.benchmark import training_loop
 from data.loader import load_examples, training_batches
 from training.run import Run
 

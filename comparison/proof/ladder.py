@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 
-import comparison
 from common.device import be_deterministic, tf
 from common.losses import segmentation_loss
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
-from comparison import exact, finder, rounding, worker
-from comparison.rounding import ROUNDING
-from comparison.ways import Case
+from comparison import columns
+from comparison.benchmark import worker
+from comparison.proof import exact, finder, rounding
+from comparison.proof.rounding import ROUNDING
+from comparison.proof.ways import Case
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def observe(implementation, case, batches, initial=None):
     Returns: rung -> {name -> array}.
     """
     config, steps = case.config, case.steps
-    code = (exact if case.exact else comparison).load(implementation)
+    code = (exact if case.exact else columns).load(implementation)
     model = code.UNet(config.network)
     weights = code.named_weights(model)
     initial = initial or initial_weights(config.network)
@@ -141,7 +142,10 @@ def tolerance(rung, pair, case, scale):
     if rung == "moments, 1 step" and precision == "float64":
         return 2**-20 * scale, "Keras takes its constants through float32, so that 1 - beta_1 is 2**-24 / 0.1 off"
     if rung in FIRST_STEP:
-        return rounding.SUM * unit * scale, "128 roundings make a sum, see comparison/rounding.py: each may round another way"
+        return (
+            rounding.SUM * unit * scale,
+            "128 roundings make a sum, see rounding.py: each may round another way",
+        )
     if rung == "moving statistics, 1 step":
         if precision == "float64" and "highlevel" in pair:
             return 2**-22 * scale, "tf.layers take 1 - momentum through float32"
@@ -170,7 +174,7 @@ def climb(case, batches):
     if case.exact and not case.config.training.jit:  # XLA and op determinism exclude each other
         be_deterministic()
     rungs = {}
-    for name in comparison.IMPLEMENTATIONS:
+    for name in columns.IMPLEMENTATIONS:
         try:
             rungs[name] = observe(name, case, batches)
         except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit
@@ -183,7 +187,7 @@ def climb(case, batches):
         explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
     for rung, values in rungs["lowlevel"].items():
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
-        for a, b in itertools.combinations(comparison.IMPLEMENTATIONS, 2):
+        for a, b in itertools.combinations(columns.IMPLEMENTATIONS, 2):
             allowed, reason = tolerance(rung, (a, b), case, scale)
             if (rounded := max(explained.get(rung, {}).values(), default=0.0)) > allowed:
                 allowed, reason = rounded, rounding.REASON

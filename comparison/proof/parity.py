@@ -1,8 +1,8 @@
 """Is it the same network three times? Every weight, gradient and training step, every pair, in two tiers.
 
 As written: the columns as they stand, with the constants that users train with, within tolerances that have reasons.
-To the last bit: without the few freedoms that `comparison.exact` names, with constants that binary fractions hold, and one
-operation at a time.
+To the last bit: without the few freedoms that `exact` names, with constants that binary fractions hold, and one operation at a
+time.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import itertools
 import json
 from pathlib import Path
 
-import comparison
 from common.cli import count
 from common.config import VOID, Config, Size, UserError, marked
 from common.output import write_text
 from common.pictures import save_figure
-from comparison.ways import ARCHITECTURES, cases
+from comparison import columns
+from comparison.proof.ways import ARCHITECTURES, cases
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -50,13 +50,13 @@ def run(config, args):
     names, steps = [args.config], args.steps or 10
     if args.config == "all":
         names, steps = list(ARCHITECTURES), args.steps or 100
-        config = comparison.shrunk(config, SMALL, args.given)
+        config = columns.shrunk(config, SMALL, args.given)
     todo = [case for name in names for case in cases(name, config, steps, args.only)]
     if args.layers:
         return run_layers(todo, config.training.run_dir / "layers.png")
     passed = climb_all(todo, config.training.run_dir / "parity.json")
     if args.config == "all" and not args.only:
-        from comparison import replicas
+        from comparison.proof import replicas
 
         of_devices = Config.of(**replicas.SMALL, images=40)
         passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
@@ -66,7 +66,7 @@ def run(config, args):
 def run_record(config, args):
     """--save and --against. Returns: whether what departs is explained."""
     from common.device import be_deterministic, tf
-    from comparison import record
+    from comparison.proof import record
 
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     if config.training.deterministic:
@@ -82,7 +82,7 @@ def run_record(config, args):
 def run_layers(todo, path):
     """--layers: the first case of each tier, layer by layer; the picture goes to `path`. Returns: True."""
     from common.device import be_deterministic, tf
-    from comparison import by_layer
+    from comparison.proof import by_layer
 
     tf.get_logger().setLevel("ERROR")  # as above
     tables, batches = {}, {}
@@ -176,7 +176,7 @@ def climb_all(todo, path):
 
     Returns: whether every check passed.
     """
-    from comparison import ladder, outside
+    from comparison.proof import ladder, outside
 
     if not todo:
         raise UserError(NOTHING)
@@ -185,7 +185,7 @@ def climb_all(todo, path):
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         case, examples = prepare(case, batches)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
-            of_case, losses[case.title], first = comparison.call(ladder.climb_apart, repr(case.title), case, examples)
+            of_case, losses[case.title], first = columns.call(ladder.climb_apart, repr(case.title), case, examples)
         else:
             of_case, losses[case.title], first = ladder.climb(case, examples)
         print_table(of_case)

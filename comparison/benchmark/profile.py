@@ -6,12 +6,12 @@ import re
 import tempfile
 from pathlib import Path
 
-import comparison
 from common.config import UserError
 from common.device import be_deterministic, tf
 from common.output import write_text
 from common.pictures import save_figure
-from comparison.worker import arithmetic, described
+from comparison import columns
+from comparison.machine import arithmetic, described
 from data.loader import load_examples, training_batches
 
 import matplotlib
@@ -169,7 +169,7 @@ def work(implementation, config, images, masks, connection):
     """A process that holds one implementation and its profiler. Sends what `measure` returns for each of MODES, in order."""
     if config.training.deterministic:
         be_deterministic()
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     train_step = code.make_train_step(model, config)
     forward = tf.function(lambda images: model(images, training=False), autograph=False)
@@ -185,13 +185,13 @@ def work(implementation, config, images, masks, connection):
 def collect(config, images, masks):
     """(mode, implementation) -> what `measure` returns. One process after the other, so that no two meet."""
     measured = {}
-    with tqdm(total=len(MODES) * len(comparison.IMPLEMENTATIONS), desc="profile", leave=False, disable=None) as progress:
-        for name in comparison.IMPLEMENTATIONS:
-            process, connection = comparison.start_process(work, name, config, images, masks)
+    with tqdm(total=len(MODES) * len(columns.IMPLEMENTATIONS), desc="profile", leave=False, disable=None) as progress:
+        for name in columns.IMPLEMENTATIONS:
+            process, connection = columns.start_process(work, name, config, images, masks)
             for mode in MODES:
-                measured[mode, name] = comparison.receive(connection, name)
+                measured[mode, name] = columns.receive(connection, name)
                 progress.update()
-            process.wait()
+            process.join()
     return measured
 
 
@@ -212,7 +212,7 @@ def draw(measured, title, path):
     """A bar for every implementation and mode, made of the shares of the rows."""
     figure = Figure(figsize=(11, 4.2))
     axes = figure.subplots()
-    bars = [(mode, name) for mode in MODES for name in comparison.IMPLEMENTATIONS]
+    bars = [(mode, name) for mode in MODES for name in columns.IMPLEMENTATIONS]
     labels = [f"{name}, {MODES[mode]}" for mode, name in bars]
     shares = []
     for of in (add_up(measured[bar]) for bar in bars):
@@ -246,7 +246,7 @@ def run(config, path):
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
     measured = collect(config, images, masks)
     for mode in MODES:
-        print_table(mode, {name: measured[mode, name] for name in comparison.IMPLEMENTATIONS})
+        print_table(mode, {name: measured[mode, name] for name in columns.IMPLEMENTATIONS})
     print("\nms of a step under the profiler, summed over the threads, which overlap: the sum may be longer than the step.")
     print(f"%: of that sum. {WAITING}: when no thread ran an operation. A row without a named gradient holds its")
     print("gradient too. In inference TensorFlow's graph optimizer fuses most of what follows a convolution into it.")

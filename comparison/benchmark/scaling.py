@@ -1,7 +1,7 @@
 """How much faster are several devices? Measured on this host, and a model of the cost of a step for hosts that are not at hand.
 
 python compare.py bench --devices 1,2,4     measures
-python -m comparison.scaling                the model alone, a table
+python -m comparison.benchmark.scaling                the model alone, a table
 """
 
 import functools
@@ -10,10 +10,10 @@ import statistics
 import sys
 import time
 
-import comparison
 from common.config import Config, UserError
 from common.output import write_text
 from common.weights import initial_weights
+from comparison import columns
 
 # bytes per second in one direction, seconds of a message: of the makers' sheets; not measured here
 LINKS = {
@@ -62,8 +62,8 @@ def run(config, counts, rounds, path):
     rows = []
     heads = f"{'images/s':>10}{'against 1':>11}{'efficiency':>12}{'the sum alone':>15}"
     print(f"\n{'training':<14}{'devices':>8}{heads}", flush=True)
-    for name in comparison.IMPLEMENTATIONS:
-        found = comparison.call(measure, name, name, config, counts, rounds)
+    for name in columns.IMPLEMENTATIONS:
+        found = columns.call(measure, name, name, config, counts, rounds)
         first = config.training.batch_size / found[1][0]
         for n, (step, total, kind) in found.items():
             rate = n * config.training.batch_size / step
@@ -81,7 +81,7 @@ def run(config, counts, rounds, path):
 def measure(implementation, config, counts, rounds, connection):
     """Sends {devices: (seconds of a step, seconds of the sum of its gradients alone, "GPU" or "CPU")}, medians of `rounds`."""
     from common.device import tf
-    from comparison.replicas import start, start_devices
+    from comparison.proof.replicas import start, start_devices
     from data.loader import training_batches
     from training.devices import on_every_replica, scope, total
 

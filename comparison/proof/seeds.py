@@ -8,10 +8,10 @@ for the scatter that rounding makes. A permutation test says whether they do, an
 import itertools
 import json
 
-import comparison
 from common.cli import count
 from common.config import Size, UserError
 from common.output import write_text
+from comparison import columns
 
 import numpy as np
 from tqdm import tqdm
@@ -40,8 +40,8 @@ def run(config, args):
     if 3.0 ** (1 - args.seeds) > LEVEL:  # so often chance gives the best of every seed to one implementation
         raise UserError(f"--seeds {args.seeds} are too few to tell a difference from chance: 6 or more")
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the models are traced by the same lines
-    config, training, validation = load_examples(comparison.shrunk(config, SMALL, args.given))
-    names, seeds = comparison.IMPLEMENTATIONS, range(config.seed, config.seed + args.seeds)
+    config, training, validation = load_examples(columns.shrunk(config, SMALL, args.given))
+    names, seeds = columns.IMPLEMENTATIONS, range(config.seed, config.seed + args.seeds)
     print(f"\n{'dice at the end':<16}" + "".join(f"{name:>12}" for name in names), flush=True)
     trainers = [make_trainer(name, config, training, validation) for name in names]
     dice, todo = np.zeros((args.seeds, 3)), itertools.product(range(args.seeds), range(3))
@@ -71,7 +71,7 @@ def make_trainer(implementation, config, training, validation):
     from data.loader import steps_per_epoch, training_batches, validation_batches
     from training.report import evaluate, make_eval_step
 
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     optimizer = code.make_optimizer(model, config)
     train_step, eval_step = code.make_train_step(model, config, optimizer), make_eval_step(model, config)

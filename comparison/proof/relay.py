@@ -1,17 +1,17 @@
 """An epoch in each implementation, in turn, from one checkpoint to the next: is that three epochs in any one?
 
-To the last bit: with `comparison.exact`, as the second tier of `compare.py parity`.
+To the last bit: with `comparison.proof.exact`, as the second tier of `compare.py parity`.
 """
 
 import itertools
 import json
 
-import comparison
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Size, UserError
 from common.output import discard, write_text
 from common.weights import assign_weights
-from comparison.ways import EXACT_CONSTANTS
+from comparison import columns
+from comparison.proof.ways import EXACT_CONSTANTS
 
 import numpy as np
 
@@ -38,8 +38,8 @@ def run(config, args):
         )
     be_deterministic()
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
-    folder, runners, records = config.training.run_dir, comparison.IMPLEMENTATIONS, []
-    config, training, _ = load_examples(comparison.shrunk(config, SMALL, args.given))
+    folder, runners, records = config.training.run_dir, columns.IMPLEMENTATIONS, []
+    config, training, _ = load_examples(columns.shrunk(config, SMALL, args.given))
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
     for precision in ("float64", "float32"):
         batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
@@ -67,7 +67,7 @@ def train(implementation, config, training, epochs, path):
 
     epochs: range. Returns: canonical name -> array, after the last of them.
     """
-    from comparison import exact
+    from comparison.proof import exact
     from data.loader import steps_per_epoch, training_batches
 
     code = exact.load(implementation)

@@ -6,10 +6,10 @@ import math
 import re
 from pathlib import Path
 
-import comparison
 from common.output import write_text
 from common.weights import is_trainable, weight_shapes
-from comparison.roofline import convolution_flops
+from comparison import columns
+from comparison.benchmark.roofline import convolution_flops
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
 # reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
@@ -67,7 +67,7 @@ def describe(operation):
 def add_options(parser):
     """Adds the options of `compare.py graph` to those of the configuration."""
     group = parser.add_argument_group("graph")
-    group.add_argument("--save", type=Path, metavar="DIR", help="write the StableHLO there, for comparison.pjrt too")
+    group.add_argument("--save", type=Path, metavar="DIR", help="write the StableHLO texts there")
 
 
 def run(config, args):
@@ -75,33 +75,35 @@ def run(config, args):
 
     Returns: whether all three do the same mathematics.
     """
-    from comparison import programs
+    from comparison.proof import programs
     from data.loader import load_examples, training_batches
 
     path, save = config.training.run_dir / "graph.json", args.save
     config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
     traced, optimized, compiled = programs.collect(config, images, masks)
-    for of_one in compiled.values() if save else ():
-        programs.save(of_one, save)
-    found = {(program, name): operations(one.text) for name, of_one in compiled.items() for program, one in of_one.items()}
+    for (program, name), text in compiled.items() if save else ():
+        write_text(save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
+    found = {key: operations(text) for key, text in compiled.items()}
     lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
 
     same, record = True, {}
     for program in ("forward", "train step"):
-        print(f"\n{program:<42}" + "".join(f"{name:>14}" for name in comparison.IMPLEMENTATIONS))
+        print(f"\n{program:<42}" + "".join(f"{name:>14}" for name in columns.IMPLEMENTATIONS))
         for stage, counters in (("traced", traced), ("optimized", optimized), ("StableHLO", lowered)):
-            columns = [counters[program, name] for name in comparison.IMPLEMENTATIONS]
-            print(f"{stage + ', operations':<42}" + "".join(f"{sum(c.values()):>14}" for c in columns))
-            kinds = sorted(set().union(*columns), key=lambda kind: -max(c[kind] for c in columns))
+            side_by_side = [counters[program, name] for name in columns.IMPLEMENTATIONS]
+            print(f"{stage + ', operations':<42}" + "".join(f"{sum(c.values()):>14}" for c in side_by_side))
+            kinds = sorted(set().union(*side_by_side), key=lambda kind: -max(c[kind] for c in side_by_side))
             shown = [
-                k for k in kinds if len({c[k] for c in columns}) > 1 or k in MATHEMATICS or k.startswith(("Conv2D", "MaxPool"))
+                k
+                for k in kinds
+                if len({c[k] for c in side_by_side}) > 1 or k in MATHEMATICS or k.startswith(("Conv2D", "MaxPool"))
             ]
             for kind in shown:
-                print(f"    {kind:<38}" + "".join(f"{c[kind]:>14}" for c in columns))
-            record[f"{program}, {stage}"] = {name: counters[program, name] for name in comparison.IMPLEMENTATIONS}
-        reference, *others = comparison.IMPLEMENTATIONS
-        mathematics = {name: [o for o in found[program, name] if is_mathematics(*o)] for name in comparison.IMPLEMENTATIONS}
+                print(f"    {kind:<38}" + "".join(f"{c[kind]:>14}" for c in side_by_side))
+            record[f"{program}, {stage}"] = {name: counters[program, name] for name in columns.IMPLEMENTATIONS}
+        reference, *others = columns.IMPLEMENTATIONS
+        mathematics = {name: [o for o in found[program, name] if is_mathematics(*o)] for name in columns.IMPLEMENTATIONS}
         for name in others:
             words = compare_sequences(mathematics[reference], mathematics[name])
             verdict = f"DIFFERENT: {words}" if words else "the same mathematics"

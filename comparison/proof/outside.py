@@ -1,4 +1,4 @@
-"""The rung outside: each implementation, as written, beside the formulas in NumPy (`comparison.oracle`), on a tiny network.
+"""The rung outside: each implementation, as written, beside the formulas in NumPy (`oracle`), on a tiny network.
 
 Three equal implementations share kernels, losses and shapes, and could be wrong together; this is where that would show.
 """
@@ -6,16 +6,16 @@ Three equal implementations share kernels, losses and shapes, and could be wrong
 import dataclasses
 from pathlib import Path
 
-import comparison
 from common.config import VOID, Config, Weights
 from common.device import be_deterministic, tf
 from common.layers import table
 from common.losses import segmentation_loss
 from common.shapes import margin, min_size, missing
 from common.weights import assign_weights, initial_weights, is_trainable
-from comparison import oracle, rounding
-from comparison.ladder import Check, difference
-from comparison.ways import EXACT_CONSTANTS, Case
+from comparison import columns
+from comparison.proof import oracle, rounding
+from comparison.proof.ladder import Check, difference
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def draw(case, n=3, larger=(0, 4)):
 
 def observe(implementation, case, weights, batches):
     """What one implementation makes of it. -> rung -> {name -> array}"""
-    config, code = case.config, comparison.load(implementation)
+    config, code = case.config, columns.load(implementation)
     model = code.UNet(config.network)
     variables = code.named_weights(model)
     assign_weights(variables, weights)
@@ -137,7 +137,7 @@ def right_within(case, weights, batches):
         scale = max((float(np.abs(value).max()) for value in values.values()), default=0.0)
         moved = max((float(np.abs(nudged[rung][name] - value).max()) for name, value in values.items()), default=0.0)
         difference = unit * (scale + moved / nudge)
-        reason = "128 roundings make a sum, see comparison/rounding.py, and these weights make so much of a rounding"
+        reason = "128 roundings make a sum, see comparison/proof/rounding.py, and these weights make so much of a rounding"
         if training.optimizer == "adam" and rung.startswith(("losses", "weights")):
             # a step is alpha m / (sqrt(v) + epsilon): as a function of the gradient it is steepest where that is 0
             steepest = training.learning_rate * (1 - training.beta_2) ** 0.5 / training.epsilon
@@ -153,7 +153,7 @@ def climb(case):
     be_deterministic()
     weights, batches = draw(case)
     (right, allowed), checks = right_within(case, weights, batches), []
-    for implementation in comparison.IMPLEMENTATIONS:
+    for implementation in columns.IMPLEMENTATIONS:
         try:
             rungs = observe(implementation, case, weights, batches)
         except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit

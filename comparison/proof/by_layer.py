@@ -3,11 +3,11 @@
 import itertools
 from typing import NamedTuple
 
-import comparison
 from common.pictures import save_figure
 from common.weights import initial_weights
-from comparison import finder
-from comparison.ladder import ulp_distance
+from comparison import columns
+from comparison.proof import finder
+from comparison.proof.ladder import ulp_distance
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -54,11 +54,11 @@ def look(implementation, case, batches, weights):
 def compare(case, batches):
     """-> {(rung, layer): {pair: `Apart`}}"""
     weights = initial_weights(case.config.network)
-    seen = {name: look(name, case, batches, weights) for name in comparison.IMPLEMENTATIONS}
+    seen = {name: look(name, case, batches, weights) for name in columns.IMPLEMENTATIONS}
     return {
         (rung, name): {
             f"{a} - {b}": apart(seen[a][rung][name], seen[b][rung][name])
-            for a, b in itertools.combinations(comparison.IMPLEMENTATIONS, 2)
+            for a, b in itertools.combinations(columns.IMPLEMENTATIONS, 2)
         }
         for rung, layers in seen["lowlevel"].items()
         for name in layers
@@ -88,20 +88,20 @@ def draw(tables, path):
     layers = {}
     for rung, name in next(iter(tables.values())):
         layers.setdefault(rung, []).append(name)
-    columns = [(title, pair) for title, rows in tables.items() for pair in next(iter(rows.values()))]
+    across = [(title, pair) for title, rows in tables.items() for pair in next(iter(rows.values()))]
     figure = Figure(figsize=(14, 0.15 * max(map(len, layers.values())) + 3), layout="constrained")
     axes = figure.subplots(1, len(layers))
     for axis, (rung, names) in zip(axes, layers.items()):
-        values = np.array([[tables[title][rung, name][pair].relative for title, pair in columns] for name in names])
+        values = np.array([[tables[title][rung, name][pair].relative for title, pair in across] for name in names])
         shown = np.log10(np.where(values > 0, values, np.nan))
         image = axis.imshow(shown, cmap="cividis", vmin=-16, vmax=0, aspect="auto", interpolation="nearest")
         for row, column in np.argwhere(values == 0):
             axis.text(column, row, "0", ha="center", va="center", fontsize=6, color="0.5")
         axis.set_title(rung, fontsize=10)
-        axis.set_xticks(range(len(columns)), [f"{pair}, {title.split(', ')[-1]}" for title, pair in columns], fontsize=7)
+        axis.set_xticks(range(len(across)), [f"{pair}, {title.split(', ')[-1]}" for title, pair in across], fontsize=7)
         axis.tick_params(axis="x", rotation=90)
         axis.set_yticks(range(len(names)), names, fontsize=6)
-        for k in range(3, len(columns), 3):  # between the tiers
+        for k in range(3, len(across), 3):  # between the tiers
             axis.axvline(k - 0.5, color="0.5", lw=0.5)
     label = "log10 of the largest difference, over the layer's largest value; white: 0"
     figure.colorbar(image, ax=axes, shrink=0.6).set_label(label, fontsize=8)

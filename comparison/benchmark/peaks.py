@@ -1,7 +1,7 @@
-"""What the device is best at: the steps whose speeds are the two roofs of `comparison.roofline`."""
+"""What the device is best at: the steps whose speeds are the two roofs of `comparison.benchmark.roofline`."""
 
 from common.device import tf
-from comparison.roofline import BYTES
+from comparison.benchmark.roofline import BYTES
 
 import numpy as np
 

@@ -7,23 +7,23 @@ highlevel   moving averages by Keras's formula: "How a moving average moves"; gr
             "tf.gradients and the tape"; in the order of the forward pass, in which the norm for clipping adds up: "Clipping by
             the global norm"
 keras_impl  the bias of a single output channel added by BiasAdd, as elsewhere: "The bias of one output channel"
-constants   `comparison.ways.EXACT_CONSTANTS`, which every detour through float32 holds: "One minus beta", "Python floats in
+constants   `ways.EXACT_CONSTANTS`, which every detour through float32 holds: "One minus beta", "Python floats in
             float64 graphs"
 """
 
 from unittest import mock
 
-import comparison
 import highlevel.model
 import highlevel.train
 import keras_impl.model
 from common.device import tf
 from common.losses import segmentation_loss
+from comparison import columns
 
 
 def load(implementation):
-    """As `comparison.load`, with these functions in the place of the column's."""
-    code = comparison.load(implementation)
+    """As `columns.load`, with these functions in the place of the column's."""
+    code = columns.load(implementation)
     if implementation == "highlevel":
         code.UNet, code.make_train_step = HighlevelUNet, make_highlevel_train_step
     if implementation == "keras_impl":

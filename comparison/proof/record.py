@@ -9,14 +9,14 @@ import itertools
 import json
 from typing import NamedTuple
 
-import comparison
 from common.config import Config, UserError, flag
 from common.output import write_text
-from comparison import report, rounding
-from comparison.by_layer import Apart, apart, look
-from comparison.ladder import observe
-from comparison.outside import draw
-from comparison.ways import Case
+from comparison import columns, machine
+from comparison.proof import rounding
+from comparison.proof.by_layer import Apart, apart, look
+from comparison.proof.ladder import observe
+from comparison.proof.outside import draw
+from comparison.proof.ways import Case
 
 import numpy as np
 
@@ -54,10 +54,10 @@ def take(config, steps):
     weights, batches = draw_inputs(case)
     drawn = {f"{what}, step {k + 1}": x for k, batch in enumerate(batches) for what, x in zip(("images", "masks"), batch)}
     seen = {"inputs": {"weights": weights, "batches": drawn}}
-    seen |= {name: see(name, case, batches, weights) for name in comparison.IMPLEMENTATIONS}
+    seen |= {name: see(name, case, batches, weights) for name in columns.IMPLEMENTATIONS}
     return {
         **dict(config=config.as_dict(), steps=steps, arithmetic=rounding.arithmetic(config.network.precision)),
-        "environment": report.environment(),
+        "environment": machine.environment(),
         "seen": {
             who: {rung: {name: summarize(x) for name, x in values.items()} for rung, values in rungs.items()}
             for who, rungs in seen.items()
@@ -129,14 +129,14 @@ def compare(old, new, explained, unit):
 
 def print_table(found):
     """Activations and gradients layer by layer, of the other rungs the worst name: over the largest value, and in ulp."""
-    print(f"\n{'':<58}" + "".join(f"{who:>20}" for who in comparison.IMPLEMENTATIONS) + f"{'explained':>11}")
+    print(f"\n{'':<58}" + "".join(f"{who:>20}" for who in columns.IMPLEMENTATIONS) + f"{'explained':>11}")
     for rung, keys in itertools.groupby(found, key=lambda key: key[0]):
         keys = list(keys)
         if not rung.startswith(("activations", "gradients")):
             keys = [max(keys, key=lambda key: max(departure.over for departure in found[key].values()))]
         for key in keys:
             row = found[key]
-            cells = [row.get(who, row.get("inputs")) for who in comparison.IMPLEMENTATIONS]
+            cells = [row.get(who, row.get("inputs")) for who in columns.IMPLEMENTATIONS]
             verdict = "" if max(cell.over for cell in cells) <= 1 else "  MORE"
             print(f"{': '.join(key):<58}" + "".join(f"{cell!s:>20}" for cell in cells) + f"{cells[0].allowed:>11.0e}{verdict}")
 
@@ -155,7 +155,7 @@ def against(path, given):
     case = Case("record", config, old["steps"], exact=False)
     weights, batches = draw_inputs(case)
     found = compare(old["seen"], new["seen"], rounding.explained(see, case, batches, weights, unit), unit)
-    report.print_environment(old["environment"], new["environment"])
+    machine.print_environment(old["environment"], new["environment"])
     print_table(found)
     flat = [(who, *key, departure) for key, row in found.items() for who, departure in row.items()]
     parted, beyond = ([row for row in flat if test(row[-1])] for test in (lambda d: not d.same, lambda d: d.over > 1))

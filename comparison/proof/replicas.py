@@ -17,13 +17,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import comparison
 from common import see_one_gpu
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
 from common.output import write_text
 from common.weights import assign_weights, is_trainable
+from comparison import columns
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def run(config, args):
     """Climbs, prints the table, writes replicas.json. Returns: whether every check passed."""
     if {"precision", "batch_norm"} & args.given:
         raise UserError("replicas chooses --precision and --batch-norm itself: leave them out")
-    config = comparison.shrunk(config, SMALL, args.given)
+    config = columns.shrunk(config, SMALL, args.given)
     return climb_all(config, args.steps, config.training.run_dir / "replicas.json")
 
 
@@ -68,20 +68,20 @@ def climb_all(config, steps, path):
     records = []
     heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
     print(f"\n{f'several devices against one, {steps} steps':<76}{heads}")
-    for name in comparison.IMPLEMENTATIONS:
-        local = comparison.call(observe, name, name, config, steps)
+    for name in columns.IMPLEMENTATIONS:
+        local = columns.call(observe, name, name, config, steps)
         for title, (found, wanted, precision) in local["pairs"].items():
             records.append(_compare(name, title, found, wanted, *TOLERANCE[precision]))
         if not local["two"]:  # the one GPU; two hosts cannot share it either
             print(f"{name}: several devices need several GPUs; CUDA_VISIBLE_DEVICES= in front takes copies of the CPU")
             continue
         hosts = _start_hosts(name, config, steps)
-        over_hosts = [comparison.receive(connection, f"{name} on a host") for _, connection in hosts][0]
+        over_hosts = [columns.receive(connection, f"{name} on a host") for _, connection in hosts][0]
         for title, found in over_hosts.items():
             reason = "the same operations on the same rows, and the sum of two numbers has one order"
             records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, local["two"][title], 0.0, reason))
         for process, _ in hosts:
-            process.wait()
+            process.join()
     write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
@@ -92,7 +92,7 @@ def climb_all(config, steps, path):
 
 
 def _compare(implementation, title, found, wanted, tolerance, reason):
-    from comparison.ladder import difference
+    from comparison.proof.ladder import difference
 
     apart = {rung: difference(found[rung], wanted[rung]) for rung in wanted}  # (name, largest difference, ulp)
     passed = all(d <= tolerance for _, d, _ in apart.values())
@@ -170,7 +170,7 @@ def _start_hosts(implementation, config, steps):
     from training.hosts import free_addresses
 
     addresses = Addresses(free_addresses(2))
-    return [comparison.start_process(observe_host, implementation, config, steps, addresses, k) for k in range(2)]
+    return [columns.start_process(observe_host, implementation, config, steps, addresses, k) for k in range(2)]
 
 
 def observe_host(implementation, config, steps, addresses, worker, connection):
@@ -193,7 +193,7 @@ def start(implementation, config):
     from data.loader import load_examples
     from training.devices import variants
 
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         vars(code).update(variants(implementation))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
-import comparison
 from common.config import FIELDS, UserError
 from common.device import device_name, tf
 from common.output import write_text
+from comparison import columns
 from data.cache import CORES
 from data.layouts import find_layout
 from data.loader import as_floats, augmented, load_examples, steps_per_epoch, training_batches, validation_batches
@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+CONSUMED = (500, 1000, 2000)  # images per second, as a GPU may take them
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
 
 
@@ -141,8 +142,8 @@ def time_training(config, training, kinds, rounds):
     One process holds all: what is compared is the same step with other batches, and not one implementation with another.
     """
     lanes = {}
-    for name in comparison.IMPLEMENTATIONS:
-        code = comparison.load(name)
+    for name in columns.IMPLEMENTATIONS:
+        code = columns.load(name)
         step = code.make_train_step(code.UNet(config.network), config)
         for kind in kinds:
             batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
@@ -164,8 +165,8 @@ def time_training(config, training, kinds, rounds):
     return {key: found for key, (_, _, found) in lanes.items()}
 
 
-def run(config, rounds, consume, path):
-    """Measures, prints four tables, writes JSON to `path`. consume: images per second that a consumer would take.
+def run(config, rounds, path):
+    """Measures, prints four tables, writes JSON to `path`.
 
     Raises: UserError for data that does not lie on disk as images.
     """
@@ -197,10 +198,10 @@ def run(config, rounds, consume, path):
         one, threads, processes = (statistics.median(values) for values in zip(*found))
         threads, processes = (f"{rate:.0f} ({rate / one:.2f})" for rate in (threads, processes))
         print(f"{f'augment {kind}':<32}{one:>10.0f}{threads:>15}{processes:>18}")
-    waits = time_consumer(config, training, AUGMENTATIONS, consume)
-    print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in consume))
+    waits = time_consumer(config, training, AUGMENTATIONS, CONSUMED)
+    print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in CONSUMED))
     for kind in AUGMENTATIONS:
-        print(f"{f'augment {kind}':<32}" + "".join(f"{100 * waits[kind, rate]:>15.1f} %" for rate in consume))
+        print(f"{f'augment {kind}':<32}" + "".join(f"{100 * waits[kind, rate]:>15.1f} %" for rate in CONSUMED))
     trained = time_training(config, training, AUGMENTATIONS, rounds)
     print(f"\n{'training through it':<32}{'images/s':>10}{'to none':>11}{'waiting':>10}")
     for (name, kind), found in trained.items():

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import comparison
 from common import shapes
 from common.config import Size
-from comparison import roofline
+from comparison import columns
+from comparison.benchmark import roofline
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def find_cells(config, given, matrix, image_size, has_tf32):
             for precision in axes["precision"]:
                 for jit in axes["jit"]:
                     setting = precision, jit, batch_size, image_size
-                    cells += [Cell(*setting, implementation) for implementation in comparison.IMPLEMENTATIONS]
+                    cells += [Cell(*setting, implementation) for implementation in columns.IMPLEMENTATIONS]
     return cells
 
 

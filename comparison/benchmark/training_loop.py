@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import comparison
 from common.config import Every
 from common.device import be_deterministic, tf
 from common.output import write_text
-from comparison.worker import arithmetic, described
+from comparison import columns
+from comparison.machine import arithmetic, described
 from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
 
@@ -106,7 +106,7 @@ def work(implementation, config, images, masks, rounds, connection):
     """A process that trains as `python -m implementation.train` does, with `timed_run` in the place of `Run`."""
     if config.training.deterministic:
         be_deterministic()
-    code, script = comparison.load(implementation), importlib.import_module(f"{implementation}.train")
+    code, script = columns.load(implementation), importlib.import_module(f"{implementation}.train")
     train_step = code.make_train_step(code.UNet(config.network), config)
     train_steps = unroll(train_step, config)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
@@ -123,11 +123,11 @@ def measure(config, rounds):
 
     The processes take turns, so that whatever else slows the machine down slows down all three.
     """
-    names = comparison.IMPLEMENTATIONS
+    names = columns.IMPLEMENTATIONS
     connections, processes, found = {}, [], {name: [] for name in names}
 
     def answer(name, *request):
-        return comparison.receive(connections[name], name, *request)
+        return columns.receive(connections[name], name, *request)
 
     with tempfile.TemporaryDirectory() as folder, tqdm(total=3 * (1 + rounds), leave=False, disable=None) as progress:
         # all read one cache; neither what a run saves nor how it ends has a part in this
@@ -140,7 +140,7 @@ def measure(config, rounds):
             progress.set_description("bench: tracing")
             for name in names:
                 arguments = name, config.replace(run_dir=Path(folder) / name), images, masks, rounds
-                process, connections[name] = comparison.start_process(work, *arguments)
+                process, connections[name] = columns.start_process(work, *arguments)
                 processes.append(process)
             for name in names:
                 answer(name)
@@ -153,11 +153,11 @@ def measure(config, rounds):
             for connection in connections.values():
                 connection.close()
             for process in processes:  # each ends with its round
-                process.wait()
+                process.join()
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
+                process.join()
     return found, config
 
 

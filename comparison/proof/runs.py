@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import comparison
 from common.checkpoint import read_checkpoint
 from common.config import FIELDS, UserError, flag
 from common.pictures import draw_curves, expendable
 from common.weights import assign_weights
+from comparison import columns
 
 
 def add_options(parser):
-    trained = [Path("runs") / implementation for implementation in comparison.IMPLEMENTATIONS]
+    trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
 
 
@@ -27,7 +27,7 @@ def run(config, args):
     from training.report import draw_predictions, make_eval_step, predict_some, read_history  # these import TensorFlow
 
     output = config.training.run_dir
-    histories, columns, configs = {}, {}, {}
+    histories, predicted, configs = {}, {}, {}
     for run_dir in args.run_dirs:
         histories[str(run_dir)] = read_history(run_dir)
         trained, weights, implementation = read_checkpoint(run_dir / "best.safetensors")
@@ -36,12 +36,12 @@ def run(config, args):
         for name, (group, field) in FIELDS.items():
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
-        code = comparison.load(implementation)
+        code = columns.load(implementation)
         model = code.UNet(trained.network)
         assign_weights(code.named_weights(model), weights)
         if len(configs) == 1:
             _, _, validation = load_examples(trained)
-        columns[str(run_dir)] = predict_some(trained, validation, make_eval_step(model, trained))
+        predicted[str(run_dir)] = predict_some(trained, validation, make_eval_step(model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():
@@ -53,6 +53,6 @@ def run(config, args):
         )
     with expendable(output / "predictions.png"):
         draw_curves(output / "curves.png", histories)
-        draw_predictions(output / "predictions.png", columns, "validation images, best epoch of each", first)
+        draw_predictions(output / "predictions.png", predicted, "validation images, best epoch of each", first)
         print(f"\ndrawn to {output / 'curves.png'} and {output / 'predictions.png'}")
     return True

@@ -1,11 +1,11 @@
 """Where do two implementations part? The first activation, gradient, step or term of the update that differs."""
 
-import comparison
 from common.device import tf
 from common.layers import table
 from common.losses import segmentation_loss
 from common.weights import assign_weights, initial_weights, is_trainable
-from comparison import exact, rounding
+from comparison import columns
+from comparison.proof import exact, rounding
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Probe:
     """One implementation, to be looked into."""
 
     def __init__(self, implementation, case):
-        self.code = code = (exact if case.exact else comparison).load(implementation)
+        self.code = code = (exact if case.exact else columns).load(implementation)
         config = case.config
         self.config, self.model = config, code.UNet(config.network)
         self.weights = code.named_weights(self.model)

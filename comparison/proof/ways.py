@@ -48,9 +48,9 @@ class Case:
     title: str
     config: Config
     steps: int
-    exact: bool = True  # the tier: to the last bit, with `comparison.exact`; or as written
+    exact: bool = True  # the tier: to the last bit, with `comparison.proof.exact`; or as written
     halve_rate: bool = False  # the learning rate, half way through the steps
-    void: bool = False  # some pixels of every batch are void, see `comparison.parity.with_void`
+    void: bool = False  # some pixels of every batch are void, see `comparison.proof.parity.with_void`
 
 
 def cases(name, config, steps, precision=None):

@@ -4,13 +4,12 @@ import collections
 import functools
 import json
 
-import comparison
 from common.device import tf
 from common.output import write_text
 from common.weights import assign_weights, fold_batch_norm, initial_weights
-from comparison import report
-from comparison.bench import draw_batch
-from comparison.worker import arithmetic, described, forward, seconds
+from comparison import columns
+from comparison.benchmark.worker import draw_batch, forward, seconds
+from comparison.machine import arithmetic, described, environment
 from data.loader import load_examples
 
 import numpy as np
@@ -23,7 +22,7 @@ TYPED = {"predict": "model.predict", "predict_on_batch": "model.predict_on_batch
 
 def work(implementation, config, images, connection):
     """The process of one implementation. Says which calls it has; receives one, answers with the seconds of `TURN` of them."""
-    code, calls = comparison.load(implementation), {}
+    code, calls = columns.load(implementation), {}
     batch = tf.constant(images)  # on the device before the clock starts
     for call in TRACED if config.network.batch_norm != "none" else ["traced"]:
         network, weights = config.network, initial_weights(config.network)
@@ -45,18 +44,18 @@ def work(implementation, config, images, connection):
 
 def measure(config, images, rounds):
     """-> {(implementation, call): [seconds of each call]}. The processes take turns, and nobody always comes first."""
-    names, found = comparison.IMPLEMENTATIONS, collections.defaultdict(list)
-    processes, connections = zip(*(comparison.start_process(work, name, config, images) for name in names))
+    names, found = columns.IMPLEMENTATIONS, collections.defaultdict(list)
+    processes, connections = zip(*(columns.start_process(work, name, config, images) for name in names))
     try:
-        turns = [(k, call) for k in range(len(names)) for call in comparison.receive(connections[k], names[k])]
+        turns = [(k, call) for k in range(len(names)) for call in columns.receive(connections[k], names[k])]
         for n in tqdm(range(rounds), desc="bench: latency", unit="round", leave=False, disable=None):
             first = n * len(turns) // rounds
             for k, call in turns[first:] + turns[:first]:
-                found[names[k], call] += comparison.receive(connections[k], names[k], call)
+                found[names[k], call] += columns.receive(connections[k], names[k], call)
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
     return {key: found[key] for key in ((names[k], call) for k, call in turns)}
 
 
@@ -64,7 +63,7 @@ def run(config, rounds, path):
     """Measures a batch of one image, prints the table, writes JSON to `path`."""
     config, training, _ = load_examples(config.replace(batch_size=1))
     images, _ = draw_batch(config, 1, config.data.crop_size or training.sizes[0])
-    about = report.environment()
+    about = environment()
     found = measure(config, images, rounds)
     height, width = images.shape[1:3]
     xla = "on" if config.training.jit else "off"

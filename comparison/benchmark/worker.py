@@ -1,36 +1,31 @@
 """The process that holds one cell and times it on request, so that no other shares its memory or cache."""
 
+import contextlib
+import io
 import re
 import resource
 import time
 from pathlib import Path
 
-import comparison
-from common.device import device_name, tf
+from common.device import tf
 from common.weights import assign_weights, fold_batch_norm, initial_weights
-from comparison.cells import LIMIT, MODES
-from comparison.peaks import peak_steps
+from comparison import columns
+from comparison.benchmark.cells import LIMIT, MODES
+from comparison.benchmark.peaks import peak_steps
+from data.loader import load_examples, training_batches
+
+import numpy as np
 
 
-def has_tf32():
-    """Whether there is a GPU with TensorFloat-32: Ampere or newer."""
-    gpus = tf.config.list_physical_devices("GPU")
-    return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
-
-
-def described(config):
-    """What measures and what is measured, in words."""
-    network = config.network
-    return f"{device_name()}, TensorFlow {tf.__version__}, filters {network.filters}, depth {network.depth}"
-
-
-def arithmetic(config):
-    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some.
-
-    Not with --deterministic: `be_deterministic` switches it off.
-    """
-    precision = config.network.precision
-    return "tf32" if precision == "float32" and not config.training.deterministic and has_tf32() else precision
+def draw_batch(config, batch_size, image_size):
+    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays. Of fewer images some come more than once."""
+    if config.data.dataset == "synthetic" and not config.data.crop_size:
+        config = config.replace(image_size=image_size)
+    with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
+        config, training, _ = load_examples(config)
+    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
+    numbers = np.arange(batch_size) % len(images)
+    return images[numbers], masks[numbers]
 
 
 def work(cell, config, images, masks, started, connection):
@@ -38,11 +33,9 @@ def work(cell, config, images, masks, started, connection):
     bytes and ends. Says hello with the seconds until the first step of each mode was done; or with why that cannot be.
 
     started: the time at which the process was asked for.
-
-    `compare.py bench --against` has older and newer versions answer each other: what is said here stays as it is.
     """
     if cell.implementation != LIMIT:
-        comparison.load(cell.implementation)
+        columns.load(cell.implementation)
     imported = time.time() - started
     tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
     try:
@@ -67,7 +60,7 @@ def prepare(cell, config, images, masks):
         steps = peak_steps(cell.precision)
         return steps, {what: seconds(step, 1) for what, step in steps.items()}
     config = cell.config(config)
-    code = comparison.load(cell.implementation)
+    code = columns.load(cell.implementation)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     first, steps = {}, {}
     for mode in MODES if config.network.batch_norm != "none" else ("train", "infer"):

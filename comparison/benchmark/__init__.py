@@ -1,0 +1,1 @@
+"""What does each cost? What `compare.py bench` does."""

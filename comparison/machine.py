@@ -1,0 +1,76 @@
+"""What figures depend on besides the code: the machine, its libraries, and the arithmetic that it takes."""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from common.device import device_name, tf
+
+# of the environment, that change figures; not all that begins with TF_ or NVIDIA_: Terraform's, and keys, may be secrets
+VARIABLES = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE") + tuple(
+    f"TF_{name}"
+    for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
+)
+
+
+def has_tf32():
+    """Whether there is a GPU with TensorFloat-32: Ampere or newer."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return any(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus)
+
+
+def described(config):
+    """What measures and what is measured, in words."""
+    network = config.network
+    return f"{device_name()}, TensorFlow {tf.__version__}, filters {network.filters}, depth {network.depth}"
+
+
+def arithmetic(config):
+    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some.
+
+    Not with --deterministic: `be_deterministic` switches it off.
+    """
+    precision = config.network.precision
+    return "tf32" if precision == "float32" and not config.training.deterministic and has_tf32() else precision
+
+
+def processor():
+    with contextlib.suppress(OSError, TypeError):
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    return platform.processor() or platform.machine()
+
+
+def environment():
+    """What the figures depend on besides the code."""
+    gpus = tf.config.list_physical_devices("GPU")
+    build = tf.sysconfig.get_build_info()
+    driver = None
+    with contextlib.suppress(OSError, TypeError):
+        driver = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
+    return {
+        "device": device_name(),
+        "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
+        **dict(driver=driver, cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
+        **dict(cpu=processor(), system=platform.platform(), python=platform.python_version()),
+        "packages": {name: version(name) for name in ("tensorflow", "keras", "tf-keras", "numpy")},
+        "threads": {
+            "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+            "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+        },
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def print_environment(old, new):
+    """What differs between two `environment`s."""
+    for name, value in new.items():
+        before = old.get(name)
+        if before != value and name not in ("load_before", "date"):
+            print(f"{name} was {json.dumps(before)}, is {json.dumps(value)}")
