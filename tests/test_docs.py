@@ -10,8 +10,14 @@ import data.overview
 import predict
 import study.__main__
 from common.cli import given_options, make_parser, parse, read_config
-from common.config import IMPLEMENTATIONS, UserError
+from common.config import IMPLEMENTATIONS, Config, UserError
+from common.device import tf
+from common.weights import assign_weights, initial_weights
+from comparison import columns
+from comparison.proof.finder import activations
 
+import keras
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -125,24 +131,72 @@ def test_options_in_sentences_exist(capsys):
 def test_readme_is_a_screen_and_a_half():
     lines = TEXTS[README].splitlines()
     assert len(lines) <= 130
-    assert not [line for line in lines if len(line) > 110]
+    assert not [line for line in lines if len(line) > 110 and not line.startswith("|")]
 
 
-def test_code_in_the_readme_is_the_files():
-    """Each block is, after dedent, a part of the file that the line above it links to."""
-    blocks = re.findall(r"^\[(\w+/model\.py)\].*?\n\n```python\n(.*?)^```$", TEXTS[README], re.MULTILINE | re.DOTALL)
-    assert [path for path, _ in blocks] == [f"{implementation}/model.py" for implementation in IMPLEMENTATIONS]
-    assert len(FENCED.findall(TEXTS[README])) == len(blocks)
-    for path, block in blocks:
-        lines, n = (ROOT / path).read_text(encoding="utf-8").splitlines(), len(block.splitlines())
-        parts = (textwrap.dedent("\n".join(lines[k : k + n])) for k in range(len(lines)))
-        assert block.rstrip("\n") in parts, f"{path} has changed: copy the rows into the README again"
+def test_code_in_the_readme_is_what_the_columns_compute():
+    """Each block, with the canonical weights, gives the first activation of its column in training."""
+    blocks = dict(
+        re.findall(r"\[(\w+)/model\.py\]\([^)]*\).*?\n\n```python\n(.*?)^```$", TEXTS[README], re.MULTILINE | re.DOTALL)
+    )
+    assert tuple(blocks) == IMPLEMENTATIONS and len(FENCED.findall(TEXTS[README])) == 3
+    assert all(3 <= len(block.splitlines()) <= 6 for block in blocks.values())
+    network = Config.of(channels=1, classes=1).network
+    weights = {name: value for name, value in initial_weights(network).items() if re.match("down0/(conv|bn)1/", name)}
+    x = np.random.default_rng(0).random([2, 16, 16, 1], np.float32)
+    variables = {name.rpartition("/")[2]: tf.Variable(value) for name, value in weights.items()}
+    found = {"lowlevel": run_block(blocks["lowlevel"], x=x, **variables)}
+
+    class V1(tf.Module):
+        @tf.compat.v1.keras.utils.track_tf1_style_variables
+        def __call__(self):
+            return run_block(blocks["highlevel"], x=tf.constant(x), layers=tf.compat.v1.layers)
+
+    v1 = V1()
+    v1()  # makes the variables
+    assign_weights({variable.name.removesuffix(":0"): variable for variable in v1.variables}, weights)
+    found["highlevel"] = v1()
+    inputs = keras.Input([None, None, 1])
+    model = keras.Model(inputs, run_block(blocks["keras_impl"], x=inputs, layers=keras.layers))
+    assign_weights({weight.path.replace("_", "/", 1): weight.value for weight in model.weights}, weights)
+    found["keras_impl"] = model(x, training=True)
+    for implementation, y in found.items():
+        column = columns.load(implementation).UNet(network)
+        wanted = dict(activations(column, Config.of(channels=1, classes=1), tf.constant(x), True))["down0/act1"]
+        np.testing.assert_allclose(y, wanted, atol=1e-5, err_msg=f"{implementation}: one kernel or several, in float32")
 
 
-def test_lines_of_the_columns():
-    for implementation in IMPLEMENTATIONS:
-        count = sum((ROOT / implementation / f"{part}.py").read_bytes().count(b"\n") for part in ("model", "train"))
-        assert f"- `{implementation}`, {count} lines: " in TEXTS[README], f"{implementation} has {count} lines now"
+def run_block(block, **names):
+    exec(block, {"tf": tf, **names}, names)
+    return names["x"]
+
+
+# row of the README's matrix -> what stands on the line that each cell leads to
+MATRIX = {
+    "variables": ("name: tf.Variable(value", "x = layers.conv2d(", "x = layers.Conv2D("),
+    "names": ('f"{name}/conv{k}"', 'name=f"{name}/conv{k}"', 'name=f"{name}_conv{k}"'),
+    "shapes": ("shape = [", "layers.conv2d_transpose(", "layers.Conv2DTranspose("),
+    "dtype": ("tf.cast(kernel", "tf.cast(getter(", '"mixed_bfloat16" if'),
+    "initial values": ("initial_weights(network).items()", "assign_weights(named", "assign_weights(named"),
+    "batch statistics": ("moving_mean.assign(moving", "x = layers.batch_normalization(", "else layers.BatchNormalization"),
+    "dropout state": ("state.assign_add(", "state.assign_add(", "layers.Dropout("),
+    "gradients": ("tape.gradient(", "compute_gradients(", "model.fit("),
+    "optimizer": ("class Adam(", "class Adam(tf.compat.v1.train.AdamOptimizer)", "keras.optimizers.Adam("),
+    "loop": ("in run.steps()", "in run.steps()", "model.fit("),
+    "checkpoints": ("**optimizer.state", "optimizer.get_slot(", "= optimizer.variables"),
+}
+
+
+@pytest.mark.parametrize("row", [*MATRIX, "lines"])
+def test_the_matrix_leads_to_the_lines(row):
+    cells = next(line for line in TEXTS[README].splitlines() if line.startswith(f"| {row} |")).split(" | ")[1:]
+    for implementation, cell, word in zip(IMPLEMENTATIONS, cells, MATRIX.get(row, 3 * [""])):
+        lines = {name: (ROOT / implementation / name).read_text().splitlines() for name in ("model.py", "train.py")}
+        if row == "lines":
+            assert cell.rstrip(" |") == str(sum(map(len, lines.values())))
+            continue
+        right = [f"{implementation}/{name}#L{k + 1}" for name, of in lines.items() for k, line in enumerate(of) if word in line]
+        assert re.search(r"\((.*)\)", cell)[1] in right, f"{row}: the line is {' or '.join(right)} now"
 
 
 # --- links ---
@@ -166,7 +220,7 @@ def test_links_lead_somewhere(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{title(page)}: no {path}"
-        if anchor:
+        if anchor and target.suffix == ".md":
             assert anchor in anchors(TEXTS[target]), f"{title(page)}: no #{anchor} in {title(target)}"
 
 
