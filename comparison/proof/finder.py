@@ -79,6 +79,8 @@ def locate(a, b, case, batches):
     first, second = probes
     if first.weights.keys() != second.weights.keys():
         return f"the weights' names: {sorted(first.weights.keys() ^ second.weights.keys())}"
+    for probe in probes:
+        probe.start()
     for name, weight in first.weights.items():
         if differs(weight.numpy(), second.weights[name].numpy(), 0.0):
             return f"the value of {name}, before anything is computed"
