@@ -1,6 +1,7 @@
-"""The three columns: loaded, and run in processes of their own."""
+"""The three columns: loaded, built, and run in processes of their own that take turns."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import multiprocessing
@@ -11,22 +12,115 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
+from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 SPAWN = multiprocessing.get_context("spawn")  # TensorFlow survives no fork
 
 
 def load(implementation):
-    """The contract's functions of one implementation, as attributes: `UNet`, `named_weights`, `make_train_step`..."""
-    functions = {}
-    for module in ("model", "train"):
-        functions.update(vars(importlib.import_module(f"{implementation}.{module}")))
-    code = types.SimpleNamespace(**functions)
-    if implementation == "keras_impl":
-        from comparison.keras_step import make_train_step
+    """The functions of one implementation, as attributes: `UNet`, `named_weights`, `make_train_step`, `main`..."""
+    from common.device import tf
+    from training.devices import variants
 
-        code.make_train_step = functools.partial(make_train_step, code)
+    tf.get_logger().setLevel("ERROR")  # "triggered retracing": models of one column are traced by the same lines
+    names = {}
+    for module in ("model", "train"):
+        names |= vars(importlib.import_module(f"{implementation}.{module}"))
+    code = types.SimpleNamespace(**names)
+    if implementation == "keras_impl":
+        code.make_train_step = functools.partial(make_keras_step, code)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        vars(code).update(variants(implementation))
     return code
+
+
+def make_keras_step(code, model, config, optimizer=None):
+    """`make_train_step` for keras_impl: the step that `fit` makes there, to be called and timed. code: of `load`.
+
+    A test holds it against `fit`, bit for bit.
+    """
+    from common.device import tf
+    from training.devices import on_every_replica
+
+    optimizer, loss_of = optimizer or code.make_optimizer(model, config), code.SegmentationLoss(config)
+
+    @tf.function(jit_compile=config.training.jit, autograph=False)
+    @on_every_replica
+    def train_step(images, masks):
+        weights = model.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            loss = loss_of.call(masks, logits)
+        gradients = tape.gradient(loss, weights)
+        with tf.name_scope("optimizer"):
+            optimizer.apply(gradients, weights)
+        return loss
+
+    return train_step
+
+
+class Built:
+    """One implementation, built from `config`, with the canonical initial weights. What nobody asks for is not made.
+
+    weights: canonical name -> variable. code: the functions to build it of, if not those that `load` gives.
+    """
+
+    def __init__(self, implementation, config, code=None):
+        self.implementation, self.config, self.code = implementation, config, code or load(implementation)
+        self.model = self.code.UNet(config.network)
+        self.weights = self.code.named_weights(self.model)
+
+    @functools.cached_property
+    def optimizer(self):
+        return self.code.make_optimizer(self.model, self.config)
+
+    @functools.cached_property
+    def state(self):
+        """Of the optimizer: canonical name and "/m" or "/v", and "iterations" -> variable."""
+        return self.code.named_state(self.model, self.optimizer)
+
+    @functools.cached_property
+    def train_step(self):
+        """step(images, masks) -> scalar loss, weights updated."""
+        return self.code.make_train_step(self.model, self.config, self.optimizer)
+
+    @functools.cached_property
+    def forward(self):
+        """forward(images) -> logits in inference, as traced."""
+        from common.device import tf
+
+        return tf.function(
+            lambda images: self.model(images, training=False), jit_compile=self.config.training.jit, autograph=False
+        )
+
+    def backward(self, images, masks):
+        """(logits, loss, canonical name -> gradient) in training."""
+        from common.device import tf
+        from common.losses import segmentation_loss
+
+        trainable = {name: weight for name, weight in self.weights.items() if is_trainable(name)}
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            loss = segmentation_loss(masks, logits, self.config)
+        return logits, loss, tape.gradient(loss, trainable)
+
+    def start(self, weights=None):
+        """From `weights`, canonical name -> array, or from the first ones."""
+        assign_weights(self.weights, initial_weights(self.config.network) if weights is None else weights)
+
+    def values(self, trained=None):
+        """Canonical name -> array. trained: of what is trained alone, or of what is not."""
+        return {name: w.numpy() for name, w in self.weights.items() if trained in (None, is_trainable(name))}
+
+    def folded(self):
+        """The same for inference: each batch normalization a part of the convolution before it."""
+        network, values = fold_batch_norm(self.config.network, self.values())
+        folded = Built(self.implementation, dataclasses.replace(self.config, network=network), self.code)
+        folded.start(values)
+        return folded
 
 
 def shrunk(config, small, given):
@@ -35,59 +129,73 @@ def shrunk(config, small, given):
     return config.replace(**{k: v for k, v in small.items() if k not in given and not (own and k == "image_size")})
 
 
-def start_process(work, *args):
-    """Starts `work(*args, connection)` in a process of its own. -> (the process, the other end of the connection)
+# --- processes ---
 
-    work: a function, or "module.function" where importing it here would take too much with it.
 
-    Receiving raises EOFError when the process has ended. It ends when this one does or when nobody asks any more. Ctrl-C is for
-    this process to answer and does not reach the other.
+class Process:
+    """Runs `work(*args, connection)` in a process of its own, which ends when this one does or when nobody asks any more.
+
+    of: what it works on, for messages. work: a function, or "module.function" where an import would bring too much with it.
+    Ctrl-C is for this process to answer and does not reach the other.
     """
-    resource_tracker.ensure_running()  # whose start would let Ctrl-C in again, for the first process
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=_answer, args=(work, args, theirs), daemon=True)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited; pressed meanwhile it waits and is not lost
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    theirs.close()  # so that receiving ends when the process does
-    return process, ours
+
+    def __init__(self, of, work, *args):
+        resource_tracker.ensure_running()  # whose start would let Ctrl-C in again, for the first process
+        self.of, (self.connection, theirs) = of, SPAWN.Pipe()
+        self.process = SPAWN.Process(target=_answer, args=(work, args, theirs), daemon=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited; a Ctrl-C meanwhile waits
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()  # so that receiving ends when the process does
+
+    def ask(self, *request):
+        """The answer to `request`, or what it says by itself. Raises: UserError when it has ended, or that is its answer."""
+        try:
+            for words in request:
+                self.connection.send(words)
+            answer = self.connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            killed = self.process.exitcode == -signal.SIGKILL
+            how = "was killed: too little memory?" if killed else "ended; its last words are above"
+            raise UserError(f"the process of {self.of} {how}") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def end(self):
+        """Nobody asks any more."""
+        self.connection.close()
+        self.process.join()
 
 
 def _answer(work, args, connection):
-    """The process of `start_process`."""
+    """What a `Process` runs."""
     try:
         with contextlib.suppress(EOFError, ConnectionError):  # nobody asks any more
             (pkgutil.resolve_name(work) if isinstance(work, str) else work)(*args, connection)
-    except UserError as error:  # `receive` raises it there
+    except UserError as error:  # `ask` raises it there
         connection.send(error)
 
 
-def ask(connection, *request):
-    """The answer of a process to `request`, or what it says by itself. Raises: EOFError when the process has ended."""
-    try:
-        for words in request:
-            connection.send(words)
-        return connection.recv()
-    except (BrokenPipeError, ConnectionResetError):
-        raise EOFError from None
+def returned(*work_and_args):
+    """For a `Process` that sends what `work(*args)` returns."""
+    work, *args, connection = work_and_args
+    connection.send(work(*args))
 
 
 def call(work, of, *args):
-    """What `work(*args, connection)` sends, in a process of its own that works on `of`. Raises: as `receive`."""
-    process, connection = start_process(work, *args)
-    answer = receive(connection, of)
-    process.join()
+    """What `work(*args)` returns, in a process of its own that works on `of`. Raises: as `Process.ask`."""
+    process = Process(of, returned, work, *args)
+    answer = process.ask()
+    process.end()
     return answer
 
 
-def receive(connection, of, *request):
-    """`ask` of a process that works on `of`. Raises: UserError when it has ended, or when that is its answer."""
-    try:
-        answer = ask(connection, *request)
-    except EOFError:
-        raise UserError(f"the process of {of} ended; its last words are above") from None
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
+def in_turns(turns, rounds, title):
+    """Yields `turns`, so many times, so that what slows the machine down slows down all; nobody always comes first."""
+    for k in tqdm(range(rounds), desc=title, unit="round", leave=False, disable=None):
+        first = k * len(turns) // rounds
+        yield from turns[first:] + turns[:first]

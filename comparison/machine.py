@@ -31,12 +31,10 @@ def described(config):
 
 
 def arithmetic(config):
-    """The precision in which the train scripts compute: TensorFlow takes TF32 for float32 where there is some.
-
-    Not with --deterministic: `be_deterministic` switches it off.
-    """
-    precision = config.network.precision
-    return "tf32" if precision == "float32" and not config.training.deterministic and has_tf32() else precision
+    """The precision of the kernels: TensorFlow takes TF32 for float32 where there is some, unless it is to be deterministic."""
+    precision, training = config.network.precision, config.training
+    switched_on = not training.deterministic and tf.config.experimental.tensor_float_32_execution_enabled()
+    return "tf32" if precision == "float32" and switched_on and has_tf32() else precision
 
 
 def processor():

@@ -18,8 +18,8 @@ from common.layers import table
 from comparison import IMPLEMENTATIONS, columns
 from comparison.benchmark import profile
 from comparison.machine import processor
-from comparison.proof import finder, ladder
-from comparison.proof.programs import collect_one
+from comparison.proof import exact, finder, ladder
+from comparison.proof.graph import collect_one, statements
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
 from study import rows
@@ -127,19 +127,10 @@ def located(text):
             place = places[alias[0]]
         return ""
 
-    found, region = [], None
-    for line in text.splitlines():
-        match = re.search(r"stablehlo\.(\w+)", line)
-        end = re.match(r"\s*\}\) ?(:|\{)", line)
-        if region and end:
-            match, region = (None, region), None
-        elif region or not match or match[1] in ("constant", "return"):
-            continue
-        elif line.rstrip().endswith("({"):
-            region = match[1]
-            continue
-        place = re.search(r" loc\((.*)\)$", line)
-        found.append((match[1], name(place[1]) if place else ""))
+    found = []
+    for kind, statement in statements(text):
+        _, _, place = statement.rpartition(" loc(")
+        found.append((kind, name(place.removesuffix(")"))))
     return found
 
 
@@ -244,16 +235,16 @@ def layer_row(name):
     return LAYER_ROWS[re.sub(r"\d", "", name.split("/")[-1]).replace("bias", "bn")]
 
 
-def parity(case, batches, connection):
-    """A process that sends row -> what is compared -> for each pair (largest difference, ulp, where)."""
+def parity(case, batches):
+    """Row -> what is compared -> for each pair (largest difference, ulp, where)."""
     if case.exact:
         be_deterministic()
     images, masks = batches[0]
     values = {}
     for name in IMPLEMENTATIONS:
         seen = values[name] = collections.defaultdict(lambda: collections.defaultdict(dict))
-        probe = finder.Probe(name, case)
-        for layer, array in finder.activations(probe.model, case.config, images, True):
+        built = exact.build(name, case)
+        for layer, array in finder.activations(built.model, case.config, images, True):
             seen[layer_row(layer)]["output, in training"][layer] = array
         for rung, arrays in ladder.observe(name, case, batches).items():
             for row in RUNG_ROWS.get(rung, ()):
@@ -275,7 +266,7 @@ def parity(case, batches, connection):
         for what in whats:
             found = [ladder.difference(values[a][row][what], values[b][row][what]) for a, b in pairs]
             answer[row][what] = [[float(f"{d:.2g}"), int(ulp), worst] for worst, d, ulp in found]
-    connection.send(answer)
+    return answer
 
 
 def short(number):

@@ -33,8 +33,8 @@ OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".spl
 # --- what a step computes: in a process of its own, since devices are set before the first operation ---
 
 
-def tell_apart(implementation, with_faults, connection):
-    """Sends {fault: largest difference of losses, weights and statistics on 2 devices from 1}, "" without a fault."""
+def tell_apart(implementation, with_faults):
+    """{fault: largest difference of losses, weights and statistics on 2 devices from 1}, "" without a fault."""
     import common.losses
     from common.device import tf
 
@@ -66,15 +66,12 @@ def tell_apart(implementation, with_faults, connection):
         fused = Config.of(**TINY)
         by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
         results["fused"] = apart(replicas.train(implementation, fused, range(3), strategies[2]), by_rows)
-    connection.send(results)
+    return results
 
 
 def told_apart(implementation, with_faults):
     work = importlib.import_module("tests.test_replicas").tell_apart  # under the name that another process finds it by
-    process, connection = columns.start_process(work, implementation, with_faults)
-    results = connection.recv()
-    process.join()
-    return results
+    return columns.call(work, implementation, implementation, with_faults)
 
 
 @pytest.mark.parametrize("implementation", ["lowlevel", "highlevel", pytest.param("keras_impl", marks=pytest.mark.slow)])

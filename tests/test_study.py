@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from common.config import Config, Size, UserError
-from comparison.proof.programs import programs
+from comparison.columns import Built
 from study import page, rows
 from study.__main__ import MEASURED, main, read_command_line
 from study.measure import operations
@@ -168,7 +168,7 @@ def test_the_result_in_the_words_is_that_of_the_results():
 
 def traced(implementation, config, images, masks):
     """`collect_one` without XLA, which refuses to be deterministic as this process is."""
-    graph = programs(implementation, config)["train step"].get_concrete_function(images, masks).graph
+    graph = Built(implementation, config).train_step.get_concrete_function(images, masks).graph
     return graph, [], graph, ""
 
 

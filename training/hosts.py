@@ -55,10 +55,7 @@ def spread(config):
         return
     devices = find_devices(training)
     if not training.workers:
-        on_cpu = devices[0].startswith("CPU")
-        sums = tf.distribute.ReductionToOneDevice() if on_cpu else None  # None: NCCL
-        strategy = tf.distribute.MirroredStrategy(devices, sums)
-        with scope(strategy):
+        with scope(mirrored(devices)):
             yield
         return
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -78,6 +75,12 @@ def spread(config):
         os._exit(2)  # as below
     except tf.errors.OpError as error:
         _give_up(training, "any more", error)
+
+
+def mirrored(devices):
+    """The strategy that trains on these devices of this host, such as "GPU:0"."""
+    sums = tf.distribute.ReductionToOneDevice() if devices[0].startswith("CPU") else None  # None: NCCL
+    return tf.distribute.MirroredStrategy(devices, sums)
 
 
 def find_devices(training):

@@ -34,6 +34,10 @@ class Cell(NamedTuple):
     def setting(self):
         return f"{self.precision}{', XLA' if self.jit else ''}, batch {self.batch_size}, {self.image_size} pixels"
 
+    @property
+    def title(self):
+        return f"{self.implementation}, {self.setting}"
+
 
 def find_cells(config, given, matrix, image_size, has_tf32):
     """The cells of a `matrix`: "quick", "default" or "full".

@@ -1,19 +1,16 @@
 """How long does one image take, from the call to the answer? All three, folded and not, beside what users of Keras type."""
 
-import collections
 import functools
 import json
 
 from common.device import tf
 from common.output import write_text
-from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison import columns
-from comparison.benchmark.worker import draw_batch, forward, seconds
+from comparison.benchmark.worker import draw_batch, seconds
 from comparison.machine import arithmetic, described, environment
 from data.loader import load_examples
 
 import numpy as np
-from tqdm import tqdm
 
 WARM_UP, TURN = 10, 20  # calls
 TRACED = {"traced": "tf.function", "folded": "tf.function, batch norm folded"}
@@ -22,19 +19,18 @@ TYPED = {"predict": "model.predict", "predict_on_batch": "model.predict_on_batch
 
 def work(implementation, config, images, connection):
     """The process of one implementation. Says which calls it has; receives one, answers with the seconds of `TURN` of them."""
-    code, calls = columns.load(implementation), {}
-    batch = tf.constant(images)  # on the device before the clock starts
+    built, calls, batch = (
+        columns.Built(implementation, config),
+        {},
+        tf.constant(images),
+    )  # on the device before the clock starts
     for call in TRACED if config.network.batch_norm != "none" else ["traced"]:
-        network, weights = config.network, initial_weights(config.network)
-        if call == "folded":
-            network, weights = fold_batch_norm(network, weights)
-        model = code.UNet(network)
-        assign_weights(code.named_weights(model), weights)
-        calls[call] = functools.partial(forward(model, config), batch)
+        network = built.folded() if call == "folded" else built
+        calls[call] = functools.partial(network.forward, batch)
         if implementation == "keras_impl" and call == "traced":
-            model.compile(jit_compile=config.training.jit)
-            calls["predict"] = functools.partial(model.predict, images, verbose=0)
-            calls["predict_on_batch"] = functools.partial(model.predict_on_batch, images)
+            built.model.compile(jit_compile=config.training.jit)
+            calls["predict"] = functools.partial(built.model.predict, images, verbose=0)
+            calls["predict_on_batch"] = functools.partial(built.model.predict_on_batch, images)
     for call in calls.values():
         seconds(call, WARM_UP)
     connection.send(list(calls))
@@ -43,20 +39,14 @@ def work(implementation, config, images, connection):
 
 
 def measure(config, images, rounds):
-    """-> {(implementation, call): [seconds of each call]}. The processes take turns, and nobody always comes first."""
-    names, found = columns.IMPLEMENTATIONS, collections.defaultdict(list)
-    processes, connections = zip(*(columns.start_process(work, name, config, images) for name in names))
-    try:
-        turns = [(k, call) for k in range(len(names)) for call in columns.receive(connections[k], names[k])]
-        for n in tqdm(range(rounds), desc="bench: latency", unit="round", leave=False, disable=None):
-            first = n * len(turns) // rounds
-            for k, call in turns[first:] + turns[:first]:
-                found[names[k], call] += columns.receive(connections[k], names[k], call)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return {key: found[key] for key in ((names[k], call) for k, call in turns)}
+    """-> {(implementation, call): [seconds of each call]}, in turns."""
+    processes = {name: columns.Process(name, work, name, config, images) for name in columns.IMPLEMENTATIONS}
+    found = {(name, call): [] for name, process in processes.items() for call in process.ask()}
+    for name, call in columns.in_turns(list(found), rounds, "bench: latency"):
+        found[name, call] += processes[name].ask(call)
+    for process in processes.values():
+        process.end()
+    return found
 
 
 def run(config, rounds, path):

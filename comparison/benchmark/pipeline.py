@@ -1,7 +1,9 @@
 """How fast do images reach the network, and does it ever wait for them?"""
 
+import collections
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -43,8 +45,7 @@ def time_pillow(items, config):
     """Seconds for all `items`, in one thread per core."""
     begin = time.perf_counter()
     with ThreadPoolExecutor(CORES) as pool:
-        for future in [pool.submit(read_with_pillow, item, config) for item in items]:
-            future.result()
+        collections.deque(pool.map(lambda item: read_with_pillow(item, config), items), maxlen=0)
     return time.perf_counter() - begin
 
 
@@ -54,10 +55,17 @@ def time_first_epoch(config):
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):  # it was said once
             config, training, validation = load_examples(config.replace(cache=Path(cache), epochs=1, augment="none"))
-        for batches in (training_batches(config, training), validation_batches(config, validation)):
-            for _ in batches:
-                pass
+        both = itertools.chain(training_batches(config, training), validation_batches(config, validation))
+        collections.deque(both, maxlen=0)
         return time.perf_counter() - begin
+
+
+def endless(config, training, kind):
+    """Batches without end, augmented by `kind`; the first ones are gone, which were waiting while the threads started."""
+    batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
+    for _ in range(8):
+        next(batches)
+    return batches
 
 
 def time_later_epochs(config, training, kinds, rounds):
@@ -65,9 +73,7 @@ def time_later_epochs(config, training, kinds, rounds):
     found = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, rates in found.items():
-            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
-            for _ in range(8):  # what was waiting, and the threads
-                next(batches)
+            batches = endless(config, training, kind)
             begin, steps = time.perf_counter(), 0
             while time.perf_counter() - begin < 1:
                 next(batches)
@@ -122,17 +128,14 @@ def time_consumer(config, training, kinds, rates, seconds=2):
     It asks for the next batch when the one before is used up, and is late for good when it had to wait.
     """
     found = {}
-    for kind in kinds:
-        for rate in rates:
-            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
-            for _ in range(8):
-                next(batches)
-            begin, waited = time.perf_counter(), 0.0
-            while (asked := time.perf_counter()) - begin < seconds:
-                next(batches)
-                waited += time.perf_counter() - asked
-                time.sleep(config.training.batch_size / rate)
-            found[kind, rate] = waited / (time.perf_counter() - begin)
+    for kind, rate in itertools.product(kinds, rates):
+        batches = endless(config, training, kind)
+        begin, waited = time.perf_counter(), 0.0
+        while (asked := time.perf_counter()) - begin < seconds:
+            next(batches)
+            waited += time.perf_counter() - asked
+            time.sleep(config.training.batch_size / rate)
+        found[kind, rate] = waited / (time.perf_counter() - begin)
     return found
 
 
@@ -143,11 +146,10 @@ def time_training(config, training, kinds, rounds):
     """
     lanes = {}
     for name in columns.IMPLEMENTATIONS:
-        code = columns.load(name)
-        step = code.make_train_step(code.UNet(config.network), config)
+        step = columns.Built(name, config).train_step
         for kind in kinds:
-            batches = iter(training_batches(config.replace(augment=kind, epochs=10**6), training))
-            float(step(*next(batches)))  # traced, and the next batches are on their way
+            batches = endless(config, training, kind)
+            float(step(*next(batches)))  # traced
             lanes[name, kind] = step, batches, []
     for _ in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
         for step, batches, found in lanes.values():

@@ -149,8 +149,8 @@ def add_up(measured):
     return rows
 
 
-def profile(step):
-    """`XSpace` of STEPS calls of `step`, warmed up."""
+def profile(step, steps):
+    """`XSpace` of so many calls of `step`, warmed up."""
     for _ in range(WARM_UP):
         step()
     with tempfile.TemporaryDirectory() as folder:
@@ -158,40 +158,34 @@ def profile(step):
             step()  # the first one waits for the profiler to start
             tf.test.experimental.sync_devices()
             with tf.profiler.experimental.Trace(WINDOW):
-                for _ in range(STEPS):
+                for _ in range(steps):
                     step()
                 tf.test.experimental.sync_devices()
         (file,) = Path(folder).glob("**/*.xplane.pb")
         return xplane_pb2.XSpace.FromString(file.read_bytes())
 
 
-def work(implementation, config, images, masks, connection):
-    """A process that holds one implementation and its profiler. Sends what `measure` returns for each of MODES, in order."""
+def work(implementation, config, images, masks, steps):
+    """mode -> what `measure` returns. In a process of its own, which holds the profiler."""
     if config.training.deterministic:
         be_deterministic()
-    code = columns.load(implementation)
-    model = code.UNet(config.network)
-    train_step = code.make_train_step(model, config)
-    forward = tf.function(lambda images: model(images, training=False), autograph=False)
-    images, masks = tf.constant(images), tf.constant(masks)
-    for step in (lambda: train_step(images, masks), lambda: forward(images)):
-        space = profile(step)
+    built, images, masks = columns.Built(implementation, config), tf.constant(images), tf.constant(masks)
+    measured = {}
+    for mode, step in (("train", lambda: built.train_step(images, masks)), ("infer", lambda: built.forward(images))):
+        space = profile(step, steps)
         if tf.config.list_physical_devices("GPU") and not gpu_planes(space):  # what is left is the CPU handing work over
             advice = "its driver lets others than root profile when NVreg_RestrictProfilingToAdminUsers is 0"
             raise UserError(f"the profiler does not see the GPU: {advice}")
-        connection.send(measure(space, STEPS))
+        measured[mode] = measure(space, steps)
+    return measured
 
 
-def collect(config, images, masks):
+def collect(config, images, masks, steps=STEPS):
     """(mode, implementation) -> what `measure` returns. One process after the other, so that no two meet."""
     measured = {}
-    with tqdm(total=len(MODES) * len(columns.IMPLEMENTATIONS), desc="profile", leave=False, disable=None) as progress:
-        for name in columns.IMPLEMENTATIONS:
-            process, connection = columns.start_process(work, name, config, images, masks)
-            for mode in MODES:
-                measured[mode, name] = columns.receive(connection, name)
-                progress.update()
-            process.join()
+    for name in tqdm(columns.IMPLEMENTATIONS, desc="profile", leave=False, disable=None):
+        found = columns.call(work, name, name, config, images, masks, steps)
+        measured |= {(mode, name): of_mode for mode, of_mode in found.items()}
     return measured
 
 
@@ -231,7 +225,7 @@ def draw(measured, title, path):
     save_figure(figure, path)
 
 
-def run(config, path):
+def run(config, steps, path):
     """Profiles, prints a table for training and one for inference, writes JSON to `path` and a bar chart beside it.
 
     Raises: UserError with XLA, whose steps hold no operations to tell apart.
@@ -244,7 +238,7 @@ def run(config, path):
     print(what, flush=True)
     config, training, _ = load_examples(config)
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-    measured = collect(config, images, masks)
+    measured = collect(config, images, masks, steps)
     for mode in MODES:
         print_table(mode, {name: measured[mode, name] for name in columns.IMPLEMENTATIONS})
     print("\nms of a step under the profiler, summed over the threads, which overlap: the sum may be longer than the step.")
@@ -254,6 +248,6 @@ def run(config, path):
         {"mode": mode, "implementation": name, "wall_ms": of["wall"], "rows_ms": add_up(of), "operations_ms": of["operations"]}
         for (mode, name), of in measured.items()
     ]
-    write_text(path, json.dumps({"what": what, "steps": STEPS, "records": records}, indent=2) + "\n")
+    write_text(path, json.dumps({"what": what, "steps": steps, "records": records}, indent=2) + "\n")
     draw(measured, what, path.with_suffix(".png"))
-    print(f"\nmeans of {STEPS} steps; written to {path} and {path.with_suffix('.png')}")
+    print(f"\nmeans of {steps} steps; written to {path} and {path.with_suffix('.png')}")

@@ -59,6 +59,8 @@ def run(config, counts, rounds, path):
     """
     if counts[0] != 1:
         raise UserError("--devices 1,2: the first has to be 1, to which the others are compared")
+    if config.training.jit:
+        raise UserError("--devices times what training runs by default: leave --jit out")
     rows = []
     heads = f"{'images/s':>10}{'against 1':>11}{'efficiency':>12}{'the sum alone':>15}"
     print(f"\n{'training':<14}{'devices':>8}{heads}", flush=True)
@@ -78,8 +80,8 @@ def run(config, counts, rounds, path):
     print_model()
 
 
-def measure(implementation, config, counts, rounds, connection):
-    """Sends {devices: (seconds of a step, seconds of the sum of its gradients alone, "GPU" or "CPU")}, medians of `rounds`."""
+def measure(implementation, config, counts, rounds):
+    """{devices: (seconds of a step, seconds of the sum of its gradients alone, "GPU" or "CPU")}, medians of `rounds`."""
     from common.device import tf
     from comparison.proof.replicas import start, start_devices
     from data.loader import training_batches
@@ -89,10 +91,9 @@ def measure(implementation, config, counts, rounds, connection):
     for n, strategy in start_devices(counts, deterministic=False).items():
         with scope(strategy):
             of_n = config.replace(batch_size=n * config.training.batch_size, images=2 * n * config.training.batch_size)
-            code, of_n, training, model, optimizer, weights, _ = start(implementation, of_n)
-            step = code.make_train_step(model, of_n, optimizer)
-            shapes = [w.shape for w in weights.values() if w.trainable]
-            batch = next(iter(training_batches(of_n, training)))
+            built, training = start(implementation, of_n)
+            step, shapes = built.train_step, [w.shape for w in built.weights.values() if w.trainable]
+            batch = next(iter(training_batches(built.config, training)))
 
         @tf.function
         @on_every_replica
@@ -111,7 +112,7 @@ def measure(implementation, config, counts, rounds, connection):
                     float(work())
                     measured.append(time.perf_counter() - begin)
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    connection.send({n: (*map(statistics.median, measured), kind) for n, measured in times.items()})
+    return {n: (*map(statistics.median, measured), kind) for n, measured in times.items()}
 
 
 if __name__ == "__main__":

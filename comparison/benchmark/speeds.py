@@ -58,8 +58,8 @@ def print_table(records, limits, failed):
             f"{f'{100 * share:.0f} %' if share else '':>9}{row['trace_seconds']:>6.1f} s{row['compile_seconds']:>7.1f} s"
             f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}"
         )
-    for cell, why in failed.items():
-        print(f"\n{cell.implementation}, {cell.setting}: {why}")
+    for why in failed.values():
+        print(f"\n{why}")
 
 
 def draw(records, title, path):

@@ -18,7 +18,6 @@ from data.loader import Stored, load_examples, steps_per_epoch, training_batches
 from training.run import Run
 
 import numpy as np
-from tqdm import tqdm
 
 STEPS = 10  # of the loop and of the bare step in a round
 LEAD = 4  # steps of the loop before its clock starts: that many batches gather while the bare step has its turn
@@ -106,8 +105,7 @@ def work(implementation, config, images, masks, rounds, connection):
     """A process that trains as `python -m implementation.train` does, with `timed_run` in the place of `Run`."""
     if config.training.deterministic:
         be_deterministic()
-    code, script = columns.load(implementation), importlib.import_module(f"{implementation}.train")
-    train_step = code.make_train_step(code.UNet(config.network), config)
+    script, train_step = importlib.import_module(f"{implementation}.train"), columns.Built(implementation, config).train_step
     train_steps = unroll(train_step, config)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     bare, unrolled = lambda: train_step(images, masks), lambda: train_steps(images, masks)
@@ -123,41 +121,24 @@ def measure(config, rounds):
 
     The processes take turns, so that whatever else slows the machine down slows down all three.
     """
-    names = columns.IMPLEMENTATIONS
-    connections, processes, found = {}, [], {name: [] for name in names}
-
-    def answer(name, *request):
-        return columns.receive(connections[name], name, *request)
-
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=3 * (1 + rounds), leave=False, disable=None) as progress:
+    with tempfile.TemporaryDirectory() as folder:
         # all read one cache; neither what a run saves nor how it ends has a part in this
         free = dict(
             cache=config.data.cache or Path(folder) / "cache", checkpoint_every=Every(1, "epoch"), epochs=1, patience=None
         )
         config, training, _ = load_examples(config.replace(**free, resume=False, summary=False))
         images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-        try:
-            progress.set_description("bench: tracing")
-            for name in names:
-                arguments = name, config.replace(run_dir=Path(folder) / name), images, masks, rounds
-                process, connections[name] = columns.start_process(work, *arguments)
-                processes.append(process)
-            for name in names:
-                answer(name)
-                progress.update()
-            progress.set_description("bench")
-            for k in range(rounds):
-                for name in names[k % 3 :] + names[: k % 3]:  # nobody always comes first
-                    found[name].append(answer(name, True))
-                    progress.update()
-            for connection in connections.values():
-                connection.close()
-            for process in processes:  # each ends with its round
-                process.join()
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
+        processes = {
+            name: columns.Process(name, work, name, config.replace(run_dir=Path(folder) / name), images, masks, rounds)
+            for name in columns.IMPLEMENTATIONS
+        }
+        found = {name: [] for name in processes}
+        for process in processes.values():
+            process.ask()
+        for name in columns.in_turns(list(processes), rounds, "bench: loop"):
+            found[name].append(processes[name].ask(True))
+        for process in processes.values():
+            process.end()
     return found, config
 
 

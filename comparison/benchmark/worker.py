@@ -1,14 +1,15 @@
 """The process that holds one cell and times it on request, so that no other shares its memory or cache."""
 
 import contextlib
+import functools
 import io
 import re
 import resource
 import time
 from pathlib import Path
 
+from common.config import UserError
 from common.device import tf
-from common.weights import assign_weights, fold_batch_norm, initial_weights
 from comparison import columns
 from comparison.benchmark.cells import LIMIT, MODES
 from comparison.benchmark.peaks import peak_steps
@@ -30,7 +31,7 @@ def draw_batch(config, batch_size, image_size):
 
 def work(cell, config, images, masks, started, connection):
     """Receives (mode, number of steps), answers with the seconds of one step; receives None, answers with the peak memory in
-    bytes and ends. Says hello with the seconds until the first step of each mode was done; or with why that cannot be.
+    bytes and ends. Says hello with the seconds until the first step of each mode was done.
 
     started: the time at which the process was asked for.
     """
@@ -43,8 +44,7 @@ def work(cell, config, images, masks, started, connection):
         for mode in steps:  # warm-up: caches, memory pools, the choice of algorithms
             first[f"warm {mode}"] = seconds(steps[mode], 2)
     except tf.errors.ResourceExhaustedError:
-        connection.send("does not fit into memory")
-        return
+        raise UserError(f"{cell.title} does not fit into memory") from None
     connection.send({"import": imported, **first})
     while request := connection.recv():
         mode, count = request
@@ -60,32 +60,20 @@ def prepare(cell, config, images, masks):
         steps = peak_steps(cell.precision)
         return steps, {what: seconds(step, 1) for what, step in steps.items()}
     config = cell.config(config)
-    code = columns.load(cell.implementation)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     first, steps = {}, {}
     for mode in MODES if config.network.batch_norm != "none" else ("train", "infer"):
         begin = time.perf_counter()
-        network, weights = config.network, initial_weights(config.network)
+        built = columns.Built(cell.implementation, config)
         if mode == "folded":
-            network, weights = fold_batch_norm(config.network, weights)
-        model = code.UNet(network)
-        assign_weights(code.named_weights(model), weights)
-        function = code.make_train_step(model, config) if mode == "train" else forward(model, config)
-        arguments = (images, masks) if mode == "train" else (images,)
-        built = time.perf_counter()
+            built = built.folded()
+        function, arguments = (built.train_step, (images, masks)) if mode == "train" else (built.forward, (images,))
+        at_hand = time.perf_counter()
         function.get_concrete_function(*arguments)
-        first[f"build {mode}"], first[f"trace {mode}"] = built - begin, time.perf_counter() - built
-        steps[mode] = lambda function=function, arguments=arguments: function(*arguments)
+        first[f"build {mode}"], first[f"trace {mode}"] = at_hand - begin, time.perf_counter() - at_hand
+        steps[mode] = functools.partial(function, *arguments)
         first[f"compile {mode}"] = seconds(steps[mode], 1)  # the graph optimizer, or XLA; and the first step itself
     return steps, first
-
-
-def forward(model, config):
-    @tf.function(jit_compile=config.training.jit, autograph=False)
-    def step(images):
-        return model(images, training=False)
-
-    return step
 
 
 def seconds(step, count):

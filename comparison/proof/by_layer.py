@@ -1,41 +1,15 @@
 """Layer by layer, also when all is well: each activation and gradient of the three, how far apart, how much, and where."""
 
 import itertools
-from typing import NamedTuple
 
 from common.pictures import save_figure
 from common.weights import initial_weights
 from comparison import columns
-from comparison.proof import finder
-from comparison.proof.ladder import ulp_distance
+from comparison.proof import exact, finder
+from comparison.proof.apart import apart
 
 import numpy as np
 from matplotlib.figure import Figure
-
-
-class Apart(NamedTuple):
-    """How far two arrays are apart."""
-
-    relative: float  # the largest difference, over the largest value; infinite where shapes or not-a-numbers disagree
-    ulp: int = 0  # that difference in units in the last place
-    share: float = 0.0  # of the elements that differ
-    where: tuple = ()  # the index of the largest difference
-
-    def __str__(self):
-        return f"{self.relative:.1e} {self.ulp} ulp" if self.relative else "0"
-
-
-def apart(x, y):
-    """`Apart` of two arrays of one float type."""
-    if x.shape != y.shape:
-        return Apart(np.inf)
-    wide, other = x.astype(np.float64), y.astype(np.float64)
-    d = np.abs(wide - other)
-    d = np.where(np.isfinite(d), d, np.inf)  # not a number equals nothing
-    if not d.any():
-        return Apart(0.0)
-    where = tuple(int(k) for k in np.unravel_index(d.argmax(), d.shape))
-    return Apart(float(d.max() / np.abs(wide).max()), ulp_distance(x[where], y[where]), np.count_nonzero(d) / d.size, where)
 
 
 def look(implementation, case, batches, weights):
@@ -43,12 +17,12 @@ def look(implementation, case, batches, weights):
 
     Activations from the image on, gradients from the head backwards.
     """
-    probe, (images, masks), rungs = finder.Probe(implementation, case), batches[0], {}
+    built, (images, masks), rungs = exact.build(implementation, case), batches[0], {}
     for training, mode in ((False, "inference"), (True, "training")):
-        probe.start(weights)
-        rungs[f"activations in {mode}"] = dict(finder.activations(probe.model, case.config, images, training))
-    probe.start(weights)
-    return rungs | {"gradients": probe.gradients(images, masks)}
+        built.start(weights)
+        rungs[f"activations in {mode}"] = dict(finder.activations(built.model, case.config, images, training))
+    built.start(weights)
+    return rungs | {"gradients": finder.gradients_backwards(built, images, masks)}
 
 
 def compare(case, batches):
@@ -76,7 +50,7 @@ def print_table(title, rows):
         print(rung)
         for key in layers:
             cells = [f"{f'{a}, {100 * a.share:.0f} %' if a.relative else '0':>32}" for a in rows[key].values()]
-            worst = max(rows[key].values())
+            worst = max(rows[key].values(), key=lambda a: a.relative)
             print(f"  {key[1]:<26}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
 
 

@@ -31,6 +31,11 @@ def load(implementation):
     return code
 
 
+def build(implementation, case):
+    """`Built` for a `ways.Case`, in its tier."""
+    return columns.Built(implementation, case.config, load(implementation) if case.exact else None)
+
+
 class HighlevelUNet(highlevel.model.UNet):
     """Its moving averages move as m * momentum + x * (1 - momentum), and not as m - (m - x) * (1 - momentum)."""
 

@@ -2,10 +2,9 @@
 
 from common.device import tf
 from common.layers import table
-from common.losses import segmentation_loss
-from common.weights import assign_weights, initial_weights, is_trainable
-from comparison import columns
+from common.weights import is_trainable
 from comparison.proof import exact, rounding
+from comparison.proof.apart import apart, differs
 
 import numpy as np
 
@@ -58,43 +57,10 @@ def activations(model, config, images, training):
     return list(zip(names, values))
 
 
-def differs(x, y, allowed, share=0.0):
-    """Whether two arrays differ in shape, or more than a `share` of their values by more than `allowed` times the largest."""
-    if x.shape != y.shape:
-        return True
-    if not x.size:
-        return False
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return not np.quantile(np.abs(x - y), 1 - share) <= allowed * np.abs(x).max()  # true for not a number
-
-
-class Probe:
-    """One implementation, to be looked into."""
-
-    def __init__(self, implementation, case):
-        self.code = code = (exact if case.exact else columns).load(implementation)
-        config = case.config
-        self.config, self.model = config, code.UNet(config.network)
-        self.weights = code.named_weights(self.model)
-        self.optimizer = code.make_optimizer(self.model, config)
-        self.train_step = code.make_train_step(self.model, config, self.optimizer)
-        self.start()
-
-    def start(self, weights=None):
-        """From `weights`, canonical name -> array, or from the first ones."""
-        assign_weights(self.weights, weights or initial_weights(self.config.network))
-
-    def gradients(self, images, masks):
-        """Canonical name -> array, from the head backwards: the order in which the chain rule goes."""
-        trainable = {name: w for name, w in reversed(self.weights.items()) if is_trainable(name)}
-        with tf.GradientTape() as tape:
-            loss = segmentation_loss(masks, self.model(images, training=True), self.config)
-        return {name: gradient.numpy() for name, gradient in tape.gradient(loss, trainable).items()}
-
-    def values(self):
-        """Weights, moving statistics and the optimizer's moments, by name."""
-        state = {name: v.numpy() for name, v in self.code.named_state(self.model, self.optimizer).items()}
-        return {name: v.numpy() for name, v in self.weights.items()}, state
+def gradients_backwards(built, images, masks):
+    """Canonical name -> array, from the head on: the order in which the chain rule goes."""
+    _, _, gradients = built.backward(images, masks)
+    return {name: gradients[name].numpy() for name in reversed(gradients)}
 
 
 def locate(a, b, case, batches):
@@ -109,10 +75,12 @@ def locate(a, b, case, batches):
         first_step, moved, share = rounding.SUM * rounding.ROUNDING[config.network.precision], 1e-3, 0.02
     elif config.training.jit:
         first_step, moved = 1e-4, 1e-3
-    probes = [Probe(name, case) for name in (a, b)]
+    probes = [exact.build(name, case) for name in (a, b)]
     first, second = probes
     if first.weights.keys() != second.weights.keys():
         return f"the weights' names: {sorted(first.weights.keys() ^ second.weights.keys())}"
+    for probe in probes:
+        probe.start()
     for name, weight in first.weights.items():
         if differs(weight.numpy(), second.weights[name].numpy(), 0.0):
             return f"the value of {name}, before anything is computed"
@@ -127,28 +95,29 @@ def locate(a, b, case, batches):
                 return f"{name} in {mode}: {error}"
         for (name, x), (_, y) in zip(*layers):
             if differs(x, y, first_step):
-                return f"activation {name} in {mode}: {apart(x, y)}"
+                return f"activation {name} in {mode}: {words(x, y)}"
         for probe in probes:
             probe.start()
     pixels = {name: int(np.prod(x.shape[:3])) for name, x in layers[0]}  # over which a layer normalizes
-    gradients, others = (probe.gradients(images, masks) for probe in probes)
+    gradients, others = (gradients_backwards(probe, images, masks) for probe in probes)
     for name, x in gradients.items():
         if differs(x, others[name], first_step):
-            return f"gradient of {name}: {apart(x, others[name])}"
+            return f"gradient of {name}: {words(x, others[name])}"
     for probe in probes:
         probe.start()
     for k in range(case.steps):
-        before = first.values()[0]
+        before = first.values()
         if case.halve_rate and k == case.steps // 2:
             for probe in probes:
                 probe.optimizer.learning_rate.assign(config.training.learning_rate / 2)
         losses = [float(probe.train_step(*batches[k % len(batches)])) for probe in probes]
-        (weights, state), (others, other_state) = (probe.values() for probe in probes)
+        weights, others = (probe.values() for probe in probes)
+        state, other_state = ({name: v.numpy() for name, v in probe.state.items()} for probe in probes)
         for name, x in state.items():
             if differs(x, other_state[name], moved, share):
                 slot = {"m": "m, the mean of the gradients (beta_1, momentum)", "v": "v, the mean of their squares (beta_2)"}
                 term = "the count of the steps" if name == "iterations" else f"{slot[name[-1]]}, of {name[:-2]}"
-                return f"step {k + 1}, {term}: {apart(x, other_state[name])}"
+                return f"step {k + 1}, {term}: {words(x, other_state[name])}"
         for name, x in weights.items():
             # the moves, which are small beside the weights, if not to the last bit
             old = before[name] if moved else np.zeros_like(x)
@@ -156,19 +125,19 @@ def locate(a, b, case, batches):
             if differs(x - old, others[name] - old, allowed, share):
                 if not is_trainable(name):
                     hint = variance_hint(x, others[name], before[name], config.network, pixels.get(name.rpartition("/")[0]))
-                    return f"step {k + 1}, {name}: {apart(x, others[name])}{hint}"
-                return f"step {k + 1}, {update_term(name, before, weights, others, state)}, of {name}: {apart(x, others[name])}"
+                    return f"step {k + 1}, {name}: {words(x, others[name])}{hint}"
+                return f"step {k + 1}, {update_term(name, before, weights, others, state)}, of {name}: {words(x, others[name])}"
         if differs(np.array(losses[0]), np.array(losses[1]), max(first_step, moved)):
             return f"step {k + 1}, the loss: {losses[0]} and {losses[1]}"
     return f"none in {case.steps} steps"
 
 
-def apart(x, y):
-    """How two arrays differ, in a few words."""
-    if x.shape != y.shape:
-        return f"shapes {x.shape} and {y.shape}"
-    d = np.abs(x.astype(np.float64) - y.astype(np.float64))
-    return f"{np.count_nonzero(d)} of {d.size} values, by up to {d.max():.1e} at {np.abs(x.astype(np.float64)).max():.1e}"
+def words(x, y):
+    """How two arrays differ."""
+    found = apart(x, y)
+    if not np.isfinite(found.difference):
+        return f"shapes {x.shape} and {y.shape}, or not a number"
+    return f"{100 * found.share:.2g} % of the values, by up to {found.difference:.1e} at {found.scale:.1e}"
 
 
 def update_term(name, before, weights, others, state):

@@ -17,6 +17,21 @@ from comparison.benchmark.roofline import convolution_flops
 # The order of what goes into an operation is not seen here: the numbers of `compare.py parity` see it.
 MATHEMATICS = ("convolution", "reduce_window", "select_and_scatter", "reduce", "concatenate", "exponential_minus_one")
 MATHEMATICS += ("maximum", "rsqrt", "logistic", "exponential")
+NO_WORK = ("Const", "Placeholder", "NoOp", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval", "Identity", "IdentityN")
+
+
+def statements(text):
+    """[(name, statement)] of the operations in a StableHLO text, in order; one that holds a region is joined to one line."""
+    found, region = [], []
+    for line in text.splitlines():
+        region.append(line.strip())
+        if region[0].endswith("({") and not re.match(r"\}\) ?(:|\{)", region[-1]):  # the types stand behind its end
+            continue
+        match = re.search(r"stablehlo\.(\w+)", region[0])
+        if match and match[1] not in ("constant", "return"):
+            found.append((match[1], " ".join(region)))
+        region = []
+    return found
 
 
 def operations(text):
@@ -25,22 +40,9 @@ def operations(text):
     Values are named by number in the text; the signature holds none of these names, so that equal work reads equal.
     """
     found = []
-    lines = iter(text.splitlines())
-    for line in lines:
-        match = re.search(r'"?stablehlo\.(\w+)"?', line)
-        if not match:
-            continue
-        if line.rstrip().endswith("({"):  # a region follows: the types stand behind its end
-            region = [line]
-            for line in lines:
-                region.append(line)
-                if re.match(r"\s*\}\) ?(:|\{)", line):
-                    break
-            line = " ".join(part.strip() for part in region)
-        signature = re.sub(r"%[\w#:]+", "%", line.strip())
-        signature = re.sub(r"\s+loc\(.*\)$|^% = ", "", signature)
-        if match[1] not in ("constant", "return"):
-            found.append((match[1], signature))
+    for name, signature in statements(text):
+        signature = re.sub(r" loc\((?:[^()]|\([^()]*\))*\)|^%[\w:]+ = ", "", signature)  # where it was written
+        found.append((name, re.sub(r"%[\w#:]+", "%", signature)))
     return found
 
 
@@ -64,6 +66,47 @@ def describe(operation):
     return f"{name} {', '.join(types[:-1])} -> {types[-1]}" if types else name
 
 
+def count(graphs):
+    """Counter of operation types in GraphDefs and the functions in them; constants and arguments are no work."""
+    nodes = [node for graph in graphs for of in (graph.node, *(f.node_def for f in graph.library.function)) for node in of]
+    return collections.Counter(node.op for node in nodes if node.op not in NO_WORK)
+
+
+def stages(function, *arguments):
+    """(the graph as traced, the optimized graphs) of a function, which is run for this."""
+    from tensorflow.python.eager import context  # no public function gives the optimized graphs
+
+    with context.collect_graphs(optimized=True) as optimized:  # it sees a graph only when that is run first
+        function(*arguments)
+    return function.get_concrete_function(*arguments).graph, optimized
+
+
+def stablehlo(function, *arguments):
+    """The text of what goes to XLA. function: built with `jit`."""
+    return function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+
+
+def collect(config, images, masks):
+    """(traced, optimized, lowered): (program, implementation) -> counter of operations, the same, StableHLO text."""
+    traced, optimized, lowered = {}, {}, {}
+    for name in columns.IMPLEMENTATIONS:
+        # StableHLO is made of what goes to XLA, the others are as it trains
+        built, compiled = (columns.Built(name, config.replace(jit=jit)) for jit in (False, True))
+        for program, arguments in (("forward", (images,)), ("train step", (images, masks))):
+            attribute = program.replace(" ", "_")
+            graph, graphs = stages(getattr(built, attribute), *arguments)
+            traced[program, name], optimized[program, name] = count([graph.as_graph_def()]), count(graphs)
+            lowered[program, name] = stablehlo(getattr(compiled, attribute), *arguments)
+    return traced, optimized, lowered
+
+
+def collect_one(implementation, config, images, masks):
+    """Of one train step: (its graph as traced, its optimized graphs, the graph that goes to XLA, its StableHLO text)."""
+    graph, optimized = stages(columns.Built(implementation, config.replace(jit=False)).train_step, images, masks)
+    step = columns.Built(implementation, config.replace(jit=True)).train_step
+    return graph, optimized, step.get_concrete_function(images, masks).graph, stablehlo(step, images, masks)
+
+
 def add_options(parser):
     """Adds the options of `compare.py graph` to those of the configuration."""
     group = parser.add_argument_group("graph")
@@ -75,13 +118,12 @@ def run(config, args):
 
     Returns: whether all three do the same mathematics.
     """
-    from comparison.proof import programs
     from data.loader import load_examples, training_batches
 
     path, save = config.training.run_dir / "graph.json", args.save
     config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
-    traced, optimized, compiled = programs.collect(config, images, masks)
+    traced, optimized, compiled = collect(config, images, masks)
     for (program, name), text in compiled.items() if save else ():
         write_text(save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
     found = {key: operations(text) for key, text in compiled.items()}

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 
 from common.device import be_deterministic, tf
-from common.losses import segmentation_loss
-from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
+from common.weights import initial_weights
 from comparison import columns
-from comparison.benchmark import worker
+from comparison.machine import arithmetic
 from comparison.proof import exact, finder, rounding
+from comparison.proof.apart import difference
 from comparison.proof.rounding import ROUNDING
 from comparison.proof.ways import Case
 
@@ -45,80 +45,33 @@ def observe(implementation, case, batches, initial=None):
 
     Returns: rung -> {name -> array}.
     """
-    config, steps = case.config, case.steps
-    code = (exact if case.exact else columns).load(implementation)
-    model = code.UNet(config.network)
-    weights = code.named_weights(model)
+    config, steps, (images, masks) = case.config, case.steps, batches[0]
+    built = exact.build(implementation, case)
     initial = initial or initial_weights(config.network)
-    trainable = {name: w for name, w in weights.items() if is_trainable(name)}
-    forward, (images, masks) = worker.forward(model, config), batches[0]
-
-    @tf.function(jit_compile=config.training.jit, autograph=False)
-    def forward_and_gradients(images, masks):
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = segmentation_loss(masks, logits, config)
-        return logits, loss, tape.gradient(loss, trainable)
-
-    def values(trained):
-        return {name: w.numpy() for name, w in weights.items() if is_trainable(name) == trained}
-
-    rungs = {"structure": {name: np.zeros(w.shape) for name, w in weights.items()}}
-    assign_weights(weights, initial)
-    rungs["logits in inference"] = {"logits": forward(images).numpy()}
-    logits, loss, gradients = forward_and_gradients(images, masks)
-    rungs["logits in training"] = {"logits": logits.numpy()}
-    rungs["loss"] = {"loss": loss.numpy()}
+    backward = tf.function(built.backward, jit_compile=config.training.jit, autograph=False)
+    rungs = {"structure": {name: np.zeros(w.shape) for name, w in built.weights.items()}}
+    built.start(initial)
+    rungs["logits in inference"] = {"logits": built.forward(images).numpy()}
+    logits, loss, gradients = backward(images, masks)
+    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
     rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
-    rungs["moving statistics, 1 step"] = values(trained=False)
-    assign_weights(weights, initial)  # takes back the moving statistics
-    optimizer = code.make_optimizer(model, config)
-    train_step = code.make_train_step(model, config, optimizer)
+    rungs["moving statistics, 1 step"] = built.values(trained=False)
+    built.start(initial)  # takes back the moving statistics
     losses = {}
-    state = code.named_state(model, optimizer)
     for k in range(steps):
         if case.halve_rate and k == steps // 2:
-            optimizer.learning_rate.assign(config.training.learning_rate / 2)
-        losses[f"step {k + 1}"] = train_step(*batches[k % len(batches)]).numpy()
+            built.optimizer.learning_rate.assign(config.training.learning_rate / 2)
+        losses[f"step {k + 1}"] = built.train_step(*batches[k % len(batches)]).numpy()
         if k == 0:
-            rungs["moments, 1 step"] = {name: v.numpy() for name, v in state.items()}
+            rungs["moments, 1 step"] = {name: v.numpy() for name, v in built.state.items()}
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
-    rungs[f"weights, {steps} steps"] = values(trained=True)
-    rungs[f"moving statistics, {steps} steps"] = values(trained=False)
-    rungs[f"inference, {steps} steps"] = {"logits": forward(images).numpy()}
+    rungs[f"weights, {steps} steps"] = built.values(trained=True)
+    rungs[f"moving statistics, {steps} steps"] = built.values(trained=False)
+    rungs[f"inference, {steps} steps"] = {"logits": built.forward(images).numpy()}
     if config.network.batch_norm != "none":
-        network, folded = fold_batch_norm(config.network, {name: w.numpy() for name, w in weights.items()})
-        model = code.UNet(network)
-        assign_weights(code.named_weights(model), folded)
-        rungs[f"inference, {steps} steps, folded"] = {"logits": worker.forward(model, config)(images).numpy()}
+        rungs[f"inference, {steps} steps, folded"] = {"logits": built.folded().forward(images).numpy()}
     return rungs
-
-
-def ulp_distance(a, b):
-    """Units in the last place between two numbers of one float type: how many numbers of that type lie between them."""
-
-    def rank(x):
-        integer = int(x.view(f"i{x.dtype.itemsize}"))  # of the bits; it grows with the number, away from zero
-        return integer if integer >= 0 else -(2 ** (8 * x.dtype.itemsize - 1)) - integer
-
-    return abs(rank(a) - rank(b))
-
-
-def difference(a, b):
-    """(name, largest absolute difference, its ulp) of the name where `a` and `b` differ most."""
-    odd = sorted(a.keys() ^ b.keys()) or [name for name in a if np.shape(a[name]) != np.shape(b[name])]
-    if odd:
-        return odd[0], np.inf, 0
-    worst = "", 0.0, 0
-    for name in a:
-        x, y = np.ravel(a[name]), np.ravel(b[name])
-        d = np.abs(x.astype(np.float64) - y.astype(np.float64))
-        d = np.where(np.isfinite(d), d, np.inf)  # not a number equals nothing
-        k = d.argmax() if d.size else None
-        if k is not None and d[k] > worst[1]:
-            worst = name, float(d[k]), ulp_distance(x[k], y[k])
-    return worst
 
 
 FIRST_STEP = ("logits in inference", "logits in training", "loss", "gradients", "moments, 1 step")
@@ -149,9 +102,8 @@ def tolerance(rung, pair, case, scale):
     if rung == "moving statistics, 1 step":
         if precision == "float64" and "highlevel" in pair:
             return 2**-22 * scale, "tf.layers take 1 - momentum through float32"
-        return 4 * max(
-            unit, 2**-53 if precision == "float64" else 2**-24
-        ) * scale, "m - (m - x)(1 - k) and m k + x (1 - k) round apart"
+        unit = unit if precision == "float64" else max(unit, 2**-24)
+        return 4 * unit * scale, "m - (m - x)(1 - k) and m k + x (1 - k) round apart"
     if rung == "losses, first 5 steps":
         if precision == "bfloat16":
             return 5 * unit * scale, "every step starts from weights that a rounding of 2**-9 has moved, and adds its own"
@@ -170,7 +122,6 @@ def climb(case, batches):
 
     Returns: (list of `Check`s, {implementation: losses over the steps}, where they first differ if a check fails).
     """
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     if case.exact and not case.config.training.jit:  # XLA and op determinism exclude each other
         be_deterministic()
     rungs = {}
@@ -183,7 +134,7 @@ def climb(case, batches):
             return [failed], {}, f"{name}: {words}"
     checks, explained = [], {}
     if tf.config.list_physical_devices("GPU"):  # whose libraries may choose another algorithm for each graph
-        unit = rounding.of_a_sum(rounding.arithmetic(case.config.network.precision))
+        unit = rounding.of_a_sum(arithmetic(case.config))
         explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
     for rung, values in rungs["lowlevel"].items():
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
@@ -196,8 +147,3 @@ def climb(case, batches):
     losses = {name: [float(loss) for loss in rungs[name][f"losses, {case.steps} steps"].values()] for name in rungs}
     failed = [check.pair.split(" - ") for check in checks if not check.passed]
     return checks, losses, f"{' and '.join(failed[0])}: {finder.locate(*failed[0], case, batches)}" if failed else ""
-
-
-def climb_apart(case, batches, connection):
-    """`climb`, in a process of its own."""
-    connection.send(climb(case, batches))

@@ -9,12 +9,12 @@ from pathlib import Path
 from common.config import VOID, Config, Weights
 from common.device import be_deterministic, tf
 from common.layers import table
-from common.losses import segmentation_loss
 from common.shapes import margin, min_size, missing
-from common.weights import assign_weights, initial_weights, is_trainable
+from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import oracle, rounding
-from comparison.proof.ladder import Check, difference
+from comparison.proof.apart import difference
+from comparison.proof.ladder import Check
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
@@ -85,25 +85,19 @@ def draw(case, n=3, larger=(0, 4)):
 
 def observe(implementation, case, weights, batches):
     """What one implementation makes of it. -> rung -> {name -> array}"""
-    config, code = case.config, columns.load(implementation)
-    model = code.UNet(config.network)
-    variables = code.named_weights(model)
-    assign_weights(variables, weights)
-    images, masks, _ = batches[0]
-    rungs = {"logits in inference": {"logits": model(images, training=False).numpy()}}
-    trained = {name: w for name, w in variables.items() if is_trainable(name)}
-    with tf.GradientTape() as tape:
-        logits = model(images, training=True)
-        loss = segmentation_loss(masks, logits, config)
+    built, (images, masks, _) = columns.Built(implementation, case.config), batches[0]
+    built.start(weights)
+    rungs = {"logits in inference": {"logits": built.model(images, training=False).numpy()}}
+    logits, loss, gradients = built.backward(images, masks)
     rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
-    rungs["gradients"] = {name: g.numpy() for name, g in tape.gradient(loss, trained).items()}
-    if config.network.batch_norm != "none":
-        rungs["moving statistics, 1 step"] = {name: w.numpy() for name, w in variables.items() if "/moving_" in name}
+    rungs["gradients"] = {name: g.numpy() for name, g in gradients.items()}
+    if case.config.network.batch_norm != "none":
+        rungs["moving statistics, 1 step"] = {name: w for name, w in built.values().items() if "/moving_" in name}
     if case.steps:
-        assign_weights(variables, weights)
-        step = code.make_train_step(model, config, code.make_optimizer(model, config))
-        rungs["losses"] = {f"step {k + 1}": step(images, masks).numpy() for k, (images, masks, _) in enumerate(batches)}
-        after = {name: w.numpy() for name, w in variables.items() if name != "dropout/state"}
+        built.start(weights)
+        losses = (built.train_step(images, masks).numpy() for images, masks, _ in batches)
+        rungs["losses"] = {f"step {k}": loss for k, loss in enumerate(losses, 1)}
+        after = {name: w for name, w in built.values().items() if name != "dropout/state"}
         rungs[f"weights and statistics, {case.steps} steps"] = after
     return rungs
 
@@ -149,7 +143,6 @@ def right_within(case, weights, batches):
 
 def climb(case):
     """A tiny case in each of the three and in NumPy. -> [`Check`], whose pair is one implementation, rung by rung"""
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     be_deterministic()
     weights, batches = draw(case)
     (right, allowed), checks = right_within(case, weights, batches), []

@@ -15,6 +15,7 @@ from common.config import VOID, Config, Size, UserError, marked
 from common.output import write_text
 from common.pictures import save_figure
 from comparison import columns
+from comparison.proof import replicas
 from comparison.proof.ways import ARCHITECTURES, cases
 
 import numpy as np
@@ -56,8 +57,6 @@ def run(config, args):
         return run_layers(todo, config.training.run_dir / "layers.png")
     passed = climb_all(todo, config.training.run_dir / "parity.json")
     if args.config == "all" and not args.only:
-        from comparison.proof import replicas
-
         of_devices = Config.of(**replicas.SMALL, images=40)
         passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
     return passed
@@ -65,10 +64,9 @@ def run(config, args):
 
 def run_record(config, args):
     """--save and --against. Returns: whether what departs is explained."""
-    from common.device import be_deterministic, tf
+    from common.device import be_deterministic
     from comparison.proof import record
 
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     if config.training.deterministic:
         be_deterministic()
     precision = args.only or "float32"
@@ -81,10 +79,9 @@ def run_record(config, args):
 
 def run_layers(todo, path):
     """--layers: the first case of each tier, layer by layer; the picture goes to `path`. Returns: True."""
-    from common.device import be_deterministic, tf
+    from common.device import be_deterministic
     from comparison.proof import by_layer
 
-    tf.get_logger().setLevel("ERROR")  # as above
     tables, batches = {}, {}
     for exact in (False, True):  # determinism cannot be switched off again
         case = next((case for case in todo if case.exact == exact and not case.config.training.jit), None)
@@ -185,7 +182,7 @@ def climb_all(todo, path):
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         case, examples = prepare(case, batches)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
-            of_case, losses[case.title], first = columns.call(ladder.climb_apart, repr(case.title), case, examples)
+            of_case, losses[case.title], first = columns.call(ladder.climb, repr(case.title), case, examples)
         else:
             of_case, losses[case.title], first = ladder.climb(case, examples)
         print_table(of_case)

@@ -13,7 +13,8 @@ from common.config import Config, UserError, flag
 from common.output import write_text
 from comparison import columns, machine
 from comparison.proof import rounding
-from comparison.proof.by_layer import Apart, apart, look
+from comparison.proof.apart import Apart, apart
+from comparison.proof.by_layer import look
 from comparison.proof.ladder import observe
 from comparison.proof.outside import draw
 from comparison.proof.ways import Case
@@ -56,7 +57,7 @@ def take(config, steps):
     seen = {"inputs": {"weights": weights, "batches": drawn}}
     seen |= {name: see(name, case, batches, weights) for name in columns.IMPLEMENTATIONS}
     return {
-        **dict(config=config.as_dict(), steps=steps, arithmetic=rounding.arithmetic(config.network.precision)),
+        **dict(config=config.as_dict(), steps=steps, arithmetic=machine.arithmetic(config)),
         "environment": machine.environment(),
         "seen": {
             who: {rung: {name: summarize(x) for name, x in values.items()} for rung, values in rungs.items()}

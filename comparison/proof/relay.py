@@ -28,7 +28,7 @@ def run(config, args):
 
     Returns: whether the relay ended where each implementation alone did.
     """
-    from common.device import be_deterministic, tf
+    from common.device import be_deterministic
     from data.loader import load_examples
 
     if {"precision", "epochs"} & args.given or "batch_norm" in args.given and config.network.batch_norm == "fused":
@@ -37,7 +37,6 @@ def run(config, args):
             "--epochs and --batch-norm fused out"
         )
     be_deterministic()
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the three models are traced by the same lines
     folder, runners, records = config.training.run_dir, columns.IMPLEMENTATIONS, []
     config, training, _ = load_examples(columns.shrunk(config, SMALL, args.given))
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
@@ -70,18 +69,15 @@ def train(implementation, config, training, epochs, path):
     from comparison.proof import exact
     from data.loader import steps_per_epoch, training_batches
 
-    code = exact.load(implementation)
-    model = code.UNet(config.network)
-    optimizer = code.make_optimizer(model, config)
-    train_step = code.make_train_step(model, config, optimizer)
-    weights, state = code.named_weights(model), code.named_state(model, optimizer)
+    built = columns.Built(implementation, config, exact.load(implementation))
     if path.exists():
         values, moments, _ = load_checkpoint(path, config.network)
-        assign_weights(weights, values)
-        assign_weights(state, moments)
+        built.start(values)
+        assign_weights(built.state, moments)
     steps = steps_per_epoch(config, training)
     batches = training_batches(config, training, first_step=epochs.start * steps)
     for images, masks in itertools.islice(batches, len(epochs) * steps):
-        train_step(images, masks)
-    save_checkpoint(path, weights, state, implementation=implementation, config=config.as_dict(), epoch=epochs.stop)
-    return {name: weight.numpy() for name, weight in weights.items()}
+        built.train_step(images, masks)
+    about = dict(implementation=implementation, config=config.as_dict(), epoch=epochs.stop)
+    save_checkpoint(path, built.weights, built.state, **about)
+    return built.values()

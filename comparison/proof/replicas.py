@@ -22,8 +22,9 @@ from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
 from common.output import write_text
-from common.weights import assign_weights, is_trainable
+from common.weights import assign_weights
 from comparison import columns
+from comparison.proof.apart import difference
 
 import numpy as np
 
@@ -65,23 +66,27 @@ def run(config, args):
 
 def climb_all(config, steps, path):
     """Runs every implementation every way, prints a table, writes JSON to `path`. Returns: whether every check passed."""
+    from training.hosts import free_addresses
+
     records = []
     heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
     print(f"\n{f'several devices against one, {steps} steps':<76}{heads}")
     for name in columns.IMPLEMENTATIONS:
-        local = columns.call(observe, name, name, config, steps)
-        for title, (found, wanted, precision) in local["pairs"].items():
+        pairs, two = columns.call(observe, name, name, config, steps)
+        for title, (found, wanted, precision) in pairs.items():
             records.append(_compare(name, title, found, wanted, *TOLERANCE[precision]))
-        if not local["two"]:  # the one GPU; two hosts cannot share it either
+        if not two:  # the one GPU; two hosts cannot share it either
             print(f"{name}: several devices need several GPUs; CUDA_VISIBLE_DEVICES= in front takes copies of the CPU")
             continue
-        hosts = _start_hosts(name, config, steps)
-        over_hosts = [columns.receive(connection, f"{name} on a host") for _, connection in hosts][0]
+        addresses = Addresses(free_addresses(2))
+        work = columns.returned, observe_host, name, config, steps, addresses
+        hosts = [columns.Process(f"{name} on a host", *work, worker) for worker in range(2)]
+        over_hosts, _ = (host.ask() for host in hosts)
         for title, found in over_hosts.items():
             reason = "the same operations on the same rows, and the sum of two numbers has one order"
-            records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, local["two"][title], 0.0, reason))
-        for process, _ in hosts:
-            process.join()
+            records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, two[title], 0.0, reason))
+        for host in hosts:
+            host.end()
     write_text(path, json.dumps(records, indent=2) + "\n")
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
@@ -92,8 +97,6 @@ def climb_all(config, steps, path):
 
 
 def _compare(implementation, title, found, wanted, tolerance, reason):
-    from comparison.proof.ladder import difference
-
     apart = {rung: difference(found[rung], wanted[rung]) for rung in wanted}  # (name, largest difference, ulp)
     passed = all(d <= tolerance for _, d, _ in apart.values())
     losses, weights, statistics = (apart[rung][1] for rung in ("losses", "weights", "moving statistics"))
@@ -109,10 +112,10 @@ def _compare(implementation, title, found, wanted, tolerance, reason):
 # --- in a process of its own, since devices are set before the first operation ---
 
 
-def observe(implementation, config, steps, connection):
+def observe(implementation, config, steps):
     """What one implementation computes on 1, 2 and 4 devices.
 
-    Sends {"pairs": {title: (found, wanted, precision)}, "two": {title: what 2 devices found}}; see `train`.
+    Returns: ({title: (found, wanted, precision)}, {title: what 2 devices found}); see `train`.
     """
     strategies = start_devices()
     pairs, two, whole = {}, {}, None
@@ -143,38 +146,26 @@ def observe(implementation, config, steps, connection):
             found = train(implementation, changed, range(*part), strategies[n], Path(folder) / "baton.safetensors")
             losses |= found["losses"]
     pairs[f"handed on: {', '.join(map(str, turns))} devices"] = {**found, "losses": losses}, whole, "float64"
-    connection.send({"pairs": pairs, "two": two})
+    return pairs, two
 
 
 def start_devices(counts=(1, 2, 4), deterministic=True):
     """{n: the strategy of n devices of this host}: GPUs, of which there may be fewer, or copies of the CPU."""
     from common.device import be_deterministic, tf
+    from training.hosts import mirrored
 
     gpus, cpu = tf.config.list_physical_devices("GPU"), tf.config.list_physical_devices("CPU")[0]
     if not gpus:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * max(counts))
     if deterministic:
         be_deterministic()
-    tf.get_logger().setLevel("ERROR")
-    kind, sums = ("GPU", None) if gpus else ("CPU", tf.distribute.ReductionToOneDevice())
-    several = {
-        n: tf.distribute.MirroredStrategy([f"{kind}:{k}" for k in range(n)], sums)
-        for n in counts
-        if 1 < n <= len(gpus or range(max(counts)))
-    }
+    names = [f"GPU:{k}" for k in range(len(gpus))] or [f"CPU:{k}" for k in range(max(counts))]
+    several = {n: mirrored(names[:n]) for n in counts if 1 < n <= len(names)}
     return {1: tf.distribute.get_strategy(), **several}
 
 
-def _start_hosts(implementation, config, steps):
-    """Two processes, each a host. -> [(process, connection)]"""
-    from training.hosts import free_addresses
-
-    addresses = Addresses(free_addresses(2))
-    return [columns.start_process(observe_host, implementation, config, steps, addresses, k) for k in range(2)]
-
-
-def observe_host(implementation, config, steps, addresses, worker, connection):
-    """Sends {title: what this host found}, for the first way and the fused."""
+def observe_host(implementation, config, steps, addresses, worker):
+    """{title: what this host found}, for the first way and the fused."""
     see_one_gpu(worker)
     from common.device import be_deterministic
     from training.hosts import spread
@@ -184,33 +175,24 @@ def observe_host(implementation, config, steps, addresses, worker, connection):
     with spread(config.replace(workers=addresses, worker=worker)):
         for title in ("explicit, dice", "fused, dice"):
             found[title] = train(implementation, config.replace(**WAYS[title]), range(steps), None)
-    connection.send(found)
+    return found
 
 
 def start(implementation, config):
-    """-> (the contract's functions, `config` filled in by the data, examples to train on, model, optimizer, weights, state)"""
-    from common.device import tf
+    """-> (`Built` of `config` filled in by the data, the examples to train on)"""
     from data.loader import load_examples
-    from training.devices import variants
 
-    code = columns.load(implementation)
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        vars(code).update(variants(implementation))
     with contextlib.redirect_stdout(io.StringIO()):
         config, training, _ = load_examples(config)
-    model = code.UNet(config.network)
-    optimizer = code.make_optimizer(model, config)
-    weights, state = code.named_weights(model), code.named_state(model, optimizer)
-    return code, config, training, model, optimizer, weights, state
+    return columns.Built(implementation, config), training
 
 
-def _found(losses, weights, state):
-    values = {name: weight.numpy() for name, weight in weights.items()}
+def _found(losses, built):
     return {
         "losses": losses,
-        "weights": {name: value for name, value in values.items() if is_trainable(name)},
-        "moving statistics": {name: value for name, value in values.items() if not is_trainable(name)},
-        "moments": {name: value.numpy() for name, value in state.items()},
+        "weights": built.values(trained=True),
+        "moving statistics": built.values(trained=False),
+        "moments": {name: value.numpy() for name, value in built.state.items()},
     }
 
 
@@ -225,53 +207,46 @@ def train(implementation, config, steps, strategy, baton=None):
     from training.devices import scope
 
     with scope(strategy) if strategy else contextlib.nullcontext():
-        code, config, training, model, optimizer, weights, state = start(implementation, config.replace(epochs=1000))
+        built, training = start(implementation, config.replace(epochs=1000))
         if baton and baton.exists():
             values, moments, _ = load_checkpoint(baton, config.network)
-            assign_weights(weights, values)
-            assign_weights(state, moments)
-        step = code.make_train_step(model, config, optimizer)
-        batches = itertools.islice(training_batches(config, training, first_step=steps.start), len(steps))
-        losses = {f"step {k + 1}": step(*batch).numpy() for k, batch in zip(steps, batches)}
+            built.start(values)
+            assign_weights(built.state, moments)
+        batches = itertools.islice(training_batches(built.config, training, first_step=steps.start), len(steps))
+        losses = {f"step {k + 1}": built.train_step(*batch).numpy() for k, batch in zip(steps, batches)}
         if baton:
-            save_checkpoint(baton, weights, state)
-        return _found(losses, weights, state)
+            save_checkpoint(baton, built.weights, built.state)
+        return _found(losses, built)
 
 
 def train_by_rows(implementation, config, steps, n):
     """What n devices compute with a normalization of their own each, on one device: the rows of each in turn."""
     from common.device import tf
-    from common.losses import segmentation_loss
     from data.loader import training_batches
 
-    code, config, training, model, optimizer, weights, state = start(implementation, config.replace(epochs=1000))
-    trainable = {name: w for name, w in weights.items() if w.trainable}
-    statistics = {name: w for name, w in weights.items() if "/moving_" in name}
+    built, training = start(implementation, config.replace(epochs=1000))
+    optimizer, trainable = built.optimizer, {name: w for name, w in built.weights.items() if w.trainable}
+    statistics = {name: w for name, w in built.weights.items() if "/moving_" in name}
+    of_rows, losses = tf.function(built.backward), {}
 
     @tf.function
-    def of_rows(images, masks):
-        with tf.GradientTape() as tape:
-            loss = segmentation_loss(masks, model(images, training=True), config) / n
-        return loss, tape.gradient(loss, trainable)
-
     def apply(gradients):
         if implementation == "lowlevel":
             optimizer.apply(gradients)
         elif implementation == "highlevel":
             optimizer.apply_gradients(((gradients[name], w) for name, w in trainable.items()), global_step=optimizer.iterations)
         else:
-            optimizer.apply([gradients[name] for name in trainable], model.trainable_variables)
+            optimizer.apply([gradients[name] for name in trainable], built.model.trainable_variables)
 
-    apply, losses = tf.function(apply), {}
-    for k, (images, masks) in enumerate(itertools.islice(training_batches(config, training), steps)):
+    for k, (images, masks) in enumerate(itertools.islice(training_batches(built.config, training), steps)):
         before, after, gradients, loss = {name: w.numpy() for name, w in statistics.items()}, [], [], []
         for rows in zip(tf.split(images, n), tf.split(masks, n)):
             assign_weights(statistics, before)
-            of_these = of_rows(*rows)
-            loss.append(of_these[0])
-            gradients.append(of_these[1])
+            _, of_these, gradient = of_rows(*rows)
+            loss.append(of_these)
+            gradients.append(gradient)
             after.append({name: w.numpy() for name, w in statistics.items()})
-        apply({name: tf.add_n([of_these[name] for of_these in gradients]) for name in trainable})
+        apply({name: tf.add_n([of_these[name] for of_these in gradients]) / n for name in trainable})
         assign_weights(statistics, {name: np.mean([values[name] for values in after], axis=0) for name in statistics})
-        losses[f"step {k + 1}"] = tf.add_n(loss).numpy()
-    return _found(losses, weights, state)
+        losses[f"step {k + 1}"] = tf.add_n(loss).numpy() / n
+    return _found(losses, built)

@@ -31,15 +31,6 @@ def of_a_sum(precision):
     return SUM * ROUNDING[precision]
 
 
-def arithmetic(precision):
-    """The precision of the kernels that now run: TF32 for float32 on a GPU that has it, unless it is switched off."""
-    from common.device import tf
-    from comparison.machine import has_tf32
-
-    is_tf32 = precision == "float32" and has_tf32() and tf.config.experimental.tensor_float_32_execution_enabled()
-    return "tf32" if is_tf32 else precision
-
-
 def explained(look, case, batches, weights, unit):
     """How far apart rounding by `unit`, see `of_a_sum`, may carry two runs. -> rung -> {name -> largest absolute difference}
 

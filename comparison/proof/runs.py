@@ -5,7 +5,6 @@ from pathlib import Path
 from common.checkpoint import read_checkpoint
 from common.config import FIELDS, UserError, flag
 from common.pictures import draw_curves, expendable
-from common.weights import assign_weights
 from comparison import columns
 
 
@@ -36,12 +35,11 @@ def run(config, args):
         for name, (group, field) in FIELDS.items():
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
-        code = columns.load(implementation)
-        model = code.UNet(trained.network)
-        assign_weights(code.named_weights(model), weights)
+        built = columns.Built(implementation, trained)
+        built.start(weights)
         if len(configs) == 1:
             _, _, validation = load_examples(trained)
-        predicted[str(run_dir)] = predict_some(trained, validation, make_eval_step(model, trained))
+        predicted[str(run_dir)] = predict_some(trained, validation, make_eval_step(built.model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():

@@ -34,12 +34,10 @@ def run(config, args):
 
     Raises: UserError for so few seeds that no difference could be found.
     """
-    from common.device import tf
     from data.loader import load_examples
 
     if 3.0 ** (1 - args.seeds) > LEVEL:  # so often chance gives the best of every seed to one implementation
         raise UserError(f"--seeds {args.seeds} are too few to tell a difference from chance: 6 or more")
-    tf.get_logger().setLevel("ERROR")  # "triggered retracing": the models are traced by the same lines
     config, training, validation = load_examples(columns.shrunk(config, SMALL, args.given))
     names, seeds = columns.IMPLEMENTATIONS, range(config.seed, config.seed + args.seeds)
     print(f"\n{'dice at the end':<16}" + "".join(f"{name:>12}" for name in names), flush=True)
@@ -71,20 +69,17 @@ def make_trainer(implementation, config, training, validation):
     from data.loader import steps_per_epoch, training_batches, validation_batches
     from training.report import evaluate, make_eval_step
 
-    code = columns.load(implementation)
-    model = code.UNet(config.network)
-    optimizer = code.make_optimizer(model, config)
-    train_step, eval_step = code.make_train_step(model, config, optimizer), make_eval_step(model, config)
-    weights, state = code.named_weights(model), code.named_state(model, optimizer)
-    fresh = {name: variable.numpy() for name, variable in state.items()}
+    built = columns.Built(implementation, config)
+    eval_step = make_eval_step(built.model, config)
+    fresh = {name: variable.numpy() for name, variable in built.state.items()}
     steps = config.training.epochs * steps_per_epoch(config, training)
 
     def final_dice(seed):
         seeded = config.replace(seed=seed)
-        assign_weights(weights, initial_weights(seeded.network))
-        assign_weights(state, fresh)
+        built.start(initial_weights(seeded.network))
+        assign_weights(built.state, fresh)
         for images, masks in itertools.islice(training_batches(seeded, training), steps):
-            train_step(images, masks)
+            built.train_step(images, masks)
         return evaluate(eval_step, validation_batches(config, validation), config.network.classes)[0]["dice"]
 
     return final_dice
