@@ -54,7 +54,7 @@ def observe(implementation, case, batches, initial=None):
     rungs["logits in inference"] = {"logits": built.forward(images).numpy()}
     logits, loss, gradients = backward(images, masks)
     rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
-    rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
+    rungs |= biases_apart("gradients", gradients)
     rungs["moving statistics, 1 step"] = built.values(trained=False)
     built.start(initial)  # takes back the moving statistics
     losses = {}
@@ -63,7 +63,7 @@ def observe(implementation, case, batches, initial=None):
             built.optimizer.learning_rate.assign(config.training.learning_rate / 2)
         losses[f"step {k + 1}"] = built.train_step(*batches[k % len(batches)]).numpy()
         if k == 0:
-            rungs["moments, 1 step"] = {name: v.numpy() for name, v in built.state.items()}
+            rungs |= biases_apart("moments, 1 step", built.state)
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
     rungs[f"weights, {steps} steps"] = built.values(trained=True)
@@ -74,15 +74,23 @@ def observe(implementation, case, batches, initial=None):
     return rungs
 
 
+def biases_apart(rung, tensors):
+    """Two rungs: the gradient of a bias is a sum over all pixels, which one kernel adds up one by one (rounding.py)."""
+    values = {name: tensor.numpy() for name, tensor in tensors.items()}
+    biases = {name: value for name, value in values.items() if "/bias" in name}
+    return {rung: {name: value for name, value in values.items() if name not in biases}, f"{rung}, biases": biases}
+
+
 FIRST_STEP = ("logits in inference", "logits in training", "loss", "gradients", "moments, 1 step")
 
 
-def tolerance(rung, pair, case, scale):
+def tolerance(rung, pair, case, scale, pixels):
     """(largest absolute difference, reason) that a rung may show.
 
     Infinite where nothing can be claimed, with the reason: the rung is then shown and not counted as a check.
 
-    pair: the two implementations. scale: the largest absolute value among the numbers compared.
+    pair: the two implementations. scale: the largest absolute value among the numbers compared. pixels: of all images of the
+    batch together.
     """
     if rung == "structure":
         return 0.0, "names and shapes are the contract"
@@ -90,6 +98,10 @@ def tolerance(rung, pair, case, scale):
         return 0.0, "the same kernels on the same numbers in the same order"
     training, precision = case.config.training, case.config.network.precision
     unit = ROUNDING[precision]
+    if rung.endswith(", biases"):
+        allowed, reason = tolerance(rung.removesuffix(", biases"), pair, case, scale, pixels)
+        summed = rounding.one_by_one(pixels) * unit * scale
+        return max((summed, f"4 sqrt({pixels}) roundings: BiasAddGrad adds all pixels up one by one"), (allowed, reason))
     if rung == "moments, 1 step" and "highlevel" in pair:
         return 2e-5 * scale, "v1's kernel takes beta in float32, so that 1 - beta_2 is up to 1.3e-5 off"
     if rung == "moments, 1 step" and precision == "float64":
@@ -137,9 +149,10 @@ def climb(case, batches):
         unit = rounding.of_a_sum(arithmetic(case.config))
         explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
     for rung, values in rungs["lowlevel"].items():
+        pixels = int(np.prod(batches[0][1].shape[:3]))
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
         for a, b in itertools.combinations(columns.IMPLEMENTATIONS, 2):
-            allowed, reason = tolerance(rung, (a, b), case, scale)
+            allowed, reason = tolerance(rung, (a, b), case, scale, pixels)
             if (rounded := max(explained.get(rung, {}).values(), default=0.0)) > allowed:
                 allowed, reason = rounded, rounding.REASON
             worst, d, ulp = difference(rungs[a][rung], rungs[b][rung])

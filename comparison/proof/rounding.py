@@ -5,7 +5,8 @@ Every bound in `comparison` that is neither 0 nor measured by itself is made her
 What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most,
 but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
 Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
-threads: n, what comes one after the other, is 1024 at most, however large the sum. That makes 128 u. bfloat16 and TF32 are
+threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel (`one_by_one`). That
+makes 128 u. bfloat16 and TF32 are
 summed in float32, and what is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up
 to twice the usual rounding.
 
@@ -29,6 +30,14 @@ def of_a_sum(precision):
     if precision in ("bfloat16", "tf32"):
         return 8 * ROUNDING[precision] + SUM * ROUNDING["float32"]
     return SUM * ROUNDING[precision]
+
+
+def one_by_one(n):
+    """Roundings of a sum of n numbers that are added up one after the other, as BiasAddGrad does with all pixels on one core.
+
+    docs/differences.md, "The bias of one output channel", has how large its error gets; several threads make it smaller.
+    """
+    return max(SUM, 4 * n**0.5)
 
 
 def explained(look, case, batches, weights, unit):
