@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import multiprocessing
+import os
 from pathlib import Path
 
 from common.config import PRESETS, Config, Size, UserError
@@ -247,11 +248,6 @@ BAD = {
         {},
         ["1.tif", "holds 2 images"],
     ),
-    "float image": (
-        lambda d: replace(d / "images/1.png", ".tif", np.float32(NOISE[..., 0])),
-        {},
-        ["1.tif", "outside of 0 to 1"],
-    ),
     "colour mask": (lambda d: save(d / "masks/2.png", NOISE), {}, ["masks/2.png is a colour image"]),
     "fractions": (lambda d: replace(d / "masks/2.png", ".tif", BLOBS / np.float32(2)), {}, ["2.tif", "0.5"]),
     "unequal pair": (lambda d: save(d / "masks/2.png", BLOBS[:, :40]), {}, ["images/2.png", "48x40", "masks/2.png", "40x40"]),
@@ -360,14 +356,14 @@ def test_8_bits_among_16_are_said_and_8_alone_change_nothing(tmp_path, capsys):
     save_deep(tmp_path / "eight", [0] * 4)
     config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", **SMALL))
     assert config.data.white is None and training.images[0].dtype == np.uint8 and " bits" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits, and all have 8"):
+    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits or floats, and all have 8 bits"):
         load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", white=4095, **SMALL))
 
 
-@pytest.mark.parametrize("white", [0, -1, 65536])
-def test_white_is_a_value_of_16_bits(white):
-    with pytest.raises(UserError, match="--white must be at"):
-        Config.of(dataset="folder", data_dir=Path("a"), white=white)
+@pytest.mark.parametrize("white", [0, -1.0, float("inf"), float("nan"), 1e300, 1e-40, 65536, 0.5])
+def test_white_is_a_value_of_16_bits(tmp_path, white):
+    with pytest.raises(UserError, match="--white (must be|.* is no value of images of 16 bits)"):
+        load_examples(Config.of(dataset="folder", data_dir=save_deep(tmp_path, [4095] * 4), white=white, **SMALL))
 
 
 def predict_level(window):
@@ -562,37 +558,26 @@ def test_the_split_is_by_chance_and_by_seed(capsys):
     assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
 
 
-@pytest.mark.parametrize("helpers_live", [True, False])
-def test_cells_drawn_ahead_are_the_same(helpers_live, monkeypatch):
-    """Several processes draw; one that dies leaves its images to the others, and none is left over."""
-    monkeypatch.setattr(synthetic, "CORES", 4)
+@pytest.mark.parametrize("way", ["ahead", "killed", "no process"])
+def test_cells_drawn_ahead_are_the_same(way, monkeypatch):
+    """Another process draws; if it dies or cannot be, this one does. None is left over."""
     asked = dict(n=11, size=Size(48, 64), seed=5, classes=3, channels=3)
     images, masks = make_cells(**asked)
+    if way == "no process":
+        monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError()))
     draw_ahead(**asked)
-    ((*_, drawn, helpers),) = synthetic._ahead.values()
-    assert len(helpers) == 3
+    helpers = multiprocessing.active_children()
+    assert len(helpers) == (way != "no process")
+    if way == "killed":
+        helpers[0].kill()
+    elif way == "ahead":
+        monkeypatch.setattr(synthetic, "scene", None)  # nothing is drawn here
+    again = make_cells(**asked)
+    np.testing.assert_array_equal(again[0], images)
+    np.testing.assert_array_equal(again[1], masks)
     for helper in helpers:
-        if not helpers_live:
-            helper.kill()
-        helper.join()
-    assert drawn.all() or not helpers_live
-    if helpers_live:  # and nothing is drawn twice
-        monkeypatch.setattr(synthetic, "_draw", None)
-    more_images, more_masks = make_cells(**asked)
-    np.testing.assert_array_equal(more_images, images)
-    np.testing.assert_array_equal(more_masks, masks)
+        helper.join(60)
     assert not synthetic._ahead and not multiprocessing.active_children()
-
-
-def test_cells_are_drawn_where_there_is_no_process_more(monkeypatch):
-    def start(self):
-        raise BlockingIOError
-
-    monkeypatch.setattr(synthetic, "CORES", 4)
-    monkeypatch.setattr(multiprocessing.get_context("fork").Process, "start", start)
-    asked = dict(n=2, size=Size(48, 64), seed=5)
-    draw_ahead(**asked)
-    assert make_cells(**asked)[1].any(axis=(1, 2)).all()
 
 
 def test_drawn_cells_are_read_as_any_data_set(tmp_path):

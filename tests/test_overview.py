@@ -252,5 +252,5 @@ def test_classes_weigh_as_the_training_counts_them(tmp_path):
     Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
     config = Config.of(dataset="folder", data_dir=tmp_path, objects=True)
     layout = overview.open_layout(config)
-    facts = overview.look(layout, layout.items[0], 1)
-    assert facts.objects == 2 and facts.counts[1] == 96 - 2 * 8
+    index, _ = overview.decode(layout, layout.items, 1, None, False)
+    assert index["objects"][0] == 2 and index["counts"][0, 1] == 96 - 2 * 8
