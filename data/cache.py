@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,9 +238,7 @@ def _lock(path):
     file = try_lock(path)
     if not file:
         print("another process is decoding these images: waiting for it", flush=True)
-    while not file:
-        time.sleep(0.2)
-        file = try_lock(path)
+        fcntl.flock(file := open(path, "w"), fcntl.LOCK_EX)
     with file:
         yield
 

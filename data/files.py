@@ -420,20 +420,17 @@ def _read_values(path, size, page, colors=None):
 
 def _class_of_colors(rgb, path, colors):
     """uint8 [H, W, 3] -> class indices uint8 [H, W]. Raises: UserError for a colour without a class."""
-    codes = rgb.astype(np.int32) @ (65536, 256, 1)
-    known, order = np.unique(np.array(list(colors.indices)) @ (65536, 256, 1), return_index=True)
-    indices = np.array(list(colors.indices.values()), np.uint8)[order]
-    found = np.searchsorted(known, codes).clip(max=len(known) - 1)
-    unknown = known[found] != codes
+    codes, places, counts = np.unique(rgb.astype(np.int32) @ (65536, 256, 1), return_inverse=True, return_counts=True)
+    known = {(red * 256 + green) * 256 + blue: index for (red, green, blue), index in colors.indices.items()}
+    unknown = np.array([code not in known for code in codes.tolist()])
     if unknown.any() and not colors.rest_is_void:
-        others, counts = np.unique(codes[unknown], return_counts=True)
-        red, rest = divmod(int(others[counts.argmax()]), 65536)
-        more = f" and {len(others) - 1} more colours" if len(others) > 1 else ""
+        red, rest = divmod(int(codes[unknown][counts[unknown].argmax()]), 65536)
+        more = f" and {unknown.sum() - 1} more colours" if unknown.sum() > 1 else ""
         advice = "add a line for it, or take what is not named for void with --void-label 255"
         if is_jpeg(path):
             advice = "JPEG does not keep a mask's colours, save it as PNG"
         raise UserError(
-            f"{path} has {counts.max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which {colors.path} "
-            f"does not name: {advice}"
+            f"{path} has {counts[unknown].max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which "
+            f"{colors.path} does not name: {advice}"
         )
-    return np.where(unknown, VOID, indices[found])
+    return np.array([known.get(code, VOID) for code in codes.tolist()], np.uint8)[places.reshape(rgb.shape[:2])]

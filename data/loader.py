@@ -22,7 +22,7 @@ from data.borders import border_weights, part_touching
 from data.cache import CORES, prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, given_names, mask_meaning
+from data.meaning import as_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import asked_for, make_cells
 
@@ -163,15 +163,7 @@ def _read(config):
     index, usable = prepared.index, [items[k] for k in good]
     meaning = mask_meaning(index["counts"][good] > 0, usable, config, layout)
     white, depth = find_white(index[good], usable, config)
-    config = config.replace(
-        white=white,
-        mask_suffix=layout.mask_suffix,
-        channels=channels,
-        classes=meaning.classes,
-        void_label=meaning.void_label,
-        mask_values=meaning.values,
-        class_names=given_names(config, layout, meaning),
-    )
+    config = filled_in(config, layout, meaning).replace(white=white, mask_suffix=layout.mask_suffix, channels=channels)
     table = meaning.table
 
     def image(k):

@@ -21,7 +21,7 @@ from data.cache import decode
 from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, grow, open_layout
-from data.meaning import as_classes, given_names, mask_meaning
+from data.meaning import as_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 
 import numpy as np
@@ -87,20 +87,13 @@ def draw_augmentations(path, training, config):
     draw_grid(path, rows, title, _legend(names_of_values(config), _all_values(config)))
 
 
-def draw_overview(path, layout, items, meaning, values, white, config):
+def draw_overview(path, layout, items, meaning, values, config):
     """Writes a sheet of images that are spread over the data set, with their masks.
 
-    meaning: of the mask `values` that occur; None if it is unclear. white: from `find_white`.
+    meaning: of the mask `values` that occur; None if it is unclear. config: with what `survey` found filled in.
     """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
-    config = config.replace(white=white)
     if meaning:
-        config = config.replace(
-            classes=meaning.classes,
-            void_label=meaning.void_label,
-            mask_values=meaning.values,
-            class_names=given_names(config, layout, meaning),
-        )
         table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
         names, indices = names_of_values(config), _all_values(config)
     else:
@@ -109,7 +102,7 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, read_as(config.network.channels), None)
-        image = on_scale(image, white, item.name)
+        image = on_scale(image, config.data.white, item.name)
         image = stretched(image, config.data.scale) if config.data.stretch else image
         image = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
@@ -128,8 +121,8 @@ def read_as(channels):
 def survey(layout, config):
     """Reads all images and keeps only what `data.cache.INDEX` has of them. config: with the channels.
 
-    Returns: (summary, items, meaning): a dict that JSON can hold, the items that can be read, and what their masks mean,
-    None if that is unclear.
+    Returns: (summary, items, meaning, config): a dict that JSON can hold, the items that can be read, what their masks mean,
+    None if that is unclear, and the config with what was found filled in.
 
     Raises: UserError if no image can be read.
     """
@@ -141,15 +134,18 @@ def survey(layout, config):
     sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
 
     meaning, parts = None, {}
+    white, depth = find_white(index, items, config)
+    found = config.replace(white=white)
     try:
         meaning = mask_meaning(counts > 0, items, config, layout)
     except UserError as error:
         problems.append(str(error))
+    else:
+        found = filled_in(found, layout, meaning)
     try:
         parts = split(layout.items, config)  # with those that cannot be read: so does the loader
     except UserError as error:
         problems.append(str(error))
-    white, depth = find_white(index, items, config)
     for item, row in zip(items, index):
         if row["darkest"] == row["brightest"]:
             problems.append(f"{item.name}: all pixels of the image are equal")
@@ -169,6 +165,7 @@ def survey(layout, config):
     if channels in (1, 3) and 0 < colored < len(items):
         advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
 
+    groups = groups_of([item for item in layout.items if item.part != "test"], config) if parts else []
     summary = {
         "dataset": config.data.dataset,
         "data_dir": str(config.data.data_dir) if config.data.data_dir else None,
@@ -176,7 +173,7 @@ def survey(layout, config):
         "readable": len(items),
         "published_parts": dict(Counter(item.part for item in layout.items if item.part)),
         "split": {part: len(indices) for part, indices in parts.items()},
-        "groups": _groups(layout.items, config) if parts else {},
+        "groups": dict(Counter(filter(None, groups))),
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
         "color_images": colored,
         "channels": channels,
@@ -194,13 +191,8 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning))
-    return summary, items, meaning
-
-
-def _groups(items, config):
-    """{group: images} of the groups that `split` keeps together."""
-    return dict(Counter(name for name in groups_of([item for item in items if item.part != "test"], config) if name))
+        summary |= _frequencies(counts, meaning, training, found.data.class_names)
+    return summary, items, meaning, found
 
 
 def _frequencies(counts, meaning, training, names):
@@ -317,14 +309,12 @@ def main(argv=None):
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = open_layout(config)
     config = config.replace(channels=config.network.channels or find_channels(layout))
-    summary, items, meaning = survey(layout, config)
+    summary, items, meaning, config = survey(layout, config)
     for line in describe(summary, _source(config)):
         say(line)
     write_text(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     with expendable(args.output / "overview.png"):
-        draw_overview(
-            args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), summary["white"], config
-        )
+        draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
     print(f"see {args.output}/overview.png and overview.json")
     return 1 if summary["problems"] else 0
 

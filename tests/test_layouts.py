@@ -13,6 +13,7 @@ from data import bands, files
 from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
+from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 
 import h5py
 import numpy as np
@@ -20,26 +21,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-RNG = np.random.default_rng(0)
-NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-GRAY = np.repeat(NOISE[..., :1], 3, axis=-1)
-BLOBS = (NOISE[..., 0] > 128).astype(np.uint8)  # 0/1
 RAMP = np.stack(np.broadcast_arrays(*np.ogrid[:320, :480], 90), axis=-1).astype(np.float32) / (320, 480, 255) * 255
 RAMP = RAMP.round().astype(np.uint8)  # smooth, so that JPEG keeps it
-
-
-def save(path, image, **kwargs):
-    """image: an array or a Pillow image. Returns: path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **kwargs)
-    return path
-
-
-def save_pairs(folder, masks, image=NOISE):
-    for i, mask in enumerate(masks):
-        save(folder / f"images/{i}.png", image)
-        save(folder / f"masks/{i}.png", mask)
-    return folder
 
 
 def palette_image(colors, values=BLOBS):
@@ -721,7 +704,7 @@ def test_photos_come_upright(tmp_path, orientation, suffix):
 
 
 def test_a_mask_as_large_as_another_image_is_refused(tmp_path):
-    save_pairs(tmp_path, [BLOBS[:, :40]])
+    save(save_pairs(tmp_path, [BLOBS]) / "masks/0.png", BLOBS[:, :40])
     _, layout = layout_of("folder", tmp_path)
     for size in (None, Size(20, 24)):
         with refused("images/0.png is 48x40", "masks/0.png is 40x40"):
