@@ -58,10 +58,10 @@ def mask_meaning(present, items, config, layout):
         note += f", {void} is void"
     if config.network.classes is None and len(set(table[held]) - {VOID}) < 2:
         learnt = held & (table != VOID)
-        only = f"only the value {_span(np.flatnonzero(learnt).tolist())}" if learnt.any() else "nothing"
-        beside = " but void" if (held & ~learnt).any() else ""
+        only = f"only the value {_span(np.flatnonzero(learnt).tolist())}" if learnt.any() else "no value"
+        beside = " (and void)" if (held & ~learnt).any() else ""
         raise UserError(
-            f"all {len(items)} masks hold {only}{beside}, so there is nothing to learn: check {items[0].mask.parent}"
+            f"all {len(items)} masks hold {only} of a class{beside}, so there is nothing to learn: check {items[0].mask.parent}"
             f"{' and --mask-values' if config.data.mask_values else ''}, or set --classes if that is meant"
         )
     return Meaning(table, classes, void, note, values)
