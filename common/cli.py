@@ -101,8 +101,6 @@ def read_config(args):
         raise UserError(
             f"--mask-values {config.data.mask_values} has the --void-label {config.data.void_label}: it is no class"
         )
-    if config.data.white is not None and config.data.float_white is not None:
-        raise UserError("--white is for whole numbers of 16 bits, --float-white for floats: leave one of them out")
     return config
 
 

@@ -221,7 +221,7 @@ def _from_json(name, value):
     try:
         if kinds[0] in (bool, str) and type(value) is kinds[0]:
             return value
-        if kinds[0] is int and type(value) is int and abs(value) < 2**63:
+        if int in kinds and type(value) is int and abs(value) < 2**63:
             return value
         if kinds[0] is float and type(value) in (int, float) and abs(value) < float("inf"):
             return float(value)
@@ -383,12 +383,9 @@ class Data:
     mask_suffix: str | None = option(
         None, "folder: with _mask, a_mask.png is the mask of a.png, beside it or in masks/ (default: as found)", found=True
     )
-    white: int | None = option(
-        None, "value that is white in images of 16 bits (default: the brightest of the data set)", found=True
-    )
-    float_white: float | None = option(
-        None, "value that is white in images of floats, which become 16 bits (default: 1, and none may lie above)", found=True
-    )
+    white: float | int | None = option(
+        None, "value that is white in images of 16 bits or of floats (default: the brightest of the data set)", found=True
+    )  # once the data is known, an int where its images hold whole numbers
     stretch: bool = option(
         False, "spread the values of each image: the darkest hundredth becomes black, the brightest two thousandths white"
     )
@@ -426,8 +423,8 @@ class Data:
     )
 
     def __post_init__(self):
-        _at_least(self, images=2, white=1, void_label=0, folds=2, fold=0)
-        _require(self.white is None or self.white <= 65535, f"--white must be at most 65535, got {self.white}")
+        _at_least(self, images=2, void_label=0, folds=2, fold=0)
+        _require(self.white is None or 1e-30 <= self.white <= 1e30, f"--white must be 1e-30 to 1e30, got {self.white}")
         _require(0 < self.validation < 1, f"--validation is a share above 0 and below 1, got {self.validation}")
         if isinstance(self.colors, Path):
             object.__setattr__(self, "colors", ColorTable.parse(self.colors))
@@ -448,14 +445,7 @@ class Data:
         _require(
             self.mask_suffix is None or re.fullmatch(r"[^/\\]+", self.mask_suffix), "--mask-suffix is a part of a name: _mask"
         )
-        _require(
-            self.white is None or on_disk, "--white is for images of 16 bits: it needs --dataset folder, or another on disk"
-        )
-        _require(
-            self.float_white is None or 1e-30 <= self.float_white <= 1e30,
-            f"--float-white must be 1e-30 to 1e30, got {self.float_white}",
-        )
-        _require(self.float_white is None or on_disk, "--float-white is for images on disk: it needs --dataset folder")
+        _require(self.white is None or on_disk, "--white is for images on disk: it needs --dataset folder, or another")
         _require(not self.stretch or on_disk, "--stretch is for images on disk: it needs --dataset folder, or another")
         _require(self.void_label is None or on_disk and self.void_label <= 255, "--void-label is a mask value, 0 to 255")
         _require(
@@ -467,6 +457,11 @@ class Data:
         )
         _require(self.folds is None or self.split is None, "--folds and --split exclude each other")
         _require(self.fold is None or self.fold < (self.folds or 0), f"--fold counts from 0 to --folds - 1, got {self.fold}")
+
+    @property
+    def scale(self):
+        """What white is in decoded images, which hold 0 to that: 255 of 8 bits, --white of 16, 65535 of floats."""
+        return 65535 if isinstance(self.white, float) else self.white or 255
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from common.cli import listed
 from common.config import VOID, Names, Size, UserError
-from data.files import EXTENSIONS, count_bands, count_pages, image_files, is_meant, read_image, read_pair, readable
+from data.files import EXTENSIONS, count_bands, count_pages, has_color, image_files, is_meant, read_image, read_pair, readable
 from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
 import numpy as np
@@ -37,9 +37,9 @@ class Layout:
     """What a data set holds and how to read it."""
 
     items: list[Item]  # sorted by name
-    # (item, channels, size or None) -> image uint8 or uint16 [H, W, channels], mask uint8 [H, W], with the values of the files;
-    # both resized to `size` if it is given. With `objects` the mask is int32, 0 and the numbers 1 to n of the objects. Raises
-    # UserError. Called from several threads.
+    # (item, channels, size or None) -> image uint8, uint16 or float32 [H, W, channels], mask uint8 [H, W], with the values of
+    # the files; both resized to `size` if it is given. With `objects` the mask is int32, 0 and the numbers 1 to n of the
+    # objects. Raises UserError. Called from several threads.
     read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
     classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
     class_names: Names | None = None
@@ -49,7 +49,6 @@ class Layout:
     objects: bool = False  # whether masks tell objects of one class apart
     channels: int | None = None  # of the images where the layout fixes it; None: as the files are
     note: str = ""  # a few words for the line about the data
-    float_white: float | None = None  # of images of floats, see `data.files.read_image`
 
 
 def find_layout(config):
@@ -65,7 +64,7 @@ def find_layout(config):
         if not config.data.data_dir.exists():
             raise UserError(f"--data-dir {config.data.data_dir} does not exist")
         found = find[config.data.dataset](config)
-        return replace(found, objects=config.data.objects, float_white=config.data.float_white)
+        return replace(found, objects=config.data.objects)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
@@ -75,8 +74,7 @@ def _reader(config, colors=None):
     """`Layout.read` for a pair of files."""
 
     def read(item, channels, size):
-        data = config.data
-        return read_pair(item.image, item.mask, channels, size, item.page, colors, data.objects, data.float_white)
+        return read_pair(item.image, item.mask, channels, size, item.page, colors, config.data.objects)
 
     return read
 
@@ -394,9 +392,9 @@ def find_channels(layout, samples=64):
             if bands != 3:
                 return bands
             # a JPEG is decoded no larger, which saves most of it
-            image = read_image(item.image, 3, Size(256, 256), item.page, layout.float_white)
+            image = read_image(item.image, 3, Size(256, 256), item.page)
         except UserError:
             continue
-        if (image.max(axis=-1) - image.min(axis=-1) > 2).any():  # gray that JPEG stored as colour is off by 1 or 2
+        if has_color(image):
             return 3
     return 1

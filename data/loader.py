@@ -20,9 +20,9 @@ from common.text import say
 from data.augment import augment
 from data.borders import border_weights, part_touching
 from data.cache import CORES, prepare
-from data.files import on_scale, span_of_floats, stretched
+from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, given_names, mask_meaning
+from data.meaning import as_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import asked_for, make_cells
 
@@ -38,7 +38,7 @@ class Examples:
     """Images and their masks at one byte per value, in memory or read when they are asked for."""
 
     names: list[str]  # of the images: for messages and split.json
-    images: Sequence[np.ndarray]  # uint8 [H, W, channels], 0 to 255; of 16 bits 0 to --white, and uint16 if that is above 255
+    images: Sequence[np.ndarray]  # uint8 or uint16 [H, W, channels], 0 to `Data.scale`
     masks: Sequence[np.ndarray]  # uint8 [H, W], class indices, and VOID
     sizes: list[Size]
     left_out: list[str] = dataclasses.field(default_factory=list)  # what --skip-bad passed over, and why
@@ -99,21 +99,21 @@ def open_layout(config):
     return Layout(items, read, {c: c for c in range(n)}, names, channels=config.network.channels)
 
 
-def find_white(bits, peaks, floats, cuts, items, config):
-    """What is white in the images of 16 bits, decided once for the data set: --white, or the brightest value in any of them.
+def find_white(index, items, config):
+    """What is white in images of more than 8 bits, decided once for the data set: --white, or the brightest value in any.
 
-    Floats have become 16 bits: where --float-white was given that is 65535.
+    index: of the `items`, an array of `data.cache.INDEX`.
 
-    bits, peaks, floats, cuts: int [n] of the n `items`, as `data.cache.Index` has them.
+    Returns: the value, an int for whole numbers, a float for floats, None where all have 8 bits; and a note for the user or "".
 
-    Returns: the value, or None where all have 8 bits, and a note for the user or "".
-
-    Raises: UserError for a --white or --float-white that there is nothing for, or of which little is left, and for floats
-    beside whole numbers of 16 bits, which have no scale in common.
+    Raises: UserError for a --white that there is nothing for, or of which little is left, for floats above 1 without it, and
+    for floats beside whole numbers of 16 bits, which have no scale in common.
     """
-    deep, floats, float_white = bits == 16, floats > 0, config.data.float_white
-    if float_white and not floats.any():
-        raise UserError(f"--float-white {float_white:g} is for images of floats, and none holds any: leave it out")
+    white, deep, floats, peaks = config.data.white, index["bits"] > 8, index["bits"] == 32, index["brightest"]
+    if not deep.any():
+        if white:
+            raise UserError(f"--white {white:g} is for images of 16 bits or floats, and all have 8 bits: leave it out")
+        return None, ""
     if floats.any() and (whole := deep & ~floats).any():
         few, what = (floats, "floats") if floats.sum() <= whole.sum() else (whole, "whole numbers of 16 bits")
         names = listed([item.name for item, odd in zip(items, few) if odd], 3)
@@ -121,21 +121,27 @@ def find_white(bits, peaks, floats, cuts, items, config):
             f"{few.sum()} of {deep.sum()} images hold {what}, and the others do not, so they have no white in common: save "
             f"{names} as the others are"
         )
-    if floats.any() and (peaks[floats].max() < LEVELS or np.mean(cuts[floats]) > 50):
-        item = items[int(np.where(floats, peaks + cuts, -1).argmax())]
-        least, top = span_of_floats(item.image)
-        raise UserError(
-            f"of the floats in the images, {least:.6g} to {top:.6g} in {item.name}, "
-            f"little is left with {float_white or 1:g} as white: "
-            f"{'most are above it' if peaks[floats].max() >= LEVELS else f'fewer than {LEVELS} levels'}; "
-            f"name with --float-white what is white in them, such as {top:.6g}"
-        )
-    if not deep.any():
-        if config.data.white:
-            raise UserError(f"--white {config.data.white} is for images of 16 bits, and all have 8: leave it out")
-        return None, ""
-    white = config.data.white or (65535 if float_white else 0) or max(int(peaks[deep].max()), 1)
-    note = f"16 bits with {white} as white"
+    top = float(peaks[deep].max())
+    if floats.any():
+        darkest, name = float(index["darkest"][floats].min()), items[int(np.where(deep, peaks, -1).argmax())].name
+        if not white and top > 1:
+            problem = "outside of 0 to 1, so nothing says what is white"
+        elif top / (white or 1) * TOP < LEVELS:
+            problem = f"of which little is left with {white or 1:g} as white: fewer than {LEVELS} levels"
+        elif white and np.mean(index["middle"][floats] > white) > 0.5:
+            problem = f"of which little is left with {white:g} as white: most are above it"
+        else:
+            problem = ""
+        if problem:
+            raise UserError(
+                f"the images hold floats of {darkest:.6g} to {top:.6g}, as in {name}, {problem}: name it with --white {top:.6g}"
+            )
+        white = float(white or top)
+    elif white and (white != int(white) or white > 65535):
+        raise UserError(f"--white {white:g} is no value of images of 16 bits, which hold 1 to 65535: leave it out")
+    else:
+        white = int(white or max(top, 1))
+    note = f"{'floats' if floats.any() else '16 bits'} with {white:.6g} as white"
     if above := np.count_nonzero(peaks[deep] > white):
         note += f", and so is what lies above in {above} images"
     if not deep.all():
@@ -154,24 +160,15 @@ def _read(config):
     # cells are drawn anew: the key of a cache is made of files
     prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
-    meaning = mask_meaning(prepared.counts[good] > 0, [items[k] for k in good], config, layout)
-    light = (values[good] for values in (prepared.bits, prepared.peaks, prepared.floats, prepared.cuts))
-    white, depth = find_white(*light, [items[k] for k in good], config)
-    config = config.replace(
-        white=white,
-        float_white=config.data.float_white or (1.0 if prepared.floats[good].any() else None),
-        mask_suffix=layout.mask_suffix,
-        channels=channels,
-        classes=meaning.classes,
-        void_label=meaning.void_label,
-        mask_values=meaning.values,
-        class_names=given_names(config, layout, meaning),
-    )
+    index, usable = prepared.index, [items[k] for k in good]
+    meaning = mask_meaning(index["counts"][good] > 0, usable, config, layout)
+    white, depth = find_white(index[good], usable, config)
+    config = filled_in(config, layout, meaning).replace(white=white, mask_suffix=layout.mask_suffix, channels=channels)
     table = meaning.table
 
     def image(k):
         values = on_scale(prepared.image(k), white, items[k].name)
-        return stretched(values, white or 255) if config.data.stretch else values
+        return stretched(values, config.data.scale) if config.data.stretch else values
 
     left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
     for part in ("train", "val"):
@@ -179,20 +176,20 @@ def _read(config):
         numbers = [k for k in good if items[k].name in wanted]
         if not numbers:
             raise UserError(f"{config.data.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
-        names, sizes = [items[k].name for k in numbers], [prepared.sizes[k] for k in numbers]
-        checksums = ["{:08x}{:08x}".format(*prepared.checksums[k]) for k in numbers]
+        names, sizes = [items[k].name for k in numbers], [prepared.size(k) for k in numbers]
+        checksums = ["{:08x}{:08x}".format(*index["checksums"][k]) for k in numbers]
         images = Stored(image, numbers)
         objects = Stored(prepared.mask, numbers) if layout.objects else ()
         masks = Stored(lambda k: cv2.LUT(as_classes(prepared.mask(k)), table), numbers)  # ten times as fast as table[...]
         chosen.append(Examples(names, images, masks, sizes, left_out, checksums, objects))
     if config.training.class_weights == Weights():
         counts = np.zeros((len(chosen[0].names), 256), np.int64)
-        np.add.at(counts, (slice(None), table), prepared.counts[chosen[0].images.numbers])
+        np.add.at(counts, (slice(None), table), index["counts"][chosen[0].images.numbers])
         config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
     notes = [note for note in (depth, meaning.note, layout.note) if note]
     if layout.objects:
-        notes.append(f"{prepared.objects.sum():,} objects")
-        if config.data.dataset == "folder" and prepared.objects.max() < 2:
+        notes.append(f"{index['objects'].sum():,} objects")
+        if config.data.dataset == "folder" and index["objects"].max() < 2:
             notes[-1] += ", one in a mask at most: if the masks hold classes, leave --objects out"
     if layout.mask_suffix:
         notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
@@ -302,7 +299,7 @@ def augmented(config, training, epoch, i):
     """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.white or 255)
+    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.scale)
     return image, part_touching(mask) if config.data.objects else mask
 
 
@@ -360,7 +357,7 @@ def as_floats(config, examples):
     the logits, which "valid" padding makes smaller than the image. With --weight-map masks have a second channel,
     the weights of the pixels.
     """
-    cut, white = margin(config.network.depth, config.network.padding) // 2, np.float32(config.data.white or 255)
+    cut, white = margin(config.network.depth, config.network.padding) // 2, np.float32(config.data.scale)
     weights = config.training.class_weights or [1.0] * 255
     height, width, bands = examples[0][0].shape
     images = _floats(len(examples), height, width, bands)

@@ -58,7 +58,7 @@ def mask_meaning(present, items, config, layout):
         note += f", {void} is void"
     if config.network.classes is None and len(set(table[held]) - {VOID}) < 2:
         learnt = held & (table != VOID)
-        only = f"only the value {listed(list(map(str, np.flatnonzero(learnt))), 3)}" if learnt.any() else "no value"
+        only = f"only the value {_span(np.flatnonzero(learnt).tolist())}" if learnt.any() else "no value"
         beside = " (and void)" if (held & ~learnt).any() else ""
         raise UserError(
             f"all {len(items)} masks hold {only} of a class{beside}, so there is nothing to learn: check {items[0].mask.parent}"
@@ -93,11 +93,8 @@ def _found(present, items, config):
     """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label."""
     values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
     top = max(values, default=0)
-    if classes is None and len(values) < 2:
-        raise UserError(
-            f"all {len(items)} masks hold {f'only the value {top}' if values else 'nothing but void'}, so there is nothing to "
-            f"learn: check {items[0].mask.parent}, or set --classes if that is meant"
-        )
+    if classes is None and len(values) < 2:  # `mask_meaning` says so
+        return 1, dict.fromkeys(values, 0), ""
     jpeg = _are_jpeg(items)
     if classes in (None, 1, 2):
         if values <= {0, 1}:
@@ -148,9 +145,9 @@ def _standing(classes, void, top):
 def _span(values):
     """Numbers in words: 1 to 40, or each of them."""
     values = list(values)
-    return (
-        f"{values[0]} to {values[-1]}" if values == [*range(values[0], values[-1] + 1)] else listed(list(map(str, values)), 8)
-    )
+    if len(values) > 1 and values == [*range(values[0], values[-1] + 1)]:
+        return f"{values[0]} to {values[-1]}"
+    return listed(list(map(str, values)), 8)
 
 
 def _are_jpeg(items):
@@ -287,16 +284,19 @@ def read_colors(config):
     return Colors(path, Names(names), indices, config.data.void_label is not None)
 
 
-def given_names(config, layout, meaning):
-    """The names on the command line, or those of the layout if there is one for each class, or None.
+def filled_in(config, layout, meaning):
+    """The config with what was found out about the masks.
 
-    Classes whose index is not the value that stands for them are named by the value.
+    Classes have the names of the command line, or those of the layout if there is one for each; classes whose index is not the
+    value that stands for them are named by the value.
 
     Raises: UserError when the names on the command line are too few or too many.
     """
-    needed, given = max(meaning.classes, 2), config.data.class_names
-    if given and len(given) != needed:
-        raise UserError(f"--class-names needs one for each of {needed} classes, got {len(given)}")
-    if not given and meaning.values and needed > 2:
-        return Names(f"class {value}" for value in meaning.values)
-    return given or (layout.class_names if layout.class_names and len(layout.class_names) == needed else None)
+    needed, names, known = max(meaning.classes, 2), config.data.class_names, layout.class_names
+    if names and len(names) != needed:
+        raise UserError(f"--class-names needs one for each of {needed} classes, got {len(names)}")
+    if not names and meaning.values and needed > 2:
+        names = Names(f"class {value}" for value in meaning.values)
+    elif not names and known and len(known) == needed:
+        names = known
+    return config.replace(classes=meaning.classes, void_label=meaning.void_label, mask_values=meaning.values, class_names=names)

@@ -8,23 +8,20 @@ with 1 if something is wrong with the images, each of which is named, and with 2
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
-from common.output import count_earlier, refuse_foreign, scratch, write_text
+from common.output import refuse_foreign, scratch, write_text
 from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
 from common.text import say
-from data.borders import part_touching
-from data.cache import CORES
-from data.files import floats_in, in_8_bits, on_scale, stretched
+from data.cache import decode
+from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, grow, open_layout
-from data.meaning import as_classes, given_names, mask_meaning
+from data.meaning import as_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 
 import numpy as np
@@ -74,11 +71,11 @@ def draw_augmentations(path, training, config):
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-    classes, white, rows = config.network.classes, config.data.white, []
+    classes, rows = config.network.classes, []
 
     def picture(image, mask):
         mask = mask if config.data.objects else in_values(mask, config)
-        return overlay(in_8_bits(shown_bands(image, config.data.show_bands), white), mask, classes)
+        return overlay(in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale), mask, classes)
 
     for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
         image, mask = training.images[i], training.masks[i]
@@ -90,19 +87,13 @@ def draw_augmentations(path, training, config):
     draw_grid(path, rows, title, _legend(names_of_values(config), _all_values(config)))
 
 
-def draw_overview(path, layout, items, meaning, values, white, config):
+def draw_overview(path, layout, items, meaning, values, config):
     """Writes a sheet of images that are spread over the data set, with their masks.
 
-    meaning: of the mask `values` that occur; None if it is unclear. white: from `find_white`.
+    meaning: of the mask `values` that occur; None if it is unclear. config: with what `survey` found filled in.
     """
     chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
     if meaning:
-        config = config.replace(
-            classes=meaning.classes,
-            void_label=meaning.void_label,
-            mask_values=meaning.values,
-            class_names=given_names(config, layout, meaning),
-        )
         table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
         names, indices = names_of_values(config), _all_values(config)
     else:
@@ -111,9 +102,9 @@ def draw_overview(path, layout, items, meaning, values, white, config):
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, read_as(config.network.channels), None)
-        image = on_scale(image, white, item.name)
-        image = stretched(image, white or 255) if config.data.stretch else image
-        image = in_8_bits(shown_bands(image, config.data.show_bands), white)
+        image = on_scale(image, config.data.white, item.name)
+        image = stretched(image, config.data.scale) if config.data.stretch else image
+        image = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
@@ -122,79 +113,44 @@ def draw_overview(path, layout, items, meaning, values, white, config):
 # --- what there is ---
 
 
-class Facts(NamedTuple):
-    """What is kept of an image and its mask."""
-
-    size: Size
-    color: bool
-    blank: bool  # all pixels of the image are equal
-    bits: int  # 8 or 16
-    peak: int  # the brightest value of the image
-    floats: int  # 1 where the file holds floats
-    cut: int  # what percent of its floats are white or above
-    counts: np.ndarray  # [256] pixels of each mask value, as `as_classes` has it
-    objects: int | None  # how many the mask numbers; None where it holds classes
-
-
 def read_as(channels):
     """How many channels to look at where the network reads so many: the colour of what it reads as gray, too."""
     return 3 if channels == 1 else channels
 
 
-def look(layout, item, channels):
-    """Reads an image and its mask -> `Facts`, or the reason why it cannot be read. channels: of the network."""
-    try:
-        image, mask = layout.read(item, read_as(channels), None)
-        floats = floats_in(item.image, image)
-    except UserError as error:
-        return str(error)
-    spread = np.ptp(image[::4, ::4], axis=-1).max()  # every fourth row and column tells; gray in JPEG may be off by 2
-    peak = int(image.max())
-    learned, objects = (part_touching(mask), int(mask.max())) if layout.objects else (mask, None)
-    counts = np.bincount(as_classes(learned).ravel(), minlength=256)
-    return Facts(
-        Size(*mask.shape), bool(spread > 2), bool(image.min() == peak), 8 * image.itemsize, peak, *floats, counts, objects
-    )
-
-
 def survey(layout, config):
-    """Reads all images in parallel and keeps only `Facts` of them. config: with the channels.
+    """Reads all images and keeps only what `data.cache.INDEX` has of them. config: with the channels.
 
-    Returns: (summary, items, meaning): a dict that JSON can hold, the items that can be read, and what their masks mean,
-    None if that is unclear.
+    Returns: (summary, items, meaning, config): a dict that JSON can hold, the items that can be read, what their masks mean,
+    None if that is unclear, and the config with what was found filled in.
 
     Raises: UserError if no image can be read.
     """
     channels = config.network.channels
-    pool = ThreadPoolExecutor(CORES)  # Pillow decodes without the interpreter's lock
-    try:
-        reading = pool.map(lambda item: look(layout, item, channels), layout.items)
-        found = list(tqdm(reading, "reading", len(layout.items), unit=" images", delay=1, leave=False, disable=None))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    problems = [reason for reason in found if isinstance(reason, str)]
-    if len(problems) == len(found):
-        raise UserError(f"none of {len(found)} images can be read; the first: {problems[0]}")
-    problems = [*layout.left_out, *problems]
-    items, facts = zip(*((item, fact) for item, fact in zip(layout.items, found) if isinstance(fact, Facts)))
-    sizes, counts = [fact.size for fact in facts], np.stack([fact.counts for fact in facts])  # [n, 256]
+    index, left_out = decode(layout, layout.items, read_as(channels), None, skip_bad=True)
+    problems = [*layout.left_out, *left_out.values()]
+    good = [k for k in range(len(index)) if k not in left_out]
+    items, index = [layout.items[k] for k in good], index[good]
+    sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
 
     meaning, parts = None, {}
+    white, depth = find_white(index, items, config)
+    found = config.replace(white=white)
     try:
         meaning = mask_meaning(counts > 0, items, config, layout)
     except UserError as error:
         problems.append(str(error))
+    else:
+        found = filled_in(found, layout, meaning)
     try:
         parts = split(layout.items, config)  # with those that cannot be read: so does the loader
     except UserError as error:
         problems.append(str(error))
-    light = (np.array([getattr(fact, name) for fact in facts]) for name in ("bits", "peak", "floats", "cut"))
-    white, depth = find_white(*light, items, config)
-    for item, fact in zip(items, facts):
-        if fact.blank:
+    for item, row in zip(items, index):
+        if row["darkest"] == row["brightest"]:
             problems.append(f"{item.name}: all pixels of the image are equal")
-        if np.count_nonzero(fact.counts) == 1:
-            problems.append(f"{item.name}: its mask holds only the value {fact.counts.argmax()}")
+        if np.count_nonzero(row["counts"]) == 1:
+            problems.append(f"{item.name}: its mask holds only the value {row['counts'].argmax()}")
     too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
     advice = [*layout.over, *filter(None, [layout.note]), *advice]
@@ -205,10 +161,11 @@ def survey(layout, config):
         advice.append(
             f"{n} images to train on do not fill a batch of {config.training.batch_size}: use --batch-size {n} or less"
         )
-    colored = sum(fact.color for fact in facts)
-    if channels in (1, 3) and 0 < colored < len(facts):
-        advice.append(f"{colored} images have colour and {len(facts) - colored} are gray; --channels 1 reads all as gray")
+    colored = int(index["color"].sum())
+    if channels in (1, 3) and 0 < colored < len(items):
+        advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
 
+    groups = groups_of([item for item in layout.items if item.part != "test"], config) if parts else []
     summary = {
         "dataset": config.data.dataset,
         "data_dir": str(config.data.data_dir) if config.data.data_dir else None,
@@ -216,7 +173,7 @@ def survey(layout, config):
         "readable": len(items),
         "published_parts": dict(Counter(item.part for item in layout.items if item.part)),
         "split": {part: len(indices) for part, indices in parts.items()},
-        "groups": _groups(layout.items, config) if parts else {},
+        "groups": dict(Counter(filter(None, groups))),
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
         "color_images": colored,
         "channels": channels,
@@ -224,7 +181,7 @@ def survey(layout, config):
         "depth": depth,
         "mask_values": {int(value): int(counts[:, value].sum()) for value in np.flatnonzero(counts.any(axis=0))},
         "masks": meaning and meaning.note,
-        "objects": [fact.objects for fact in facts] if layout.objects else None,
+        "objects": index["objects"].tolist() if layout.objects else None,
         "classes": meaning and meaning.classes,
         "advice": advice,
         "problems": problems,
@@ -234,13 +191,8 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, given_names(config, layout, meaning))
-    return summary, items, meaning
-
-
-def _groups(items, config):
-    """{group: images} of the groups that `split` keeps together."""
-    return dict(Counter(name for name in groups_of([item for item in items if item.part != "test"], config) if name))
+        summary |= _frequencies(counts, meaning, training, found.data.class_names)
+    return summary, items, meaning, found
 
 
 def _frequencies(counts, meaning, training, names):
@@ -351,21 +303,18 @@ def main(argv=None):
     args = parse(parser, argv)
     config = read_config(args)
     try:
-        count_earlier(args.output.resolve())
         scratch(args.output.resolve())
         refuse_foreign(args.output / name for name in ("overview.json", "overview.png"))
     except OSError as error:
         raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
     layout = open_layout(config)
     config = config.replace(channels=config.network.channels or find_channels(layout))
-    summary, items, meaning = survey(layout, config)
+    summary, items, meaning, config = survey(layout, config)
     for line in describe(summary, _source(config)):
         say(line)
     write_text(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     with expendable(args.output / "overview.png"):
-        draw_overview(
-            args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), summary["white"], config
-        )
+        draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
     print(f"see {args.output}/overview.png and overview.json")
     return 1 if summary["problems"] else 0
 

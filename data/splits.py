@@ -1,21 +1,12 @@
 """Which images train and which validate. Whatever is random follows from the seed; groups are never torn apart."""
 
-import functools
 import json
 import re
-import subprocess
-import sys
 
 from common.cli import listed
 from common.config import UserError
 from common.output import write_text
 from common.streams import SPLIT, generator
-
-SECONDS = 10  # for --group to match all names: of 5000 it takes 10 ms
-MATCH = (
-    "import json, re, sys; pattern, names = json.load(sys.stdin); "
-    "print(json.dumps([match and match[1] for match in (re.search(pattern, name) for name in names)]))"
-)
 
 
 def split(items, config):
@@ -46,9 +37,8 @@ def split(items, config):
             "use fewer --folds, or another --group"
         )
     order = [units[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
-    held_back = (
-        _fold(order, config.data.folds)[config.data.fold or 0] if config.data.folds else _share(order, config.data.validation)
-    )
+    folds = config.data.folds
+    held_back = _fold(order, folds)[config.data.fold or 0] if folds else _share(order, config.data.validation)
     held_back = {usable[k] for unit in held_back for k in unit}
     return {"train": [i for i in usable if i not in held_back], "val": sorted(held_back)}
 
@@ -64,35 +54,24 @@ def _units(items, config):
 def groups_of(items, config):
     """The group of each item, "" for none: that of the layout, or what --group matches in its name below train/, val/, test/.
 
-    Raises: UserError for what is no regular expression with a group in it, takes too long, or matches nothing in a name.
+    Raises: UserError for what is no regular expression with a group in it, or matches nothing in a name.
     """
-    if not config.data.group:
+    pattern = config.data.group
+    if not pattern:
         return [item.group for item in items]
-    names = tuple(item.name.removeprefix(f"{item.part}/") for item in items)
-    groups = _matches(config.data.group, names)
-    if None in groups:
-        raise UserError(f"--group {config.data.group!r} matches nothing in {items[groups.index(None)].name}")
-    if not any(groups):
-        raise UserError(f"--group {config.data.group!r} has nothing in its (...) in any name: put what belongs together there")
-    return groups
-
-
-@functools.lru_cache(1)
-def _matches(pattern, names):
-    """What the first (...) matches in each name, or None. In a process of its own: Python cannot stop a match that explodes."""
     try:
-        if re.compile(pattern).groups < 1:
-            raise re.error("no such group")
+        compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it: {error}") from None
-    try:
-        text = json.dumps([pattern, names])
-        done = subprocess.run([sys.executable, "-I", "-c", MATCH], input=text, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        raise UserError(
-            f"--group {pattern!r} does not come to an end within {SECONDS} s: avoid repetitions of repetitions, such as (a+)+"
-        ) from None
-    return json.loads(done.stdout)
+    if not compiled.groups:
+        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it")
+    matches = [compiled.search(item.name.removeprefix(f"{item.part}/")) for item in items]
+    if None in matches:
+        raise UserError(f"--group {pattern!r} matches nothing in {items[matches.index(None)].name}")
+    groups = [match[1] for match in matches]
+    if not any(groups):
+        raise UserError(f"--group {pattern!r} has nothing in its (...) in any name: put what belongs together there")
+    return groups
 
 
 def _whole(items, parts, config):
@@ -127,19 +106,17 @@ def _fold(order, folds):
 
 
 def _read(path):
-    """split.json: {"train": [name], "val": [name], "checksums": {name: text}}, where runs of old have no checksums.
+    """split.json: {"train": [name], "val": [name], "checksums": {name: text}}; the lists alone do for --split.
 
     Raises: OSError, or ValueError for anything else.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        found = None
-    lists = [found.get(part) for part in ("train", "val")] if isinstance(found, dict) else [None]
+        lists = [found[part] for part in ("train", "val")]
+    except (RecursionError, TypeError, KeyError):
+        lists = [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise ValueError('it is no split: JSON with the lists "train" and "val" is')
-    if not isinstance(found.setdefault("checksums", {}), dict):
-        raise ValueError("its checksums are no names with checksums")
     return found
 
 
@@ -147,13 +124,10 @@ def _given(items, path):
     """The split that stands in a JSON file, as `write_split` made it, or in the train.txt and val.txt of a folder."""
     try:
         if path.is_dir():
-            lists = {part: (path / f"{part}.txt").read_text(encoding="utf-8").splitlines() for part in ("train", "val")}
-            lists = {part: [line.strip() for line in lines if line.strip()] for part, lines in lists.items()}
-        elif path.exists() and not path.is_file():  # a pipe would be waited for without end
-            raise ValueError
+            texts = {part: (path / f"{part}.txt").read_text(encoding="utf-8") for part in ("train", "val")}
+            lists = {part: [line.strip() for line in text.splitlines() if line.strip()] for part, text in texts.items()}
         else:
-            found = _read(path)
-            lists = {part: found[part] for part in ("train", "val")}
+            lists = {part: _read(path)[part] for part in ("train", "val")}
     except OSError as error:
         raise UserError(f"cannot read --split {error.filename or path}: {error.strerror}") from None
     except ValueError:
@@ -171,8 +145,7 @@ def _given(items, path):
         if not names:
             raise UserError(f"--split {path} lists no images for {part!r}")
     found = {part: sorted({index[name] for name in names}) for part, names in lists.items()}
-    both = set(found["train"]) & set(found["val"])
-    if both:
+    if both := set(found["train"]) & set(found["val"]):
         raise UserError(f"--split {path} has {items[min(both)].name} on both sides")
     return found
 
@@ -184,12 +157,13 @@ def check_split(path, training, validation):
     """
     try:
         found = _read(path)
-    except (OSError, ValueError):
+        had = found["checksums"].items()
+    except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(f"{path} cannot be read, and --resume needs the images that it lists: start a new run") from None
     if [found["train"], found["val"]] != [training.names, validation.names]:
         raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
     now = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
-    changed = [name for name, checksum in now.items() if found["checksums"].get(name, checksum) != checksum]
+    changed = [name for name, checksum in now.items() if (name, checksum) not in had]
     if changed:
         raise UserError(
             f"{len(changed)} of {len(now)} images, or their masks, are not as they were in the run of {path.parent}: "

@@ -154,8 +154,8 @@ class Evaluation:
         folder = folder / "evaluation"  # beside the masks a picture would be taken for one
         write_confusion(folder, sum(self.matrices.values()), self.config)
         with expendable(folder / "predictions.png"):
-            white = self.config.data.white or 255
-            examples = [(name, image / white, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
+            scale = self.config.data.scale
+            examples = [(name, image / scale, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
             title = f"the worst of {len(self.matrices)} images first"
             draw_predictions(folder / "predictions.png", {"prediction": examples}, title, self.config)
 

@@ -268,7 +268,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     network, values = config.network, config.as_dict()
     about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
     about |= {name: values[name] for name in ("class_names", "mask_values", "image_size")}
-    about["stretch"] = {"percentiles": STRETCHED, "white": config.data.white or 255} if config.data.stretch else None
+    about["stretch"] = {"percentiles": STRETCHED, "white": config.data.scale} if config.data.stretch else None
     words, calibration = "images of any size", None
     if kind == "keras":
         about |= {"sides_multiple_of": 2**network.depth, "sides_and": shapes.missing(0, network)}

@@ -13,7 +13,7 @@ from common.metrics import predicted_classes
 from common.output import refuse_foreign, replacing, scratch
 from common.pictures import class_names, in_values, shown_bands
 from common.text import say
-from data.files import EXTENSIONS, count_pages, floats_in, image_files, in_8_bits, on_scale, read_image, stretched
+from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image, stretched
 from data.layouts import nested_images, passed_over
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
@@ -117,7 +117,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
 
     Raises: UserError for an image that cannot be read or is too small, OSError for a file that cannot be written.
     """
-    network, size, white = config.network, config.data.image_size, config.data.white or 255
+    network, size, white = config.network, config.data.image_size, config.data.scale
     image = _read(source, config)
     height, width, _ = image.shape
     stretch = functools.partial(stretched, white=white) if config.data.stretch else np.asarray
@@ -146,21 +146,18 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
 
 
 def _read(source, config, size=None, warn=True):
-    """An image on the scale of the training: [H, W, channels], 0 to --white, or to 255 of 8 bits."""
+    """An image on the scale of the training: [H, W, channels], 0 to `Data.scale`."""
     white = config.data.white
-    image = read_image(source.path, config.network.channels, size, source.page, config.data.float_white)
-    float_white, (floats, cut) = config.data.float_white, floats_in(source.path, image)
-    if white and image.dtype == np.uint16 and bool(floats) != (float_white is not None):
-        kinds = ["whole numbers of 16 bits", "floats"]
+    image = read_image(source.path, config.network.channels, size, source.page)
+    floats, kinds = image.dtype == np.float32, ["whole numbers of 16 bits", "floats"]
+    if white and image.dtype != np.uint8 and floats != isinstance(white, float):
         raise UserError(
             f"{source.path} holds {kinds[floats]}, but the images to train on held {kinds[not floats]}, which have another "
             "white: save it as they were"
         )
-    if warn and white and cut and float_white != 1:
-        say(f"warning: {source}: {cut} % of its values are {float_white:g} or more: read as white", sys.stderr)
-    elif warn and white and image.dtype == np.uint16 and (above := np.mean(image > white)):
+    if warn and white and image.dtype != np.uint8 and (above := np.mean(image > white)):
         say(
-            f"warning: {source}: {above:.2%} of its values lie above {white}, the white of the training: read as white",
+            f"warning: {source}: {above:.2%} of its values lie above {white:g}, the white of the training: read as white",
             sys.stderr,
         )
     return on_scale(image, white, source.path)
@@ -212,7 +209,7 @@ def save_overlay(path, image, mask, config):
     """The image as `predict_mask` gives it, with a half-transparent colour on all that is not background (class 0)."""
     picture = Image.new("RGB", mask.shape[::-1])
     for top, (pixels, classes) in zip(range(0, len(mask), ROWS), strips(image, mask)):
-        pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.white)
+        pixels = in_8_bits(shown_bands(pixels, config.data.show_bands), config.data.scale)
         classes = in_values(classes, config)
         mixed = pixels // 2 + COLORS[classes] // 2
         picture.paste(Image.fromarray(np.where(classes[..., np.newaxis] > 0, mixed, pixels)), (0, top))

@@ -168,7 +168,7 @@ def labelled_pairs(config, predict, klass, tile, tta):
     from data.loader import load_examples  # and TensorFlow with it
 
     config, training, validation = load_examples(config)
-    white, pixels, pairs = config.data.white or 255, 0, ([], [])
+    white, pixels, pairs = config.data.scale, 0, ([], [])
     for examples, several in zip((validation, training), pairs):
         for i, name in enumerate(examples.names):
             if pixels >= SEARCHED:
@@ -266,7 +266,7 @@ def write_table(path, rows):
 
 def save_outlines(path, image, labels, config):
     """The image, as `predict_mask` gives it, with the outline of each object, in colours that change from one to the next."""
-    picture = in_8_bits(shown_bands(image, config.data.show_bands), config.data.white).copy()
+    picture = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale).copy()
     lines = find_boundaries(labels, connectivity=1, mode="inner")
     if (thick := round(min(labels.shape) / 600)) > 0:
         lines = dilation(lines, np.ones((2 * thick + 1, 2 * thick + 1))) & (labels > 0)

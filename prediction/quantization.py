@@ -29,7 +29,7 @@ def read_windows(config, size):
     Raises: UserError when the data set of the training cannot be read.
     """
     config, training, validation = load_examples(config)
-    cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.white or 255
+    cut, white = margin(config.network.depth, config.network.padding) // 2, config.data.scale
 
     def image(examples, i):
         return window(examples.images[i], size)[np.newaxis].astype(np.float32) / white

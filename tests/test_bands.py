@@ -1,14 +1,11 @@
 """Images with any number of bands, from their files to the network and to the pictures of them."""
 
-import os
+import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 from common.config import Bands, Config, Size, UserError
 from common.pictures import shown_bands
-from data import files, overview
+from data import bands, overview
 from data.augment import augment
 from data.files import count_bands, read_image, read_mask
 from data.layouts import find_channels, find_layout
@@ -20,7 +17,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 10_000, (24, 32, 12), dtype=np.uint16)
 EIGHT = (DEEP // 40).astype(np.uint8)
@@ -40,9 +36,9 @@ def write(path, values, **options):
     return path
 
 
-def data_set(folder, suffix=".tif", channels=12, n=5, **options):
+def data_set(folder, suffix=".tif", channels=12, values=DEEP, n=5):
     for i in range(n):
-        write(folder / f"images/{i}{suffix}", DEEP[..., :channels], **options)
+        write(folder / f"images/{i}{suffix}", values[..., :channels])
         (folder / "masks").mkdir(exist_ok=True)
         Image.fromarray(MASK).save(folder / f"masks/{i}.png")
     return folder
@@ -74,9 +70,8 @@ def test_bands_come_as_they_are_stored(tmp_path, way, channels, values):
     path = write(tmp_path / f"a{suffix}", values, **options)
     assert count_bands(path) == channels
     image = read_image(path, channels)
-    stored = np.rint(values * np.float32(65535)) if values.dtype == np.float32 else values
-    assert image.dtype == (np.uint8 if values.dtype == np.uint8 else np.uint16)
-    np.testing.assert_array_equal(image, stored)
+    assert image.dtype == values.dtype
+    np.testing.assert_array_equal(image, values)
     half = read_image(path, channels, Size(12, 16))
     bands = [Image.fromarray(np.ascontiguousarray(image[..., k])).resize((16, 12), Image.BILINEAR) for k in range(channels)]
     np.testing.assert_array_equal(half, np.stack(bands, axis=-1))
@@ -89,7 +84,7 @@ def test_bands_come_as_they_are_stored(tmp_path, way, channels, values):
 def test_arrays_may_be_gray_or_colour(tmp_path, bands, dtype):
     values = RNG.integers(0, 2, (24, 32, bands) if bands else (24, 32)).astype(dtype)
     path = write(tmp_path / "a.npy", values)
-    white = {"u": 1, "i": 1, "f": 65535, "b": 255}[np.dtype(dtype).kind]
+    white = {"u": 1, "i": 1, "f": 1, "b": 255}[np.dtype(dtype).kind]
     image = read_image(path, 3)
     np.testing.assert_array_equal(image, np.repeat(white * values.reshape(24, 32, -1), 3 if bands != 3 else 1, axis=-1))
     assert read_image(path, 1).shape == (24, 32, 1) and count_bands(path) == max(bands, 1)
@@ -101,16 +96,16 @@ def test_arrays_may_be_gray_or_colour(tmp_path, bands, dtype):
 def test_transparency_is_what_extrasamples_says(tmp_path):
     """Dropped where it is the same everywhere, whether Pillow reads the colours before it or they are four bands."""
     alpha = np.full((24, 32, 1), 255, np.uint8)
-    for bands, photometric in ((3, "rgb"), (4, "minisblack")):
-        values = np.dstack([EIGHT[..., :bands], alpha])
-        extra = (0,) * (bands - 1) * (photometric != "rgb") + (2,)
+    for count, photometric in ((3, "rgb"), (4, "minisblack")):
+        values = np.dstack([EIGHT[..., :count], alpha])
+        extra = (0,) * (count - 1) * (photometric != "rgb") + (2,)
         path = write(tmp_path / "a.tif", values, photometric=photometric, extrasamples=extra)
-        assert count_bands(path) == bands
-        np.testing.assert_array_equal(read_image(path, bands), EIGHT[..., :bands])
+        assert count_bands(path) == count
+        np.testing.assert_array_equal(read_image(path, count), EIGHT[..., :count])
         values[0, 0, -1] = 7
         write(path, values, photometric=photometric, extrasamples=extra)
         with pytest.raises(UserError, match="transparency"):
-            read_image(path, bands)
+            read_image(path, count)
     path = write(
         tmp_path / "b.tif", np.dstack([EIGHT[..., :3], alpha, EIGHT[..., 3:]]), photometric="rgb", extrasamples=(2, *[0] * 9)
     )
@@ -141,8 +136,8 @@ REFUSED = {
     "a stack": (".npy", DEEP[None], {}, r"uint16 \[1, 24, 32, 12\]: an image is \[H, W\] or"),
     "complex": (".npy", DEEP.astype(complex), {}, "complex128"),
     "objects": (".npy", np.array([{}] * 9, object), {}, "cannot read.*Python objects"),
-    "too bright": (".npy", DEEP.astype(np.float32), {}, r"outside of 0 to 1: .*scale it.*--float-white \d{4}"),
-    "no number": (".tif", np.full((24, 32, 12), np.nan, np.float32), {}, "outside of 0 to 1"),
+    "no number": (".tif", np.full((24, 32, 12), np.nan, np.float32), {}, "no finite floats of 0 and more"),
+    "too bright": (".npy", np.full((24, 32, 12), 1e300), {}, "no finite floats of 0 and more"),
     "below 0": (".tif", DEEP.astype(np.int16) - 9999, {}, "outside of 0 to 65535"),
     "below 0, 8 bits": (".npy", np.full((24, 32, 12), -1, np.int8), {}, "outside of 0 to 65535"),
     "0 is white": (".tif", DEEP, {"photometric": "miniswhite"}, "0 is white"),
@@ -192,45 +187,10 @@ def test_damaged_bands(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
 def test_memory_is_known_before_bands_are_read(tmp_path, monkeypatch, suffix):
     path = write(tmp_path / f"a{suffix}", DEEP)
-    monkeypatch.setattr(files, "MAX_BYTES", 24 * 32 * 12 * 4)
+    monkeypatch.setattr(bands, "MAX_VALUES", 24 * 32 * 12 - 1)
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(UserError, match="32x24 pixels by its header"):
+    with pytest.raises(UserError, match="32x24 pixels of 12 bands by its header"):
         read_image(path, 12)
-
-
-MEMORY = """
-import sys
-from pathlib import Path
-from data import files
-from tests.test_layouts import MEMORY
-exec(MEMORY[MEMORY.index("def peak"):MEMORY.index("for path")])
-for path in map(Path, sys.argv[1:]):
-    count, found = files.count_bands(path), files.open_bands(path)
-    files.read_image(path.with_name("small_" + path.name), count)
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
-    files.read_image(path, count)
-    print(path.name, peak() - before, files._band_bytes(found) * found.width * found.height)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak of memory")
-def test_no_file_of_bands_takes_more_memory_than_is_said(tmp_path):
-    paths = []
-    for name, values in (("u8", EIGHT), ("u16", DEEP), ("f32", DEEP / np.float32(10_000))):
-        for way, (suffix, options) in WAYS.items():
-            for channels in (2, 12):
-                if way != "colours and more" and not (way == "tiles" and name == "f32"):
-                    path = tmp_path / f"{name}-{way}-{channels}{suffix}"
-                    write(path, np.tile(values[..., :channels], (70, 50, 1)), **options)
-                    write(path.with_name("small_" + path.name), values[..., :channels], **options)
-                    paths.append(str(path))
-    done = subprocess.run([sys.executable, "-c", MEMORY, *paths], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == len(paths)
-    for name, used, promised in lines:
-        assert int(used) <= int(promised) + 2**22, (name, int(used) / (1680 * 1600), int(promised) / (1680 * 1600))
 
 
 @pytest.mark.parametrize(
@@ -252,21 +212,19 @@ def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
 
 @pytest.mark.parametrize("channels", [1, 3, 12])
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
-def test_floats_have_one_white_in_a_data_set(tmp_path, capsys, suffix, channels):
+def test_floats_have_one_white_in_a_data_set(tmp_path, suffix, channels):
     """What lies above is white, in training and in prediction; without it such floats are refused."""
-    for i in range(4):
-        write(tmp_path / f"images/{i}{suffix}", DEEP[..., :channels] / np.float32(4))  # 0 to 2500
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray(MASK).save(tmp_path / f"masks/{i}.png")
+    data_set(tmp_path, suffix, channels, DEEP / np.float32(4))  # 0 to 2500
     config = Config.of(dataset="folder", data_dir=tmp_path, depth=2, batch_size=2, epochs=1, augment="none", classes=1)
-    with pytest.raises(UserError, match="--float-white"):
-        load_examples(config.replace(channels=channels))
-    config, training, _ = load_examples(config.replace(float_white=1250.0))
-    assert config.network.channels == channels and config.data.white == 65535
-    np.testing.assert_allclose(training.images[0] / 65535, np.minimum(DEEP[..., :channels] / 5000, 1), atol=1e-5)
+    with pytest.raises(UserError, match=r"outside of 0 to 1.*--white 2\d{3}"):
+        load_examples(config)
+    config, training, _ = load_examples(config.replace(white=1500))
+    assert config.network.channels == channels and config.data.scale == 65535 and config.data.white == 1500
+    np.testing.assert_allclose(training.images[0] / 65535, np.minimum(DEEP[..., :channels] / 6000, 1), atol=1e-5)
     predicted = predict_mask(lambda w: w[..., :1], Source(tmp_path / f"images/0{suffix}", None, "0"), config, 64, False)
     np.testing.assert_array_equal(predicted[0], training.images[0])
-    assert Config.from_dict(config.as_dict()) == config
+    restored = Config.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert restored == config and restored.data.scale == 65535, "1500.0 is of floats"
 
 
 def floats_of(folder, *tops, suffix=".npy"):
@@ -304,28 +262,19 @@ def test_prediction_takes_the_kind_of_the_training(tmp_path):
 
 @pytest.mark.parametrize("top, white", [(1.0, 10_000.0), (1.0, 1e30), (1.0, 1e-30), (0.001, None), (1000.0, 2.0)])
 def test_a_white_that_leaves_little_is_refused(tmp_path, top, white):
-    told = re.escape(f"little is left with {white or 1:g} as white")
-    with pytest.raises(UserError, match=rf"0 to {top:g} in images/\d.npy, {told}"):
-        load_examples(floats_of(tmp_path, *[top] * 4).replace(float_white=white))
+    told = re.escape(f"of which little is left with {white or 1:g} as white")
+    with pytest.raises(UserError, match=rf"floats of 0 to {top:g}, as in images/\d.npy, {told}"):
+        load_examples(floats_of(tmp_path, *[top] * 4).replace(white=white))
 
 
-def test_float_white_is_white(tmp_path, capsys):
+def test_the_white_of_floats_is_white(tmp_path, capsys):
     """And the brightest value is not."""
-    config, training, _ = load_examples(floats_of(tmp_path, *[0.5] * 4).replace(float_white=2.0))
+    config, training, _ = load_examples(floats_of(tmp_path, *[0.5] * 4).replace(white=2.0))
     (images, _), *_ = training_batches(config, training)
-    assert float(images.numpy().max()) == pytest.approx(0.25, abs=1e-4)
+    assert float(images.numpy().max()) == pytest.approx(0.25, abs=1e-4) and "floats with 2 as white" in capsys.readouterr().out
     floats_of(tmp_path / "other", 4.0)
     predict_mask(lambda w: w[..., :1], Source(tmp_path / "other/images/0.npy", None, "0"), config, 64, False)
-    assert "0.npy: 50 % of its values are 2 or more: read as white" in capsys.readouterr().err
-
-
-def test_float_white_is_of_floats(tmp_path):
-    for tops in ([4095] * 4, [4000, 4095, 4095, 4095]):
-        with pytest.raises(UserError, match="--float-white 2 is for images of floats, and none holds any"):
-            load_examples(floats_of(tmp_path, *tops).replace(float_white=2.0))
-    for white in (0.0, -1.0, float("inf"), float("nan"), 1e300, 1e-40):
-        with pytest.raises(UserError, match="--float-white must be"):
-            Config.of(dataset="folder", data_dir=tmp_path, float_white=white)
+    assert "0.npy: 50.00% of its values lie above 2, the white of the training" in capsys.readouterr().err
 
 
 def test_files_of_other_bands_are_named(tmp_path):
@@ -335,7 +284,7 @@ def test_files_of_other_bands_are_named(tmp_path):
     with pytest.raises(UserError, match="3.tif holds 4 bands, but the network reads 12"):
         load_examples(config)
     Image.fromarray(EIGHT[..., :3]).save(folder / "images/3.tif")
-    with pytest.raises(UserError, match="3.tif is gray or RGB, but the network reads 12 bands"):
+    with pytest.raises(UserError, match="3.tif holds 3 bands, but the network reads 12"):
         load_examples(config)
     assert find_channels(find_layout(config)) == 12
 

@@ -34,7 +34,6 @@ def test_names_are_in_one_group_only():
         "class_names",
         "class_weights",
         "white",
-        "float_white",
         "mask_suffix",
         "mask_values",
     }

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import multiprocessing
+import os
 from pathlib import Path
 
 from common.config import PRESETS, Config, Size, UserError
@@ -15,32 +16,13 @@ from data.files import in_8_bits, read_image
 from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import draw_ahead, make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
+from tests.drawn import BLOBS, NOISE, RNG, save, save_pairs
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.ndimage import label
 
-RNG = np.random.default_rng(0)
-NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-GRAY = np.repeat(NOISE[..., :1], 3, axis=-1)
-BLOBS = (NOISE[..., 0] > 128).astype(np.uint8)  # 0/1
 SMALL = dict(depth=2, batch_size=2)
-
-
-def save(path, image, **kwargs):
-    """image: an array or a Pillow image. Returns: path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **kwargs)
-    return path
-
-
-def save_pairs(folder, masks, image=NOISE, suffix=".png"):
-    """images/0.png, 1.png, ... and their masks, as `folder` layout."""
-    for i, mask in enumerate(masks):
-        save(folder / f"images/{i}.png", image)
-        save(folder / f"masks/{i}{suffix}", mask)
-    return folder
 
 
 def coded_examples(n, *size):
@@ -212,60 +194,17 @@ def test_resizing_invents_no_classes(tmp_path):
         np.testing.assert_allclose(image.mean((0, 1)), NOISE.mean((0, 1)), atol=5)
 
 
-# bad input: what is done to a good folder of four, the options, and what the message must name
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def replace(path, suffix, image, **kwargs):
-    path.unlink()
-    return save(path.with_suffix(suffix), image, **kwargs)
-
+# bad input: what is done to a good folder of four, the options, and what the message must name. What is wrong with files,
+# folders and values is in tests/test_layouts.py: here that one of each arrives
 
 BAD = {
     "missing data_dir": (lambda d: None, {"data_dir": Path("nowhere")}, ["nowhere", "--data-dir"]),
-    "missing masks": (lambda d: (d / "masks").rename(d / "labels"), {}, ["masks is missing", "--data-dir"]),
-    "missing images": (lambda d: (d / "images").rename(d / "photos"), {}, ["images is missing", "--data-dir"]),
-    "no images": (lambda d: [p.rename(p.with_suffix(".bak")) for p in d.glob("*/*")], {}, ["holds no images", ".png"]),
-    "unpaired": (
-        lambda d: [save(d / f"images/a{i:02}.png", NOISE) for i in range(11)] + [save(d / "masks/zebra.png", BLOBS)],
-        {},
-        ["images/a00.png has no mask", "images/a09.png has no mask", ", and 2 more"],
-    ),
-    "mask only": (lambda d: save(d / "masks/zebra.gif", BLOBS), {}, ["masks/zebra.gif has no image"]),
-    "same stem": (lambda d: save(d / "images/0.jpg", NOISE), {}, ["0.jpg", "0.png", "same name"]),
     "empty file": (lambda d: (d / "images/1.png").write_bytes(b""), {}, ["cannot read", "images/1.png"]),
-    "text": (lambda d: (d / "masks/1.png").write_text("not an image\nat all"), {}, ["cannot read", "masks/1.png"]),
-    "cut png": (lambda d: cut(d / "images/1.png"), {}, ["cannot read", "images/1.png", "truncated"]),
-    "cut mask": (lambda d: cut(d / "masks/1.png"), {}, ["cannot read", "masks/1.png", "truncated"]),
-    "cut jpg": (lambda d: cut(replace(d / "images/1.png", ".jpg", NOISE)), {}, ["images/1.jpg", "truncated"]),
-    "cut tif": (lambda d: cut(replace(d / "images/1.png", ".tif", NOISE)), {}, ["images/1.tif", "truncated"]),
-    "pages": (
-        lambda d: replace(d / "images/1.png", ".tif", NOISE, save_all=True, append_images=[Image.new("L", (9, 9))]),
-        {},
-        ["1.tif", "holds 2 images"],
-    ),
-    "float image": (
-        lambda d: replace(d / "images/1.png", ".tif", np.float32(NOISE[..., 0])),
-        {},
-        ["1.tif", "outside of 0 to 1"],
-    ),
-    "colour mask": (lambda d: save(d / "masks/2.png", NOISE), {}, ["masks/2.png is a colour image"]),
-    "fractions": (lambda d: replace(d / "masks/2.png", ".tif", BLOBS / np.float32(2)), {}, ["2.tif", "0.5"]),
-    "unequal pair": (lambda d: save(d / "masks/2.png", BLOBS[:, :40]), {}, ["images/2.png", "48x40", "masks/2.png", "40x40"]),
     "0 and 2": (lambda d: save(d / "masks/2.png", BLOBS * 2), {}, ["2.png holds 2 values (0, 2)", "--classes 3"]),
-    "0, 1 and 255": (lambda d: save(d / "masks/2.png", BLOBS * 255), {}, ["2.png", "(0, 255)", "1 and 255 both occur"]),
-    "class too many": (
-        lambda d: save(d / "masks/3.png", NOISE[..., 0] // 16),
-        {"classes": 12},
-        ["3.png holds 16 values (0, 1, 2, 3, 4, 5, ..., 15)", "--classes 12 takes 0 to 11", "set --classes 16"],
-    ),
     "batch": (lambda d: None, {"batch_size": 4}, ["3 images to train on", "--batch-size is 4"]),
     "one image": (lambda d: [p.unlink() for p in d.glob("*/[123].png")], {"batch_size": 1}, ["holds 1 images"]),
     "sizes differ": (
-        lambda d: [save(d / f"{kind}/{i}.png", BLOBS[: 30 + i]) for kind in ("images", "masks") for i in range(4)],
+        lambda d: save_pairs(d, [BLOBS[: 30 + i] for i in range(4)]),
         {},
         [".png is 48x3", "--crop-size", "--image-size"],
     ),
@@ -291,9 +230,7 @@ def test_bad_input_is_named_in_one_line(tmp_path, case):
 
 
 def test_different_sizes_train_on_crops_or_resized(tmp_path):
-    for i in range(4):
-        save(tmp_path / f"images/{i}.png", NOISE[: 30 + i])
-        save(tmp_path / f"masks/{i}.png", BLOBS[: 30 + i])
+    save_pairs(tmp_path, [BLOBS[: 30 + i] for i in range(4)])
     for options in ({"crop_size": Size(24, 24)}, {"image_size": Size(24, 24)}):
         config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path, channels=1, **SMALL, **options))
         assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
@@ -360,14 +297,14 @@ def test_8_bits_among_16_are_said_and_8_alone_change_nothing(tmp_path, capsys):
     save_deep(tmp_path / "eight", [0] * 4)
     config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", **SMALL))
     assert config.data.white is None and training.images[0].dtype == np.uint8 and " bits" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits, and all have 8"):
+    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits or floats, and all have 8 bits"):
         load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", white=4095, **SMALL))
 
 
-@pytest.mark.parametrize("white", [0, -1, 65536])
-def test_white_is_a_value_of_16_bits(white):
-    with pytest.raises(UserError, match="--white must be at"):
-        Config.of(dataset="folder", data_dir=Path("a"), white=white)
+@pytest.mark.parametrize("white", [0, -1.0, float("inf"), float("nan"), 1e300, 1e-40, 65536, 0.5])
+def test_white_is_a_value_of_16_bits(tmp_path, white):
+    with pytest.raises(UserError, match="--white (must be|.* is no value of images of 16 bits)"):
+        load_examples(Config.of(dataset="folder", data_dir=save_deep(tmp_path, [4095] * 4), white=white, **SMALL))
 
 
 def predict_level(window):
@@ -562,37 +499,26 @@ def test_the_split_is_by_chance_and_by_seed(capsys):
     assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
 
 
-@pytest.mark.parametrize("helpers_live", [True, False])
-def test_cells_drawn_ahead_are_the_same(helpers_live, monkeypatch):
-    """Several processes draw; one that dies leaves its images to the others, and none is left over."""
-    monkeypatch.setattr(synthetic, "CORES", 4)
+@pytest.mark.parametrize("way", ["ahead", "killed", "no process"])
+def test_cells_drawn_ahead_are_the_same(way, monkeypatch):
+    """Another process draws; if it dies or cannot be, this one does. None is left over."""
     asked = dict(n=11, size=Size(48, 64), seed=5, classes=3, channels=3)
     images, masks = make_cells(**asked)
+    if way == "no process":
+        monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError()))
     draw_ahead(**asked)
-    ((*_, drawn, helpers),) = synthetic._ahead.values()
-    assert len(helpers) == 3
+    helpers = multiprocessing.active_children()
+    assert len(helpers) == (way != "no process")
+    if way == "killed":
+        helpers[0].kill()
+    elif way == "ahead":
+        monkeypatch.setattr(synthetic, "scene", None)  # nothing is drawn here
+    again = make_cells(**asked)
+    np.testing.assert_array_equal(again[0], images)
+    np.testing.assert_array_equal(again[1], masks)
     for helper in helpers:
-        if not helpers_live:
-            helper.kill()
-        helper.join()
-    assert drawn.all() or not helpers_live
-    if helpers_live:  # and nothing is drawn twice
-        monkeypatch.setattr(synthetic, "_draw", None)
-    more_images, more_masks = make_cells(**asked)
-    np.testing.assert_array_equal(more_images, images)
-    np.testing.assert_array_equal(more_masks, masks)
+        helper.join(60)
     assert not synthetic._ahead and not multiprocessing.active_children()
-
-
-def test_cells_are_drawn_where_there_is_no_process_more(monkeypatch):
-    def start(self):
-        raise BlockingIOError
-
-    monkeypatch.setattr(synthetic, "CORES", 4)
-    monkeypatch.setattr(multiprocessing.get_context("fork").Process, "start", start)
-    asked = dict(n=2, size=Size(48, 64), seed=5)
-    draw_ahead(**asked)
-    assert make_cells(**asked)[1].any(axis=(1, 2)).all()
 
 
 def test_drawn_cells_are_read_as_any_data_set(tmp_path):

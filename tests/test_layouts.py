@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.config import VOID, Config, Size, UserError, Values
-from data import files
+from data import bands, files
 from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
+from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 
 import h5py
 import numpy as np
@@ -20,26 +21,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-RNG = np.random.default_rng(0)
-NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-GRAY = np.repeat(NOISE[..., :1], 3, axis=-1)
-BLOBS = (NOISE[..., 0] > 128).astype(np.uint8)  # 0/1
 RAMP = np.stack(np.broadcast_arrays(*np.ogrid[:320, :480], 90), axis=-1).astype(np.float32) / (320, 480, 255) * 255
 RAMP = RAMP.round().astype(np.uint8)  # smooth, so that JPEG keeps it
-
-
-def save(path, image, **kwargs):
-    """image: an array or a Pillow image. Returns: path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **kwargs)
-    return path
-
-
-def save_pairs(folder, masks, image=NOISE):
-    for i, mask in enumerate(masks):
-        save(folder / f"images/{i}.png", image)
-        save(folder / f"masks/{i}.png", mask)
-    return folder
 
 
 def palette_image(colors, values=BLOBS):
@@ -71,6 +54,7 @@ def refused(*texts):
             return self
 
         def __exit__(self, kind, error, traceback):
+            self.error = error
             assert kind is UserError, f"{kind}: {error}"
             for text in texts:
                 assert str(text) in str(error), f"{text!r} is not in {str(error)!r}"
@@ -536,7 +520,7 @@ def save_deep(path, values, **options):
     ],
 )
 def test_16_bits_stay_16_bits(tmp_path, name, options, bands, channels):
-    """Of 16-bit colours Pillow keeps 8 bits: the low ones are decoded a second time."""
+    """Of 16-bit colours Pillow keeps 8 bits."""
     values = DEEP if bands == 3 else DEEP[..., 0]
     options = {"photometric": "rgb" if bands == 3 else "minisblack", **options}
     image = read_image(save_deep(tmp_path / name, values, **options), channels)
@@ -557,7 +541,7 @@ def test_the_scale_is_that_of_the_data_set(white, kind):
     eight = on_scale(np.array([0, 128, 255], np.uint8), white, "a.png")
     assert eight.dtype == kind
     np.testing.assert_allclose(eight / (white or 255), [0, 128 / 255, 1], atol=0.5 / (white or 255))
-    np.testing.assert_allclose(in_8_bits(eight, white), [0, 128, 255], atol=1)
+    np.testing.assert_allclose(in_8_bits(eight, white or 255), [0, 128, 255], atol=1)
     sixteen = np.array([0, 100, 1000, 40000], np.uint16)
     if white is None:
         with refused("b.tif has 16 bits", "8 bits"):
@@ -613,11 +597,9 @@ def test_what_is_not_supported_is_not_called_damaged(tmp_path, case):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones(shape, dtype), **{"photometric": "minisblack", "planarconfig": "contig", **options})
     for read in (lambda: read_image(path, 3), lambda: read_image(path, 1), lambda: read_mask(path)):
-        with refused(path, text, "save it as gray or RGB with 8 or 16 bits"):
+        with refused(path, text, "save it with") as caught:
             read()
-        with pytest.raises(UserError) as caught:
-            read()
-        assert "damaged" not in str(caught.value)
+        assert "damaged" not in str(caught.error)
 
 
 @pytest.mark.parametrize(
@@ -644,8 +626,8 @@ def test_16_bit_transparency_is_refused_or_dropped(tmp_path):
     np.testing.assert_array_equal(read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP, alpha])), 3), DEEP)
     with refused("a.png", "bands"):
         read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP, DEEP[..., :1]])), 3)
-    with refused("a.png", "16-bit"):
-        read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP[..., :1], alpha])), 3)
+    gray = read_image(save_deep(tmp_path / "a.png", np.dstack([DEEP[..., :1], alpha])), 3)
+    np.testing.assert_array_equal(gray, DEEP[..., :1].repeat(3, -1))
 
 
 @pytest.mark.parametrize("dtype, kind", [(np.uint8, "WEBP"), (np.uint8, "JPEG"), (np.uint8, "BMP"), (np.uint8, "TIFF")])
@@ -722,7 +704,7 @@ def test_photos_come_upright(tmp_path, orientation, suffix):
 
 
 def test_a_mask_as_large_as_another_image_is_refused(tmp_path):
-    save_pairs(tmp_path, [BLOBS[:, :40]])
+    save(save_pairs(tmp_path, [BLOBS]) / "masks/0.png", BLOBS[:, :40])
     _, layout = layout_of("folder", tmp_path)
     for size in (None, Size(20, 24)):
         with refused("images/0.png is 48x40", "masks/0.png is 40x40"):
@@ -830,7 +812,7 @@ def test_jpeg_masks_are_black_and_white(options):
 
 MISFITS = {
     "empty masks": ([[0], [0]], {}, ["all 2 masks", "only the value 0", "--classes"]),
-    "only void": ([[9], [9]], {"void_label": 9}, ["nothing but void"]),
+    "only void": ([[9], [9]], {"void_label": 9}, ["no value of a class (and void)"]),
     "0 and 2": ([[0], [0, 2]], {}, ["masks/1.png holds 2 values (0, 2)", "--classes 3"]),
     "0 and 2, one class": (
         [[0], [0, 2]],
@@ -998,73 +980,17 @@ def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, kind, options",
-    [
-        ("deep.png", "I;16", {}),
-        ("deep.tif", "I;16", {"compression": "tiff_lzw"}),
-        ("float.tif", "F", {"compression": "tiff_lzw"}),
-        ("long.tif", "I", {"compression": "tiff_lzw"}),
-        ("colour.webp", "RGB", {"quality": 1, "method": 0}),
-        ("colour.jpg", "RGB", {"quality": 1}),
-        ("gray.gif", "L", {}),
-        ("colour.bmp", "RGB", {}),
-    ],
+    "name, kind", [("deep.png", "I;16"), ("float.tif", "F"), ("a.webp", "RGB"), ("a.jpg", "RGB"), ("a.gif", "L")]
 )
-def test_the_memory_of_a_file_is_known_before_it_is_decoded(tmp_path, monkeypatch, name, kind, options):
-    """By its size in the header and what its values need. A small limit stands for the large one."""
-    path = save(tmp_path / name, Image.new(kind, (256, 256)), **options)
+def test_what_is_too_large_is_known_before_it_is_decoded(tmp_path, monkeypatch, name, kind):
+    """By width x height x bands in the header. A small limit stands for the large one."""
+    path = save(tmp_path / name, Image.new(kind, (256, 256)))
     read_image(path, 3), read_image(path, 1), read_mask(path)
-    monkeypatch.setattr(files, "MAX_BYTES", 2**16 * (4 if kind == "L" else 7) - 1)
+    monkeypatch.setattr(bands, "MAX_VALUES", 2**16 * (3 if kind == "RGB" else 1) - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
     for read in (lambda: read_image(path, 3), lambda: read_image(path, 1), lambda: read_mask(path)):
-        with refused(path, "256x256", "GiB", "tiles"):
+        with refused(path, "256x256", "tiles"):
             read()
-
-
-MEMORY = """
-import sys
-from pathlib import Path
-from data import files
-from PIL import Image
-
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
-for path in map(Path, sys.argv[1:]):
-    for as_rgb, read in enumerate((lambda path: files.read_image(path, 1), lambda path: files.read_image(path, 3))):
-        read(path.with_name("small_" + path.name))  # what is loaded once for all
-        open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-        before = peak()
-        read(path)
-        used = peak() - before
-        with Image.open(path) as image:
-            promised = files._bytes_per_pixel(image, as_rgb) * image.width * image.height
-        print(path.name, as_rgb, used, promised)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's peak of memory")
-def test_no_file_takes_more_memory_than_is_said(tmp_path):
-    gray = (np.add.outer(np.arange(2500), np.arange(2500)) // 7 % 256).astype(np.uint8)
-    color = np.stack([gray, gray.T[::-1], 255 - gray], axis=-1)
-    made = {
-        "a.png": gray, "b.png": color, "c.png": gray > 99, "d.png": gray.astype(np.uint16) * 9, "e.jpg": color, "f.webp": color,
-        "g.tif": gray / np.float32(255), "h.tif": gray.astype(np.int32), "i.gif": gray, "j.bmp": color,
-    }  # fmt: skip
-    for name, image in made.items():
-        options = {"progressive": True, "quality": 95} if name == "e.jpg" else {}
-        save(tmp_path / name, image, **options), save(tmp_path / f"small_{name}", image[:64, :64], **options)
-    for name, part in (("k.tif", color), ("small_k.tif", color[:64, :64])):
-        tifffile.imwrite(tmp_path / name, part.astype(np.uint16) * 9, photometric="rgb")
-    paths = [str(tmp_path / name) for name in [*made, "k.tif"]]
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", MEMORY, *paths], cwd=root, capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 2 * len(paths)
-    for name, as_rgb, used, promised in lines:
-        # 2**18 pixels at a time are on the way to numpy's array
-        assert int(used) <= int(promised) + 16 * 2**18, (name, as_rgb, int(used) / 2500**2)
 
 
 def test_out_of_memory_names_the_file(tmp_path, monkeypatch):
@@ -1105,8 +1031,7 @@ def test_several_pages_in_one_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "name, stored, read, texts",
     [
-        ("image.tif", np.float32(NOISE[..., 0]), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
-        ("image.tif", np.full((4, 4), np.nan, np.float32), lambda p: read_image(p, 1), ["outside of 0 to 1"]),
+        ("image.tif", np.full((4, 4), np.nan, np.float32), lambda p: read_image(p, 1), ["no finite floats"]),
         ("image.tif", np.full((4, 4), -3, np.int32), lambda p: read_image(p, 1), ["outside of 0 to 65535"]),
         ("mask.png", NOISE, read_mask, ["is a colour image", "--colors FILE"]),
         ("mask.tif", BLOBS / np.float32(2), read_mask, ["holds the value 0.5"]),
@@ -1119,12 +1044,11 @@ def test_values_outside_of_8_bits(tmp_path, name, stored, read, texts):
         read(path)
 
 
-def test_a_mask_of_numbers_that_would_have_to_be_turned_is_refused(tmp_path):
-    """Its image would be turned: the two would no longer lie on each other."""
+def test_a_mask_is_turned_as_its_orientation_says(tmp_path):
     path = tmp_path / "mask.tif"
-    tifffile.imwrite(path, BLOBS.astype(np.float64), extratags=[(274, 3, 1, 6, True)])
-    with refused(path, "orientation is 6", "save it upright"):
-        read_mask(path)
+    for dtype in (np.uint8, np.float64):  # by Pillow, and by tifffile
+        tifffile.imwrite(path, BLOBS.astype(dtype), photometric="minisblack", extratags=[(274, 3, 1, 6, True)])
+        np.testing.assert_array_equal(read_mask(path), np.rot90(BLOBS, -1))
 
 
 def write(path, content=b""):
@@ -1177,14 +1101,3 @@ def test_what_must_not_be_read_is_named(tmp_path, monkeypatch):
         patch.setattr("builtins.open", deny)
         with refused(tmp_path / "images/0.png", "Permission denied"):
             layout.read(layout.items[0], 3, None)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_without_permission(tmp_path):
-    save_pairs(tmp_path, [BLOBS])
-    (tmp_path / "images").chmod(0)
-    try:
-        with refused(tmp_path / "images", "Permission denied"):
-            layout_of("folder", tmp_path)
-    finally:
-        (tmp_path / "images").chmod(0o755)

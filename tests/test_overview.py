@@ -6,27 +6,13 @@ from common.config import VOID, Config, Size, UserError
 from data import overview
 from data.loader import Examples, training_batches
 from data.overview import draw_augmentations, main, needs, overlay
+from tests.drawn import NOISE, save, save_pairs
 
 import numpy as np
 import pytest
 from PIL import Image
 
-RNG = np.random.default_rng(0)
-NOISE = RNG.integers(0, 256, (40, 48, 3), dtype=np.uint8)
 HALF = np.repeat([[0] * 36 + [1] * 12], 40, axis=0).astype(np.uint8)  # a quarter of it foreground
-
-
-def save(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
-    return path
-
-
-def make_folder(folder, masks, image=NOISE):
-    for i, mask in enumerate(masks):
-        save(folder / f"images/{i}.png", image[: mask.shape[0], : mask.shape[1]])
-        save(folder / f"masks/{i}.png", mask)
-    return folder
 
 
 def examples(*images):
@@ -45,7 +31,7 @@ def run(capsys, folder, *options, dataset="folder"):
 
 
 def test_a_good_folder(tmp_path, capsys):
-    folder = make_folder(tmp_path / "data", [255 * HALF] * 9 + [255 * HALF[:32, 4:]], NOISE)
+    folder = save_pairs(tmp_path / "data", [255 * HALF] * 9 + [255 * HALF[:32, 4:]], NOISE)
     code, printed, summary = run(capsys, folder, "--class-names", "sea,island", "--batch-size", "4")
     assert code == 0 and summary["problems"] == []
     assert summary["images"] == summary["readable"] == summary["color_images"] == 10
@@ -64,7 +50,7 @@ def test_a_good_folder(tmp_path, capsys):
 
 
 def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, capsys):
-    folder = make_folder(tmp_path / "data", [HALF] * 8, NOISE)
+    folder = save_pairs(tmp_path / "data", [HALF] * 8, NOISE)
     (folder / "images/0.png").write_bytes(b"no image")
     save(folder / "masks/1.png", HALF[:, :40])
     save(folder / "masks/2.png", 0 * HALF)
@@ -81,7 +67,7 @@ def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, caps
 
 
 def test_masks_that_mean_nothing_clear(tmp_path, capsys):
-    folder = make_folder(tmp_path / "data", [100 * HALF, 37 * HALF, HALF])
+    folder = save_pairs(tmp_path / "data", [100 * HALF, 37 * HALF, HALF])
     code, printed, summary = run(capsys, folder)
     assert code == 1 and summary["classes"] is None
     assert "unclear, they hold 4 values: 0, 1, 37, 100" in printed
@@ -90,7 +76,7 @@ def test_masks_that_mean_nothing_clear(tmp_path, capsys):
 
 def test_classes_void_and_a_class_that_never_occurs(tmp_path, capsys):
     masks = [HALF * 4, np.where(HALF, 2, 3).astype(np.uint8), np.where(HALF, 255, 1).astype(np.uint8)]
-    code, printed, summary = run(capsys, make_folder(tmp_path / "data", masks), "--classes", "6")
+    code, printed, summary = run(capsys, save_pairs(tmp_path / "data", masks), "--classes", "6")
     assert code == 0 and [row["images"] for row in summary["class_frequencies"]] == [1, 1, 1, 1, 1, 0]
     assert [row["pixels"] for row in summary["class_frequencies"]] == pytest.approx(np.array([3, 3, 1, 3, 1, 0]) / 11)
     assert summary["void_pixels"] == pytest.approx(1 / 12) and "void, ignored: 8.33%" in printed
@@ -98,7 +84,7 @@ def test_classes_void_and_a_class_that_never_occurs(tmp_path, capsys):
 
 def test_parts_and_groups(tmp_path, capsys):
     for part, n in (("train", 3), ("val", 2), ("test", 1)):
-        make_folder(tmp_path / "data" / part, [HALF if part == "train" else 1 - HALF] * n)
+        save_pairs(tmp_path / "data" / part, [HALF if part == "train" else 1 - HALF] * n)
     _, printed, summary = run(capsys, tmp_path / "data")
     assert summary["class_frequencies"][1]["balanced_weight"] == 2  # (3/4 + 1/4) / 2 over 1/4, as in training alone
     assert summary["published_parts"] == {"train": 3, "val": 2, "test": 1} and summary["split"] == {"train": 3, "val": 2}
@@ -119,7 +105,7 @@ def test_drawn_cells_have_an_overview_too(tmp_path, capsys):
 
 
 def test_unusable_input_is_one_line(tmp_path):
-    folder = make_folder(tmp_path / "data", [HALF] * 3)
+    folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for path in folder.glob("images/*"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of 3 images can be read; the first: .*0.png"):
@@ -207,7 +193,7 @@ def test_one_stray_value_is_blamed_on_its_mask(tmp_path, capsys):
     masks = [255 * HALF] * 6
     masks[4] = np.where(HALF, 255, 0).astype(np.uint8)
     masks[4][0, 0] = 128
-    code, printed, summary = run(capsys, make_folder(tmp_path / "data", masks))
+    code, printed, summary = run(capsys, save_pairs(tmp_path / "data", masks))
     assert code == 1 and len(summary["problems"]) == 1
     assert "1 of 6 masks: " in printed and "masks/4.png holds 3 values (0, 128, 255)" in printed
     assert "--void-label 128" in printed and "--classes" not in printed
@@ -233,7 +219,7 @@ def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
 
 
 def test_names_that_are_no_text(tmp_path, capsys):
-    folder = make_folder(tmp_path / "data", [HALF] * 3)
+    folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for kind in ("images", "masks"):
         (folder / kind / "0.png").rename(folder / kind / "\x1b[2J\udcff$x$.png")
     save(folder / "masks/\x1b[2J\udcff$x$.png", 0 * HALF)
@@ -252,5 +238,5 @@ def test_classes_weigh_as_the_training_counts_them(tmp_path):
     Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
     config = Config.of(dataset="folder", data_dir=tmp_path, objects=True)
     layout = overview.open_layout(config)
-    facts = overview.look(layout, layout.items[0], 1)
-    assert facts.objects == 2 and facts.counts[1] == 96 - 2 * 8
+    index, _ = overview.decode(layout, layout.items, 1, None, False)
+    assert index["objects"][0] == 2 and index["counts"][0, 1] == 96 - 2 * 8

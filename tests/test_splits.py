@@ -1,11 +1,9 @@
 """Which images train and which validate: shares, groups, folds, lists."""
 
 import json
-import time
 from pathlib import Path
 
 from common.config import Config, UserError
-from data import splits
 from data.layouts import Item
 from data.loader import Examples
 from data.splits import check_split, split, write_split
@@ -107,7 +105,6 @@ def test_a_written_split_is_read_back(tmp_path):
         ("null", "is no split"),
         ('{"train": {"a": 1}, "val": 3}', "is no split"),
         ('{"train": [["a"]], "val": ["b"]}', "is no split"),
-        ('{"train": ["0"], "val": ["1"], "checksums": []}', "is no split"),
         (json.dumps({"train": ["9.png"], "val": ["0.png"]}), r"9.png \(train\) is no image there"),
         (json.dumps({"train": ["0.png"], "val": ["0"]}), "images/0.png on both sides"),
         (json.dumps({"train": ["0.png"], "val": []}), "lists no images for 'val'"),
@@ -169,16 +166,6 @@ def test_a_group_that_a_given_split_tears_is_refused(tmp_path):
     split(whole, config(split=tmp_path / "split.json"))
 
 
-@pytest.mark.parametrize("group", ["(a+)+$", "(a|a)*$", "((a*)*)*b", "(.*.*.*.*.*.*.*.*)b$"])
-def test_an_expression_that_explodes_is_stopped(monkeypatch, group):
-    monkeypatch.setattr(splits, "SECONDS", 0.5)
-    of = [Item("a" * 200 + str(i), Path(), Path()) for i in range(3)]
-    started = time.monotonic()
-    with pytest.raises(UserError, match="does not come to an end within 0.5 s"):
-        split(of, config(group=group))
-    assert time.monotonic() - started < 5
-
-
 def test_what_a_run_had_is_compared_by_content(tmp_path):
     def part(*names, **changed):
         return Examples(list(names), [], [], [], checksums=[changed.get(name, name) for name in names])
@@ -190,9 +177,14 @@ def test_what_a_run_had_is_compared_by_content(tmp_path):
         check_split(path, part("a", "c"), part("b\udcff"))
     with pytest.raises(UserError, match="2 of 3 images, or their masks, are not as they were .*: a, c; .*last.safetensors"):
         check_split(path, part("a", "b\udcff", a="1"), part("c", c="2"))
-    path.write_text('{"train": ["a"], "val": ["c"]}')  # of a run of old
-    check_split(path, part("a"), part("c"))
-    for text in ("", "[]", "[" * 100_000, '{"train": 1, "val": ["c"]}'):
+    for text in (
+        "",
+        "[]",
+        '{"train": ["a"], "val": ["c"]}',
+        '{"train": ["a"], "val": ["c"], "checksums": []}',
+        "[" * 100_000,
+        '{"train": 1, "val": ["c"]}',
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
             check_split(path, part("a"), part("c"))

@@ -138,7 +138,7 @@ class Run:
         now = self.config.as_dict()
         for name in marked("found"):  # those that pixels or names follow from are known by split.json, or harmless
             had = metadata.get("config", {}).get(name, now[name])
-            if name not in ("float_white", "class_names") and had != now[name]:
+            if name != "class_names" and had != now[name]:
                 raise UserError(
                     f"{path} was trained with {flag(name)} {had}, and now it is {now[name]}: put it back in "
                     f"{self.run_dir / 'config.json'}, or train into another --run-dir"

@@ -340,7 +340,7 @@ def try_cache(tried, rng, inputs):
     def read():
         prepared = cache.prepare(layout, items, 1, config)
         for i in range(3):
-            if prepared.sizes[i] is not None:
+            if i not in prepared.left_out:
                 prepared.image(i), prepared.mask(i)
 
     for _ in range(inputs):
