@@ -14,12 +14,14 @@
 # Fifteen minutes of reading, some three of running. `make tour` opens it as a notebook; a test executes every cell.
 #
 # There is one U-Net here, written three times: in raw TensorFlow operations, in `tf.layers`, and in Keras 3. We look at data, give
-# all three the same weights, see that they compute the same numbers, train one, predict, step into a trap, and end with the same
-# network in forty lines of stock Keras.
+# all three the same weights, read the same rows three times, see that they compute the same numbers, follow one weight through a
+# step, train one, look into it, predict, step into a trap, and end with the same network in forty lines of stock Keras.
 
 # %%
+import inspect
 import os
 import sys
+import textwrap
 from pathlib import Path  # noqa: F401  for images of your own
 
 while not os.path.exists("compare.py"):  # up to the project's folder
@@ -33,6 +35,7 @@ from common.losses import segmentation_loss
 from common.metrics import class_scores, confusion, predicted_classes
 from common.weights import assign_weights, initial_weights
 from data.loader import load_examples, training_batches, validation_batches
+from training.report import make_eval_step
 
 import keras
 import matplotlib.pyplot as plt
@@ -92,6 +95,17 @@ for name in comparison.IMPLEMENTATIONS:
     assign_weights(code.named_weights(models[name]), weights)
 
 # %% [markdown]
+# And the rows that use them: convolution, normalization, activation, twice. In the first every variable is fetched by its name, and
+# `conv2d` and `batch_norm` stand below it in the file; in the second the call makes them under that name; in the third a layer
+# does. Where does each of the three say whether this is training?
+
+# %%
+for name in comparison.IMPLEMENTATIONS:
+    code = comparison.load(name)
+    rows = code.UNet.double_conv if hasattr(code.UNet, "double_conv") else code.double_conv
+    print(f"--- {name}/model.py\n{textwrap.dedent(inspect.getsource(rows))}\n")
+
+# %% [markdown]
 # The same images through all three. The difference is 0: not small, but 0, for the same kernels run on the same numbers.
 
 # %%
@@ -129,6 +143,26 @@ for name, model in models.items():
     print(f"{name:<12}", *[f"{float(steps[name](images, masks)):.6f}" for _ in range(3)])
 
 # %% [markdown]
+# One number of all these, followed through one step: the weight in the middle of the first 3x3 kernel. Adam's first step is as long
+# as the learning rate (but for epsilon), whatever the gradient, for m / sqrt(v) is then its sign: `lowlevel/train.py`, `Adam`, has the formulas.
+
+# %%
+watched, at, settings = "down0/conv1/kernel", (1, 1, 0, 0), config.training
+for name, model in models.items():
+    code = comparison.load(name)
+    assign_weights(code.named_weights(model), weights)
+    optimizer = code.make_optimizer(model, config)
+    code.make_train_step(model, config, optimizer)(images, masks)
+    state = code.named_state(model, optimizer)
+    m, v = (float(state[f"{watched}/{slot}"].numpy()[at]) for slot in "mv")
+    after = float(code.named_weights(model)[watched].numpy()[at])
+    g, before = float(gradients[name][watched][at]), float(weights[watched][at])
+    print(f"{name:<12} w {before:.6f}  g {g:+.6f}  m {m:+.7f}  v {v:.4e}  new w {after:.6f}  step {after - before:+.6f}")
+    alpha = settings.learning_rate * (1 - settings.beta_2) ** 0.5 / (1 - settings.beta_1)
+    by_hand = before - alpha * (1 - settings.beta_1) * g / (((1 - settings.beta_2) * g**2) ** 0.5 + settings.epsilon)
+    assert abs(after - by_hand) < 1e-6
+
+# %% [markdown]
 # `python compare.py parity` does this for every weight, gradient and step, as written and to the last bit.
 #
 # ## 4. Training
@@ -140,7 +174,7 @@ for name, model in models.items():
 chosen = "lowlevel"
 code = comparison.load(chosen)
 model = code.UNet(config.network)
-train_step, eval_step = code.make_train_step(model, config), code.make_eval_step(model, config)
+train_step, eval_step = code.make_train_step(model, config), make_eval_step(model, config)
 
 
 def validation_dice():
@@ -167,6 +201,25 @@ for step, (images, masks) in enumerate(training_batches(config, training), 1):
         handle.update(figure)
 plt.close(figure)
 print(f"validation dice {dices[-1]:.3f}")
+
+# %% [markdown]
+# What has it learnt to look for? The image is multiplied, 3x3 pixels at a time, with each of the 8 kernels of the first convolution:
+# that gives 8 images, its feature maps. Here they are for one cell: some keep its brightness, others edges that run one way, or
+# how rough the ground is.
+
+# %%
+images, masks = next(iter(validation_batches(config, validation)))
+rows, columns = np.nonzero(masks[0, :, :, 0] == 1)
+top, left = (int(np.clip(np.median(of) - 16, 0, side - 32)) for of, side in zip((rows, columns), masks.shape[1:3]))
+cell = images[:1, top : top + 32, left : left + 32]
+maps = tf.nn.conv2d(cell, code.named_weights(model)["down0/conv1/kernel"], strides=1, padding="VALID")
+figure, axes = plt.subplots(1, 1 + maps.shape[-1], figsize=(12, 1.6))
+for axis, values, title in zip(axes, [cell[0, :, :, 0], *tf.unstack(maps[0], axis=-1)], ["cell", *range(maps.shape[-1])]):
+    axis.imshow(values, cmap="gray")
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+display(figure)
+plt.close(figure)
 
 # %% [markdown]
 # ## 5. Predicting

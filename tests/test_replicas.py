@@ -1,6 +1,5 @@
 """Several devices and hosts: the same training as on one, and nobody waits for a host that is lost."""
 
-import contextlib
 import importlib
 import io
 import json
@@ -16,11 +15,12 @@ from unittest import mock
 from common import see_one_gpu
 from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, Addresses, Config, Size, UserError
+from common.losses import weighted_mean
 from comparison import columns
 from comparison.proof import replicas
 from comparison.proof.ladder import difference
 from training.folds import side_by_side
-from training.replicas import environment, with_cluster
+from training.hosts import environment, with_cluster
 
 import numpy as np
 import pytest
@@ -35,37 +35,38 @@ OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".spl
 
 def tell_apart(implementation, with_faults):
     """{fault: largest difference of losses, weights and statistics on 2 devices from 1}, "" without a fault."""
-    import common.losses
     from common.device import tf
+    from training import devices
 
     strategies = replicas.start_devices((1, 2))
     hard = replicas.WAYS["explicit, class weights, clipped, dropout"]
     config = Config.of(**{**TINY, **hard, "weight_map": True})
     alone = replicas.train(implementation, config, range(3), strategies[1])
-    model, step = (sys.modules[f"{implementation}.{module}"] for module in ("model", "train"))
+    share, total = devices.share_of_loss, devices.total
     faults = {
-        "moments of each device": [(model, "moments", lambda x: tf.nn.moments(x, [0, 1, 2]))],
-        "weights of each device": [(common.losses, "total", lambda x: x)],
-        "a mean is no share": [(common.losses, "batch_mean", tf.reduce_mean)],
-        "the same dropout on each": [(model, "drawn_for_batch", lambda draw, x: draw(x))],
+        "moments of each device": {"moments": lambda x: tf.nn.moments(x, [0, 1, 2])},
+        "weights of each device": {"share_of_mean": lambda x, w=None: weighted_mean(x, w) / 2},
+        "a mean is no share": {"share_of_loss": lambda *batch: 2 * share(*batch)},
+        "the same dropout on each": {"drawn_for_batch": lambda draw, x: draw(x)},
     }
-    unsummed = {"lowlevel": [], "highlevel": ["total", "share"], "keras_impl": ["average"]}[implementation]
-    if unsummed:
-        faults["clipped before the sum"] = [(step, name, lambda x: x) for name in unsummed]
+    if implementation != "lowlevel":  # there clipping before the sum would be two lines in another order
+        of_lists = {"total": lambda x: x if isinstance(x, list | tuple) else total(x), "share": lambda x: x}
+        faults["clipped before the sum"] = of_lists
 
     def apart(found, wanted):
         return max(difference(found[rung], wanted[rung])[1] for rung in ("losses", "weights", "moving statistics"))
 
     results = {"": apart(replicas.train(implementation, config, range(3), strategies[2]), alone)}
     for fault, patches in faults.items() if with_faults else ():
-        with contextlib.ExitStack() as stack:
-            for patch in patches:
-                stack.enter_context(mock.patch.object(*patch))
+        with mock.patch.multiple(devices, **patches):
             results[fault] = apart(replicas.train(implementation, config, range(3), strategies[2]), alone)
     if with_faults:
         fused = Config.of(**TINY)
         by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
         results["fused"] = apart(replicas.train(implementation, fused, range(3), strategies[2]), by_rows)
+        with mock.patch.object(devices, "scope", lambda strategy: strategy.scope()):
+            found = replicas.train(implementation, fused, range(3), strategies[2])
+        results["statistics of the first device"] = apart(found, by_rows)
     return results
 
 
@@ -152,7 +153,7 @@ def start_host(implementation, k, addresses, run_dir, *options):
 
 
 def start_hosts(implementation, run_dir, *options):
-    from training.replicas import free_addresses
+    from training.hosts import free_addresses
 
     addresses = free_addresses(2)
     return [start_host(implementation, k, addresses, run_dir, *options) for k in range(2)]
@@ -223,7 +224,7 @@ def test_a_signal_at_one_host_stops_all(implementation, asked, number, tmp_path)
 
 @pytest.mark.slow
 def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
-    from training.replicas import free_addresses
+    from training.hosts import free_addresses
 
     addresses = free_addresses(2)
     host = start_host("lowlevel", 0, addresses, tmp_path / "run", "--wait", "15")
@@ -233,7 +234,7 @@ def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
 
 @pytest.mark.slow
 def test_hosts_with_other_options_are_told(tmp_path):
-    from training.replicas import free_addresses
+    from training.hosts import free_addresses
 
     addresses = free_addresses(2)
     hosts = [start_host("lowlevel", k, addresses, tmp_path / "run", "--seed", str(k)) for k in range(2)]
@@ -288,6 +289,6 @@ def test_a_fold_sees_its_gpu_from_its_start(monkeypatch):
 
 
 def test_free_addresses_differ():
-    from training.replicas import free_addresses
+    from training.hosts import free_addresses
 
     assert len(set(free_addresses(8))) == 8
