@@ -188,7 +188,7 @@ def test_bars_and_tiers(look):
 
 
 def test_a_column_without_the_code_shows_a_dash(look):
-    page = look("#model/conv2d/x")
+    page = look("#model/conv2d/conv2d")
     cells = page.locator("#content td:is([data-of=highlevel], [data-of=keras_impl])").all_inner_texts()
     assert len(cells) > 10 and set(cells) == {"–"}
 
@@ -243,7 +243,7 @@ def violations(page):
 def test_rules_of_accessibility(look, scheme, width):
     """On a page with few rows and traps, for axe-core looks at every element: the whole takes 25 s."""
     page = look(f"#{BN}", width=width, color_scheme=scheme)
-    rest = ".row:not(.lit):nth-of-type(n + 4), .text section:nth-of-type(n + 2)"
+    rest = ".row:not(.lit):nth-of-type(n + 4), .alone ~ .alone, .text section:nth-of-type(n + 2)"
     page.evaluate("rest => document.querySelectorAll(rest).forEach(element => element.remove())", rest)
     assert 5 < page.locator(".row").count() < 10
     assert not violations(page)
