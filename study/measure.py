@@ -5,6 +5,7 @@ call counts for the line that calls as well. Keras replays a functional model: t
 """
 
 import collections
+import contextlib
 import datetime
 import itertools
 import platform
@@ -42,8 +43,7 @@ class Places:
 
     def __init__(self, implementation):
         self.rows, self.made, self.layers = {}, {}, {}  # line -> row, layer's name -> its rows, operation's name -> layer's
-        table = rows.all_rows()
-        for row in table:
+        for row in rows.all_rows():
             if part := row.parts.get(implementation):
                 path = str(rows.ROOT / implementation / f"{row.name.split('/')[0]}.py")
                 self.rows |= {(path, line): row.name for line in range(part.first, part.last + 1)}
@@ -58,7 +58,7 @@ class Places:
         if self.fits:
             files = [frame.filename for frame in op.traceback]
             found += [f"{STEP}/{name}" for name, part in FIT.items() if any(part in file for file in files)][:1]
-        return list(dict.fromkeys([LOOP, *found]))
+        return list(dict.fromkeys([LOOP, *found])) if found or self.fits else []
 
     def watch(self):
         """While this is entered, layers and their operations are remembered."""
@@ -81,9 +81,10 @@ def goes_back(op):
     return any(frame.filename.endswith(("/backprop.py", "/gradients_util.py")) for frame in op.traceback)
 
 
-def watch_gradients(found):
-    """While a tape goes back, found[name of an operation] becomes the name of the one whose gradient it belongs to."""
-    original, done = backprop._gradient_function, set()
+@contextlib.contextmanager
+def watch_gradients():
+    """{name of an operation: name of the one whose gradient it belongs to}, of what a tape makes while this is entered."""
+    original, done, found = backprop._gradient_function, set(), {}
 
     def gradient(op_name, attrs, n, inputs, outputs, *rest):
         graph = tf.compat.v1.get_default_graph()
@@ -96,22 +97,14 @@ def watch_gradients(found):
         result = original(op_name, attrs, n, inputs, outputs, *rest)
         added = graph.get_operations()[before:]
         done.update((id(graph), op.name) for op in added + [forward] * bool(forward))
-        for op in added if forward else ():
-            found[op.name] = forward.name
+        found.update({op.name: forward.name for op in added if forward})
         return result
 
     pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient)
-    return lambda: pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
-
-
-def named_gradients(operations):
-    """The same for tf.gradients, which calls what belongs to the gradient of `a/b` "gradients/a/b_grad/..."."""
-    found = {}
-    for op in operations:
-        match = re.match(r"gradients(?:_\d+)?/(.+?)_grad/", op.name)
-        if match:
-            found[op.name] = match[1]
-    return found
+    try:
+        yield found
+    finally:
+        pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
 
 
 def bytes_of(tensor):
@@ -123,34 +116,23 @@ def located(text):
     places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.MULTILINE))
 
     def name(place):
-        for _ in range(9):
-            if match := re.match(r'"([^"]*)"', place):
-                return match[1].split("@")[0]
-            alias = re.search(r"#loc\d+", place)
-            if not alias:
-                break
+        while not (quoted := re.match(r'"([^"]*)"', place)) and (alias := re.search(r"#loc\d+", place)):
             place = places[alias[0]]
-        return ""
+        return quoted[1].split("@")[0] if quoted else ""
 
-    found = []
-    for kind, statement in statements(text):
-        _, _, place = statement.rpartition(" loc(")
-        found.append((kind, name(place.removesuffix(")"))))
-    return found
+    return [(kind, name(line.rpartition(" loc(")[2])) for kind, line in statements(text)]
 
 
 def operations(implementation, config, images, masks):
     """-> (row -> what its lines become, {operation's name: (rows, rows of its forward operation)}, totals)."""
-    places, backward = Places(implementation), {}
-    with places.watch():
-        stop = watch_gradients(backward)
-        try:
-            graph, optimized, compiled, text = collect_one(implementation, config, images, masks)
-        finally:
-            stop()
+    places = Places(implementation)
+    with places.watch(), watch_gradients() as backward:
+        graph, optimized, compiled, text = collect_one(implementation, config, images, masks)
     made = {op.name: op for op in graph.get_operations()}
     everything = [*compiled.get_operations(), *made.values()]  # Keras gives the second model of a process other names
-    backward = backward or named_gradients(everything)
+    if not backward:  # tf.gradients calls what belongs to the gradient of `a/b` "gradients/a/b_grad/..."
+        named = {op.name: re.match(r"gradients(?:_\d+)?/(.+?)_grad/", op.name) for op in everything}
+        backward = {name: match[1] for name, match in named.items() if match}
     at = {op.name: places.of(op) for op in everything}
     forward_of = {name: at.get(forward, []) for name, forward in backward.items()}
 
@@ -171,7 +153,7 @@ def operations(implementation, config, images, masks):
             return
         rows_, forward = where(name)
         totals[stage] += 1
-        totals[f"{stage}, without a row"] += not set(rows_) - {LOOP} and not (rows_ and places.fits)
+        totals[f"{stage}, without a row"] += not rows_
         for row in rows_:
             found[row][stage][kind] += 1
         for row in set(forward) - set(rows_):  # a line that calls the whole step has counted it

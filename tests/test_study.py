@@ -126,11 +126,6 @@ def test_the_sources_in_the_page_are_the_files(implementation):
         assert [shown.get(n, "") for n in range(1, len(lines) + 1)] == lines
 
 
-def test_nothing_comes_from_the_network():
-    text = PAGE.read_text(encoding="utf-8")
-    assert not re.search(r'(src|<link[^>]*href)="(?!data:)', text) and "@import" not in text and "url(http" not in text
-
-
 # --- the measurements ---
 
 
