@@ -104,12 +104,7 @@ class Figures:
     def __init__(self, measured):
         self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
         self.at = {row.name: row for row in self.table}
-        called = {(row.name, name): rows.called(row, name, self.table) for row in self.table for name in IMPLEMENTATIONS}
-        self.called = {  # what a column has no line for, it does where the others call it
-            (row.name, name): called[row.name, name] if name in row.parts else sum((called[row.name, n] for n in row.parts), [])
-            for row in self.table
-            for name in IMPLEMENTATIONS
-        }
+        self.called = {(row.name, name): rows.called(row, name, self.table) for row in self.table for name in IMPLEMENTATIONS}
 
     def of(self, row, key, name, default=0):
         """One of a row's figures in the column `name`."""

@@ -202,10 +202,12 @@ def all_rows():
 
 
 def called(row, implementation, table):
-    """The rows of the functions that a row's lines call in a column: what these make is counted at both."""
-    if not (part := row.parts.get(implementation)):
-        return []
-    names = calls(ast.parse(part.header + " pass" * hasattr(part.code, "body")))
+    """The rows of the functions that a row's lines call in a column: what these make is counted at both.
+
+    What a column has no lines for, it does where the others call it.
+    """
+    parts = [row.parts[implementation]] if implementation in row.parts else list(row.parts.values())
+    names = {name for part in parts for name in calls(ast.parse(part.header + " pass" * hasattr(part.code, "body")))}
     functions = {CALLED.get(name, re.sub(r"^(self|optimizer)\.", "", name)) for name in names}
-    at = [other for other in table if other.parts.get(implementation, part).function != part.function]
-    return [other.name for other in at if functions & set(other.name.split("/")[1:])]
+    at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:])]
+    return [other.name for other in at if other.parts[implementation].function != parts[0].function]
