@@ -1,6 +1,7 @@
 """The study page: rows, notes, measurements, and docs/study.html, which must not go stale."""
 
 import ast
+import collections
 import html
 import json
 import re
@@ -14,7 +15,7 @@ from study import page, rows
 from study.__main__ import MEASURED, main, read_command_line
 from study.measure import operations
 from tests.conftest import IMPLEMENTATIONS
-from tests.test_columns import MIRRORED, functions, mirrored
+from tests.test_columns import FORWARD, MIRRORED, functions, mirrored
 
 import numpy as np
 import pytest
@@ -50,16 +51,16 @@ def row_of(table, implementation, module, line):
 def test_what_the_mirror_pairs_stands_in_one_row():
     """tests/test_columns.py compares the columns statement by statement: the page must not tear its pairs apart."""
     for module in rows.MODULES:
-        table, pairs = rows.rows(module), {}
+        table, pairs = rows.rows(module), collections.defaultdict(list)
         for implementation in IMPLEMENTATIONS:
             for name, node in functions(implementation, module):
+                name = "forward" if (module, name) == ("model", FORWARD[implementation]) else name
                 if name in MIRRORED[module] and isinstance(node, ast.FunctionDef):
-                    key = "UNet" if name == "__call__" else name
                     # what is returned may be the head itself, or the model that ends in it
                     lines = [s.lineno for s in mirrored(node) if not isinstance(s, ast.Return)]
-                    pairs.setdefault(key, []).append([row_of(table, implementation, module, line) for line in lines])
+                    pairs[name].append([row_of(table, implementation, module, line) for line in lines])
         for function, columns in pairs.items():
-            assert columns[0] == columns[1] == columns[2], f"{module}.py, {function}"
+            assert all(column == columns[0] for column in columns), f"{module}.py, {function}"
         assert sum(len(columns[0]) for columns in pairs.values()) > 15, "something is compared"
 
 
