@@ -87,59 +87,13 @@ def traps():
 
 
 def colored(text):
-    """The lines of Python code as HTML."""
+    """[(indentation, HTML)] of the lines of Python code."""
     lines = highlight(text, PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True))
     lines = re.sub(r'<span class="(?:n|p|o|w|bp|nb|nn)">(.*?)</span>', r"\1", lines)  # these have no colour
-    lines = re.sub(r"(?<=[(\[.=])(?=[^<>\n]*(<|$))", "<wbr>", lines, flags=re.MULTILINE)  # where a line may go on in the next
-    return [Markup(line) for line in lines.split("\n")]
-
-
-def counted(of):
-    return sum(of.values())
-
-
-class Figures:
-    """What was measured, by row and column. Shares are percent of a step's time in that column."""
-
-    def __init__(self, measured):
-        self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
-        self.at = {row.name: row for row in self.table}
-        self.called = {(row.name, name): rows.called(row, name, self.table) for row in self.table for name in IMPLEMENTATIONS}
-
-    def of(self, row, key, name, default=0):
-        """One of a row's figures in the column `name`."""
-        return self.rows.get(row.name, {}).get(key, {}).get(name, default)
-
-    def total(self, row, name):
-        """A mark if what a row makes in a column is counted again at rows that it calls."""
-        called = self.called[row.name, name] if self.of(row, "traced", name) else []
-        return "Σ " * any(self.of(self.at[other], "traced", name) for other in called)
-
-    def shares(self, row, name):
-        """(of the row's operations, of their gradients): together 100 % at most."""
-        ms = self.of(row, "ms", name, {})
-        return tuple(100 * ms.get(part, 0) / self.totals[name]["ms"] for part in ("forward", "gradient"))
-
-    def time(self, row):
-        """[share of its operations and their gradients, or None without any code there] in each column."""
-        return [sum(self.shares(row, n)) if n in row.parts or self.of(row, "ms", n) else None for n in IMPLEMENTATIONS]
-
-    def proofs(self, row):
-        """{tier: {what is compared: for each pair of columns (largest difference, ulp, where)}}"""
-        return self.rows.get(row.name, {}).get("parity", {})
-
-    def leads(self, row):
-        """The rows that a row holds or calls, of those that have something to show."""
-        held = [other.name for other in self.table if other.name.startswith(row.name + "/")]
-        names = {other for name in row.parts for other in self.called[row.name, name]}
-        below = held + [other.name for other in self.table if other.name in names]
-        return [self.at[name] for name in dict.fromkeys(below) if "traced" in self.rows.get(name, {})]
-
-    def ranking(self):
-        """The rows that share out a step: in all three columns, and a total of other such rows in none."""
-        everywhere = [row for row in self.table if all(self.time(row))]
-        parted = [row for row in everywhere if not all(self.total(row, name) for name in IMPLEMENTATIONS)]
-        return sorted(parted, key=lambda row: -max(self.time(row)))
+    lines = re.sub(
+        r"(?<=[(\[.=])(?!=)(?=[^<>\n]*(<|$))", "<wbr>", lines, flags=re.MULTILINE
+    )  # where a line may go on in the next
+    return [(len(plain) - len(plain.lstrip()), Markup(line)) for plain, line in zip(text.split("\n"), lines.split("\n"))]
 
 
 def percent(value):
@@ -155,76 +109,13 @@ def size(number):
         number /= 1000
 
 
-def becomes(row, figures):
-    """[((title, its word), a cell for each column: (count, [(kind, count, other columns with another count)]) or None)]"""
-    measured, found = figures.rows.get(row.name, {}), []
-    stages = [(key, *STAGES[key]) for key in STAGES if key in measured]
-    others = [key.rpartition(", ") for key in measured if key not in STAGES]  # with the other batch normalization
-    stages += [(", ".join(key[::2]), f"{STAGES[key[0]][0]}, {key[2]}", "") for key in others if key[0] in STAGES]
-    for key, title, explained in stages:
-        columns, cells = measured[key], []
-        kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
-        for name in IMPLEMENTATIONS:
-            of = columns.get(name, {})
-            kept = [(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of]
-            total = figures.total(row, name) if of else ""
-            cells.append((f"{total}{counted(of):,}", kept) if name in row.parts or of else None)
-        found.append(((title, explained), cells))
-    return found
+def phase(row):
+    return next(found for found, pattern in PHASES if re.search(pattern, row.name))
 
 
-def costs(row, figures):
-    """[(title, [a text for each column])]: time and memory of a row."""
-    own, gradient = zip(*(figures.shares(row, name) for name in IMPLEMENTATIONS))
-    kept = [figures.of(row, "kept", name) for name in IMPLEMENTATIONS]
-    found = []
-    lines = (
-        ("time of its operations", own, percent),
-        ("time of their gradients", gradient, percent),
-        ("kept for the way back", kept, size),
-    )
-    for title, values, say in lines:
-        cells = [
-            figures.total(row, name) + say(of) if of or name in row.parts else "–" for name, of in zip(IMPLEMENTATIONS, values)
-        ]
-        found += [(title, cells)] * any(values)
-    return found
-
-
-def held(row, figures):
-    """[(name, [share in each column])] of the rows that a row holds or calls, and of all together."""
-    leads = figures.leads(row)
-    found = [(other.name, [percent(of) for of in figures.time(other)]) for other in leads]
-    if leads and "traced" not in figures.rows.get(row.name, {}) and not any(phase(other.name) == "backward" for other in leads):
-        known = [[t for t in of if t is not None] for of in zip(*map(figures.time, leads))]
-        found.append(("together", [percent(sum(of) if of else None) for of in known]))
-    return found
-
-
-def bars(row, name, figures, most):
-    """kind -> (length from 0 to 1, text) of a cell's bars; "own": the part of the time that is no gradient's."""
-    own, gradient = figures.shares(row, name)
-    if phase(row.name) == "backward":  # in the colour in which the forward rows show it
-        own, gradient = 0, own
-    mark, count, kept = figures.total(row, name), counted(figures.of(row, "traced", name, {})), figures.of(row, "kept", name)
-    values = {
-        "time": (own + gradient, percent(own + gradient)),
-        "operations": (count, f"{count:,}"),
-        "memory": (kept, size(kept)),
-    }
-    shown = {kind: (value / most[kind], mark + text) for kind, (value, text) in values.items() if value}
-    if "time" in shown:
-        shown["own"] = own / most["time"], ""
-    for tier, kind in TIERS.items():
-        whats = figures.proofs(row).get(tier)
-        if whats and name != IMPLEMENTATIONS[0]:  # from the first column
-            d = max(found[PAIRS.index((IMPLEMENTATIONS[0], name))][0] for found in whats.values())
-            shown[kind] = (max(0, 1 - math.log10(d) / SMALLEST), f"{d:.1e}") if d else (0, "0")
-    return shown
-
-
-def phase(name):
-    return next(found for found, pattern in PHASES if re.search(pattern, name))
+def part(row):
+    """Where a row lies in the U: "down", or several of these words."""
+    return next((found for pattern, found in PARTS if re.search(pattern, row.name)), "")
 
 
 def group(row):
@@ -233,83 +124,164 @@ def group(row):
     return f"{module}/{function.split('/')[0] or 'about'}"
 
 
-def blocks(of_file):
+def blocks(table):
     """[(whether each column stands for itself, rows)]: what single columns bring along does not wait for the others."""
-    for alone, run in itertools.groupby(of_file, lambda row: len(row.parts) == 1):
+    for alone, run in itertools.groupby(table, lambda row: len(row.parts) == 1):
         run = list(run)
         lines = sum(part.last - part.first + 1 for row in run for part in row.parts.values())
         yield alone and lines >= ALONE, run
 
 
-def summary(figures):
-    """Where the time goes, and where the three part: lines of tables."""
-    totals, found = figures.totals, {"steps": [], "shares": [], "parted": []}
-    for title, key in {"as traced": "traced", "after the optimizer": "optimized", "in StableHLO": "stablehlo"}.items():
-        found["steps"].append((f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS]))
-        lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
-        found["steps"] += [("of these, without a row", lost)] * any(lost)
-    found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
-    found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
-    ranked = figures.ranking()
-    found["shares"] = [(row.name, [percent(of) for of in figures.time(row)]) for row in ranked]
-    found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(figures.time, ranked))]))
-    for row in figures.table:
-        for what, pairs in figures.proofs(row).get("as written", {}).items():
-            found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)
-    return found
+class Figures:
+    """What was measured, by row and column. Shares are percent of a step's time in that column."""
+
+    def __init__(self, measured):
+        self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
+        self.at = {row.name: row for row in self.table}
+        columns = list(itertools.product(self.table, IMPLEMENTATIONS))
+        self.called = {(row.name, name): rows.called(row, name, self.table) for row, name in columns}
+        self.most = {"time": 100, "operations": max(self.traced(row, name) for row, name in columns)}
+        self.most["memory"] = max(self.of(row, "kept", name) for row, name in columns)
+
+    def of(self, row, key, name, default=0):
+        """One of a row's figures in the column `name`."""
+        return self.rows.get(row.name, {}).get(key, {}).get(name, default)
+
+    def traced(self, row, name):
+        return sum(self.of(row, "traced", name, {}).values())
+
+    def total(self, row, name):
+        """A mark if what a row makes in a column is counted again at rows that it calls."""
+        called = self.called[row.name, name] if self.traced(row, name) else []
+        return "Σ " * any(self.traced(self.at[other], name) for other in called)
+
+    def shares(self, row, name):
+        """(of the row's operations, of their gradients): together 100 % at most."""
+        ms = self.of(row, "ms", name, {})
+        return tuple(100 * ms.get(part, 0) / self.totals[name]["ms"] for part in ("forward", "gradient"))
+
+    def time(self, row):
+        """[share of its operations and their gradients, or None without any code there] in each column."""
+        return [sum(self.shares(row, n)) if n in row.parts or self.of(row, "ms", n) else None for n in IMPLEMENTATIONS]
+
+    def proofs(self, row):
+        """{tier: {what is compared: for each pair of columns (largest difference, ulp, where)}}"""
+        return self.rows.get(row.name, {}).get("parity", {})
+
+    def ranking(self):
+        """The rows that share out a step: in all three columns, and a total of other such rows in none."""
+        everywhere = [row for row in self.table if all(self.time(row))]
+        parted = [row for row in everywhere if not all(self.total(row, name) for name in IMPLEMENTATIONS)]
+        return sorted(parted, key=lambda row: -max(self.time(row)))
+
+    def becomes(self, row):
+        """[((title, its word), a cell for each column: (count, [(kind, count, other columns with another count)]) or None)]"""
+        measured, found = self.rows.get(row.name, {}), []
+        stages = [(key, *STAGES[key]) for key in STAGES if key in measured]
+        others = [key.rpartition(", ") for key in measured if key not in STAGES]  # with the other batch normalization
+        stages += [(", ".join(key[::2]), f"{STAGES[key[0]][0]}, {key[2]}", "") for key in others if key[0] in STAGES]
+        for key, title, explained in stages:
+            columns, cells = measured[key], []
+            kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
+            for name in IMPLEMENTATIONS:
+                of = columns.get(name, {})
+                kept = [(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of]
+                total = self.total(row, name) if of else ""
+                cells.append((f"{total}{sum(of.values()):,}", kept) if name in row.parts or of else None)
+            found.append(((title, explained), cells))
+        return found
+
+    def costs(self, row):
+        """[(title, [a text for each column])]: time and memory of a row."""
+        own, gradient = zip(*(self.shares(row, name) for name in IMPLEMENTATIONS))
+        kept = [self.of(row, "kept", name) for name in IMPLEMENTATIONS]
+        found = []
+        for title, values, say in (
+            ("time of its operations", own, percent),
+            ("time of their gradients", gradient, percent),
+            ("kept for the way back", kept, size),
+        ):
+            texts = [self.total(row, name) + say(of) for name, of in zip(IMPLEMENTATIONS, values)]
+            cells = [text if of or name in row.parts else None for text, of, name in zip(texts, values, IMPLEMENTATIONS)]
+            found += [(title, cells)] * any(values)
+        return found
+
+    def held(self, row):
+        """[(name, [share in each column])] of the rows that a row holds or calls, and of all together."""
+        held = {other.name for other in self.table if other.name.startswith(row.name + "/")}
+        held = held.union(*(self.called[row.name, name] for name in row.parts))
+        leads = [other for other in self.table if other.name in held and "traced" in self.rows.get(other.name, {})]
+        found = [(other.name, [percent(of) for of in self.time(other)]) for other in leads]
+        if leads and "traced" not in self.rows.get(row.name, {}) and not any(phase(other) == "backward" for other in leads):
+            known = [[t for t in of if t is not None] for of in zip(*map(self.time, leads))]
+            found.append(("together", [percent(sum(of) if of else None) for of in known]))
+        return found
+
+    def bars(self, row, name):
+        """kind -> (length from 0 to 1, text) of a cell's bars; "own": the part of the time that is no gradient's."""
+        own, gradient = self.shares(row, name)
+        if phase(row) == "backward":  # in the colour in which the forward rows show it
+            own, gradient = 0, own
+        mark, count, kept = self.total(row, name), self.traced(row, name), self.of(row, "kept", name)
+        time = own + gradient
+        values = {"time": (time, percent(time)), "operations": (count, f"{count:,}"), "memory": (kept, size(kept))}
+        shown = {kind: (value / self.most[kind], mark + text) for kind, (value, text) in values.items() if value}
+        if "time" in shown:
+            shown["own"] = own / self.most["time"], ""
+        for tier, kind in TIERS.items():
+            whats = self.proofs(row).get(tier)
+            if whats and name != IMPLEMENTATIONS[0]:  # from the first column
+                d = max(found[PAIRS.index((IMPLEMENTATIONS[0], name))][0] for found in whats.values())
+                shown[kind] = (max(0, 1 - math.log10(d) / SMALLEST), f"{d:.1e}") if d else (0, "0")
+        return shown
+
+    def summary(self):
+        """Where the time goes, and where the three part: lines of tables."""
+        totals, found = self.totals, {"steps": [], "shares": [], "parted": []}
+        for title, key in {"as traced": "traced", "after the optimizer": "optimized", "in StableHLO": "stablehlo"}.items():
+            found["steps"].append((f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS]))
+            lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
+            found["steps"] += [("of these, without a row", lost)] * any(lost)
+        found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
+        found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
+        ranked = self.ranking()
+        found["shares"] = [(row.name, [percent(of) for of in self.time(row)]) for row in ranked]
+        found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(self.time, ranked))]))
+        for row in self.table:
+            for what, pairs in self.proofs(row).get("as written", {}).items():
+                found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)
+        return found
 
 
 def make_page(measured):
     """The whole page as text."""
-    figures, (told, glossary) = Figures(measured), notes()
-    columns = [(row, name) for row in figures.table for name in row.parts]
-    most = {
-        "time": 100,
-        "operations": max(counted(figures.of(row, "traced", name, {})) for row, name in columns),
-        "memory": max(figures.of(row, "kept", name) for row, name in columns),
-    }
+    told, glossary = notes()
+    sources = {(name, module): colored(rows.source(name, module)) for name in IMPLEMENTATIONS for module in rows.MODULES}
 
-    def view(row, plain, lines):
-        """What the template shows of a row."""
-        note, cells = told.get(row.name, {"text": "", "traps": []}), {}
-        for name in IMPLEMENTATIONS:
-            part = row.parts.get(name)
-            shown = list(range(part.first, part.last + 1)) if part else []
-            for end in (0, -1):  # without the blank lines around it: a number is missing then
-                while shown and not plain[name][shown[end] - 1].strip():
-                    shown.pop(end)
-            texts = [(n, len(plain[name][n - 1]) - len(plain[name][n - 1].lstrip()), lines[name][n - 1]) for n in shown]
-            cells[name] = {"lines": texts, "bars": bars(row, name, figures, most), "total": figures.total(row, name)}
-        return {
-            "name": row.name,
-            "phase": phase(row.name),
-            "part": next((found for pattern, found in PARTS if re.search(pattern, row.name)), ""),
-            "group": group(row),
-            "gap": all(not plain[name][part.first - 1].strip() for name, part in row.parts.items()),
-            "columns": list(row.parts),
-            "cells": cells,
-            "note": note,
-            "becomes": becomes(row, figures),
-            "costs": costs(row, figures),
-            "proofs": figures.proofs(row),
-            "holds": held(row, figures),
-        }
+    def lines(row, name):
+        """[(number, indentation, HTML)] of a cell, without the blank lines around it: a number is missing then."""
+        of = row.parts.get(name)
+        found = [(n, *sources[name, row.name.split("/")[0]][n - 1]) for n in range(of.first, of.last + 1)] if of else []
+        for end in (0, -1):
+            while found and not found[end][2]:
+                found.pop(end)
+        return found
 
-    files = {}
-    for module in rows.MODULES:
-        sources = {name: rows.source(name, module) for name in IMPLEMENTATIONS}
-        texts = {name: text.splitlines() for name, text in sources.items()}, {n: colored(text) for n, text in sources.items()}
-        of_file = [row for row in figures.table if row.name.startswith(module + "/")]
-        files[module] = [(alone, [view(row, *texts) for row in run]) for alone, run in blocks(of_file)]
+    def gap(row):
+        return all(not sources[name, row.name.split("/")[0]][part.first - 1][1] for name, part in row.parts.items())
+
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.undefined = jinja2.StrictUndefined
     env.filters |= {
         "md": lambda text: Markup(MARKDOWN.render(text)),
         "inline": lambda text: Markup(MARKDOWN.renderInline(text)),
-        "code": lambda text: Markup("\n").join(colored(text.rstrip("\n"))),
+        "code": lambda text: Markup("\n").join(line for _, line in colored(text.rstrip("\n"))),
         "slug": slug,
     }
+    figures = Figures(measured)
+    files = {module: list(blocks(r for r in figures.table if r.name.startswith(module + "/"))) for module in rows.MODULES}
+    env.globals |= dict(phase=phase, part=part, group=group, lines=lines, gap=gap, figures=figures, told=told)
     return env.get_template("page.html").render(
-        columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(), told=told,
-        measured=measured, summary=summary(figures), phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
+        columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
+        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
     )  # fmt: skip

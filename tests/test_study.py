@@ -144,7 +144,7 @@ def test_each_operation_is_counted_once():
     for name in IMPLEMENTATIONS:
         assert max(sum(figures.shares(row, name)) for row in figures.table) < 100.1
         steps = [row for row in figures.table if not figures.total(row, name)] + [figures.at[f"{STEP}/gradients"]]
-        counts = sum(page.counted(figures.of(row, "traced", name, {})) for row in steps)
+        counts = sum(figures.traced(row, name) for row in steps)
         rest = measured["totals"][name]["traced"] - counts
         assert 0 <= rest < 10 if name == "keras_impl" else rest == 0, "`fit` does a little that stands in no other row"
         assert 98 < sum(sum(figures.shares(row, name)) for row in figures.ranking()) < 100.1
