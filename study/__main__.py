@@ -49,7 +49,7 @@ def main(argv=None):
     try:
         from study.page import make_page
     except ModuleNotFoundError as error:
-        raise UserError(f"the page needs {error.name} for its colours: pip install -r requirements-dev.txt") from None
+        raise UserError(f"the page needs {error.name}: pip install -r requirements-dev.txt") from None
     if args.measure:
         from study.measure import measure
 

@@ -5,6 +5,7 @@ call counts for the line that calls as well. Keras replays a functional model: t
 """
 
 import collections
+import contextlib
 import datetime
 import itertools
 import platform
@@ -31,54 +32,59 @@ from tensorflow.python.eager import backprop
 STEPS = 5
 NO_WORK = {"Const", "Placeholder", "NoOp", "Identity", "IdentityN", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval"}
 VIEWS = NO_WORK | {"ReadVariableOp", "Shape", "ShapeN", "Cast"}  # nothing that is kept: weights, sizes, and casts of weights
+STEP = "train/make_train_step"
+LOOP = "train/train/end_step"  # the line that calls the whole step: in Keras `fit`
+# where `fit` does what stands in a row of the other two, and files that tell so
+FIT = {"gradients": "/eager/backprop.py", "apply": "/keras/src/optimizers/", "loss": "/losses", "logits": "/keras/src/layers/"}
 
 
 class Places:
-    """The rows of a column's lines."""
+    """The rows that an operation belongs to: those of the lines that led to it; of a Keras layer, also those that made it."""
 
     def __init__(self, implementation):
-        self.rows = {}
+        self.rows, self.made, self.layers = {}, {}, {}  # line -> row, layer's name -> its rows, operation's name -> layer's
         for row in rows.all_rows():
             if part := row.parts.get(implementation):
-                module = row.name.split("/")[0]
-                path = str(rows.ROOT / implementation / f"{module}.py")
+                path = str(rows.ROOT / implementation / f"{row.name.split('/')[0]}.py")
                 self.rows |= {(path, line): row.name for line in range(part.first, part.last + 1)}
+        self.fits = STEP not in self.rows.values()
 
-    def of(self, frames):
+    def lines(self, frames):
         """Of Python frames, the rows, from the outermost to the innermost, each once."""
         return list(dict.fromkeys(self.rows[f.filename, f.lineno] for f in frames if (f.filename, f.lineno) in self.rows))
 
-
-class Layers:
-    """Which Keras layer made an operation, and which rows made the layer."""
-
-    def __init__(self, places):
-        self.places, self.made, self.operations = places, {}, {}
-
-    def remember(self, layer):
-        self.made.setdefault(layer.name, self.places.of(traceback.extract_stack()))
+    def of(self, op):
+        found = self.lines(op.traceback) + self.made.get(self.layers.get(op.name), [])
+        if self.fits:
+            files = [frame.filename for frame in op.traceback]
+            found += [f"{STEP}/{name}" for name, part in FIT.items() if any(part in file for file in files)][:1]
+        return list(dict.fromkeys([LOOP, *found])) if found or self.fits else []
 
     def watch(self):
+        """While this is entered, layers and their operations are remembered."""
         original = keras.layers.Layer.__call__
 
         def call(layer, *args, **kwargs):
             graph = tf.compat.v1.get_default_graph()
             before = len(graph.get_operations())
-            self.remember(layer)
+            self.made.setdefault(layer.name, self.lines(traceback.extract_stack()))
             result = original(layer, *args, **kwargs)
             for op in graph.get_operations()[before:]:
-                self.operations.setdefault(op.name, layer.name)  # a layer within a layer comes first
+                self.layers.setdefault(op.name, layer.name)  # a layer within a layer comes first
             return result
 
         return mock.patch.object(keras.layers.Layer, "__call__", call)
 
-    def of(self, op):
-        return self.made.get(self.operations.get(op.name), [])
+
+def goes_back(op):
+    """Whether an operation was made by a tape or by tf.gradients."""
+    return any(frame.filename.endswith(("/backprop.py", "/gradients_util.py")) for frame in op.traceback)
 
 
-def watch_gradients(found):
-    """While a tape goes back, found[name of an operation] becomes the name of the one whose gradient it belongs to."""
-    original, done = backprop._gradient_function, set()
+@contextlib.contextmanager
+def watch_gradients():
+    """{name of an operation: name of the one whose gradient it belongs to}, of what a tape makes while this is entered."""
+    original, done, found = backprop._gradient_function, set(), {}
 
     def gradient(op_name, attrs, n, inputs, outputs, *rest):
         graph = tf.compat.v1.get_default_graph()
@@ -91,22 +97,14 @@ def watch_gradients(found):
         result = original(op_name, attrs, n, inputs, outputs, *rest)
         added = graph.get_operations()[before:]
         done.update((id(graph), op.name) for op in added + [forward] * bool(forward))
-        for op in added if forward else ():
-            found[op.name] = forward.name
+        found.update({op.name: forward.name for op in added if forward})
         return result
 
     pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient)
-    return lambda: pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
-
-
-def named_gradients(operations):
-    """The same for tf.gradients, which calls what belongs to the gradient of `a/b` "gradients/a/b_grad/..."."""
-    found = {}
-    for op in operations:
-        match = re.match(r"gradients(?:_\d+)?/(.+?)_grad/", op.name)
-        if match:
-            found[op.name] = match[1]
-    return found
+    try:
+        yield found
+    finally:
+        pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
 
 
 def bytes_of(tensor):
@@ -118,36 +116,24 @@ def located(text):
     places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", text, re.MULTILINE))
 
     def name(place):
-        for _ in range(9):
-            if match := re.match(r'"([^"]*)"', place):
-                return match[1].split("@")[0]
-            alias = re.search(r"#loc\d+", place)
-            if not alias:
-                break
+        while not (quoted := re.match(r'"([^"]*)"', place)) and (alias := re.search(r"#loc\d+", place)):
             place = places[alias[0]]
-        return ""
+        return quoted[1].split("@")[0] if quoted else ""
 
-    found = []
-    for kind, statement in statements(text):
-        _, _, place = statement.rpartition(" loc(")
-        found.append((kind, name(place.removesuffix(")"))))
-    return found
+    return [(kind, name(line.rpartition(" loc(")[2])) for kind, line in statements(text)]
 
 
 def operations(implementation, config, images, masks):
     """-> (row -> what its lines become, {operation's name: (rows, rows of its forward operation)}, totals)."""
     places = Places(implementation)
-    layers, backward = Layers(places), {}
-    with layers.watch():
-        stop = watch_gradients(backward)
-        try:
-            graph, optimized, compiled, text = collect_one(implementation, config, images, masks)
-        finally:
-            stop()
+    with places.watch(), watch_gradients() as backward:
+        graph, optimized, compiled, text = collect_one(implementation, config, images, masks)
     made = {op.name: op for op in graph.get_operations()}
     everything = [*compiled.get_operations(), *made.values()]  # Keras gives the second model of a process other names
-    backward = backward or named_gradients(everything)
-    at = {op.name: list(dict.fromkeys(places.of(op.traceback) + layers.of(op))) for op in everything}
+    if not backward:  # tf.gradients calls what belongs to the gradient of `a/b` "gradients/a/b_grad/..."
+        named = {op.name: re.match(r"gradients(?:_\d+)?/(.+?)_grad/", op.name) for op in everything}
+        backward = {name: match[1] for name, match in named.items() if match}
+    at = {op.name: places.of(op) for op in everything}
     forward_of = {name: at.get(forward, []) for name, forward in backward.items()}
 
     def where(name):
@@ -182,13 +168,9 @@ def operations(implementation, config, images, masks):
     for kind, name in located(text):
         add("stablehlo", kind, name)
 
-    kept = {}
-    gradient_rows = "train/make_train_step/gradients"
-    for name, op in made.items():
-        if gradient_rows in at[name]:
-            for tensor in op.inputs:
-                if gradient_rows not in at[tensor.op.name] and tensor.op.type not in VIEWS:
-                    kept[tensor.name] = tensor
+    back = {name for name, op in made.items() if goes_back(op)}
+    kept = {tensor.name: tensor for name in back for tensor in made[name].inputs}
+    kept = {n: t for n, t in kept.items() if t.op.name not in back and t.op.type not in VIEWS}
     for tensor in kept.values():
         totals["kept"] += bytes_of(tensor)
         for row in at[tensor.op.name]:
@@ -213,20 +195,20 @@ LAYER_ROWS = {
     "conv": "model/double_conv/conv",
     "bn": "model/double_conv/bn",
     "act": "model/double_conv/activation",
-    "pool": "model/forward/down/pool",
+    "pool": "model/forward/down/max_pool2d",
     "deconv": "model/forward/up/deconv",
     "concat": "model/forward/up/concat",
     "dropout": "model/forward/dropout",
     "head": "model/forward/head",
 }
 RUNG_ROWS = {
-    "logits in inference": ["train/make_eval_step/logits"],
-    "logits in training": ["train/make_train_step/logits"],
-    "loss": ["train/make_train_step/loss"],
-    "gradients": ["train/make_train_step/gradients"],
-    "moving statistics, 1 step": ["model/double_conv/bn", "model/batch_norm/move", "model/batch_norm/kernel/move"],
-    f"losses, {STEPS} steps": ["train/train/loop", "train/make_train_step/return"],
-    f"weights, {STEPS} steps": ["train/make_train_step/apply"],
+    "logits in inference": ["model/forward"],
+    "logits in training": [f"{STEP}/logits"],
+    "loss": [f"{STEP}/loss"],
+    "gradients": [f"{STEP}/gradients"],
+    "moving statistics, 1 step": ["model/double_conv/bn"],
+    f"losses, {STEPS} steps": [f"{STEP}/return", LOOP],
+    f"weights, {STEPS} steps": [f"{STEP}/apply"],
 }
 
 
@@ -314,8 +296,7 @@ def measure(config):
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
         for row, whats in columns.call(parity, tier, case, batches).items():
-            if not row.startswith("model/") or "traced" in found["rows"][row]:  # it ran
-                found["rows"][row].setdefault("parity", {})[tier] = whats
+            found["rows"][row].setdefault("parity", {})[tier] = whats
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),

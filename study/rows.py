@@ -1,11 +1,13 @@
 """The six files of the columns as rows: what does the same thing in all three stands beside each other.
 
-A file is cut into parts, a statement each (of a compound one its first lines), with the comments above it. A part is named by
-what it does: `TOPICS` reads that off its code, and what they do not know is named after what it binds or calls. Parts of the
-same name, in the same order, make a row. Nothing here knows a line number, so that the rows follow the code when it changes.
+A file is cut into statements (of a compound one its first lines), each with the comments above it. Functions of the same name
+are paired, wherever they stand in their files; in them the statements that are most alike, in order (`align`). A row is named
+after its function and what its statement makes, binds or calls. Nothing here knows a line number, or how a line is written.
 """
 
 import ast
+import collections
+import difflib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,85 +17,34 @@ from common.config import IMPLEMENTATIONS
 ROOT = Path(__file__).parents[1]
 MODULES = ("model", "train")
 
-# Functions that do one job under two names, and those that stand as parts of another.
-FUNCTIONS = {
-    "UNet/__init__": "init",
-    "UNet/__call__": "forward",
-    "UNet/double_conv": "double_conv",
-    "FusedBatchNormalization": "batch_norm",
-    "FusedBatchNormalization/call": "batch_norm",
-    "SGD/_resource_apply_dense": "SGD/apply",
-}
-
-# The first pattern found in a part's code names it. Consecutive parts of one name are one part.
-TOPICS = (
-    (r"^super\(\)|^self\.(network|config|run) = |^network(, weights)? = \(?self", ""),  # the function's own first lines
-    (r"^(import|from) ", "imports"),
-    (r"^sys\.path", "path"),
-    (r"^layers = |^warnings\.|^keras\.config\.set_image", "setup"),
-    (r"^if __name__|^run_script", "script"),
-    (r"^class FusedBatch|^def batch_norm", "def"),
-    (r"^for i in range", "down"),
-    (r"^for i in reversed", "up"),
-    (r"^for k in ", "twice"),
-    (r"^if network\.dropout|^x = dropout\(|^dropout = |layers\.Dropout\(", "dropout"),
-    (r"check_size", "check_size"),
-    (r"^self\(tf\.zeros", "first_call"),
-    (r"^x = tf\.cast\(images|^images = x = |set_dtype_policy|^policy = ", "input"),
-    (r"^x = tf\.cast\(x, network|^dtype = network\.variable|^return conv2d\(x, weights, 'head|name='head'", "head"),
-    (r"max_pool|MaxPooling2D", "pool"),
-    (r"up\{i\}[/_]deconv", "deconv"),
-    (r"^skip, crop|^if crop|^skip = ", "crop"),
-    (r"tf\.concat|Concatenate", "concat"),
-    (r"^x = (self\.)?double_conv\(", "double_conv"),
-    (r"conv\{k\}", "conv"),
-    (r"^if network\.batch_norm|^fused, momentum|^epsilon = network|^(bn|normalize|several|stock) = |bn\{k\}", "bn"),
-    (r"getattr\(tf\.nn, network\.activation|layers\.Activation", "activation"),
-    (r"^(class|def) [gG]lobal_?[bB]atch", "def"),
-    (r"fused_batch_norm\(|^training = bool", "kernel"),
-    (r"^new_mean, new_variance = |^moving_(mean|variance)\.assign\(new|^self\.moving_(mean|variance)\.assign", "kernel/move"),
-    (r"^moving_(mean|variance)\.assign\(moving", "move"),
-    (r"moments\(|^mean, variance = ", "moments"),
-    (r"tf\.nn\.batch_normalization|^wide = ", "normalize"),
-    (r"GradientTape", "tape"),
-    (r"^logits = model", "logits"),
-    (r"^loss = segmentation", "loss"),
-    (r"tape\.gradient|compute_gradients", "gradients"),
-    (r"^if config\.training\.clip_norm|^gradients(, _)? = .*clip_by_global_norm|^gradients = share", "clip"),
-    (r"^with tf\.name_scope", "scope"),
-    (r"^if settings\.optimizer|^beta_1, beta_2, epsilon = \(settings", "adam"),
-    (r"^return Adam|^optimizer = (keras\.optimizers\.)?Adam|^dtype = config\.network", "adam"),
-    (r"^return SGD|^optimizer = (keras\.optimizers\.)?SGD|^else$", "sgd"),
-    (r"^optimizer\._create_slots|^optimizer\.build", "slots"),
-    (r"^optimizer\.apply", "apply"),
-    (r"^m\.assign", "m"),
-    (r"^v\.assign", "v"),
-    (r"^(w\.assign|return tf\.raw_ops\.ResourceApply)", "w"),
-    (r"^for images, masks|^if not run\.done|^model\.fit|^run\.end_step\(train", "loop"),
-    (r"^model\.compile|^train_step = make", "train_step"),
-)
-
-
-# What a part calls by another name than the function's.
-CALLED = {
-    "model": "forward",
-    "super().call": "forward",
-    "tape.gradient": "forward",  # it makes the gradients of what stands there
-    "optimizer.compute_gradients": "forward",
-    "optimizer.apply_gradients": "Adam",
-    "bn": "batch_norm",
-    "step": "make_train_step",
-    "make_train_step": "",  # it only defines the step
-    "call": "",
-}
+# Functions that do one job under two names; a method of the network counts as a function, which it is in Keras.
+SAME = {"call": "forward", "FusedBatchNormalization": "batch_norm", "batch_norm/call": "batch_norm"}
+SAME |= {"SGD/resource_apply_dense": "SGD/apply"}
+# Statements that do one job and have too few words in common.
+ALIKE = {("end_step", "fit"), ("train_step", "compile"), ("cast", "images")}
+# Calls whose function has another name: of the network, of the gradients of what stands there, of a whole step, of a class.
+CALLED = dict.fromkeys(("model", "tape.gradient", "optimizer.compute_gradients", "train_step", "model.fit"), "forward")
+CALLED["bn"] = "batch_norm"
 
 
 class Part(NamedTuple):
     """Some lines of one file that have one job."""
 
-    name: str  # of its row, without the module: "double_conv/bn"
+    function: str  # that it stands in: "double_conv", "Adam/apply"; "" at the top, "end" below all functions
+    name: str  # within the function, with the loops around it: "down/double_conv"; "" of its first lines
+    code: ast.AST
     first: int  # line numbers, from 1; the blank lines and comments above it belong to it
     last: int
+
+    @property
+    def header(self):
+        """The code, of a compound statement without what is inside of it."""
+        lines = [line for line in ast.unparse(self.code).splitlines() if not line.startswith("@")]
+        return lines[0] if hasattr(self.code, "body") else "\n".join(lines)
+
+    @property
+    def word(self):
+        return self.name.split("/")[-1]
 
 
 class Row(NamedTuple):
@@ -105,148 +56,145 @@ def source(implementation, module):
     return (ROOT / implementation / f"{module}.py").read_text(encoding="utf-8")
 
 
-def code_of(statement):
-    """One line that stands for a statement, without what is inside of it."""
-    text = ast.unparse(statement)
-    lines = [line for line in text.splitlines() if not line.startswith("@")]
-    return lines[0].rstrip(":") if isinstance(statement, COMPOUND) else text
+def calls(node):
+    """What is called, as it is written, from the outermost call to the innermost."""
+    functions = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+    layers = [f.func if isinstance(f, ast.Call) and ast.unparse(f.func) != "getattr" else f for f in functions]  # Layer(...)(x)
+    return [ast.unparse(function) for function in layers]
 
 
-COMPOUND = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.With, ast.Try)
+def last_word(text):
+    return ([""] + re.findall(r"\w+", text))[-1]
 
 
-def topic(statement, name):
-    """What a statement does, in a word. name: of the function that it stands in."""
-    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-        return statement.name
-    text = code_of(statement)
-    if name.split("/")[0] not in ("Adam", "SGD") or not isinstance(statement, ast.For | ast.If):
-        for pattern, found in TOPICS:
-            if re.search(pattern, text):
-                return found
-    if isinstance(statement, ast.Return):
-        return "return"
-    if isinstance(statement, ast.If):
-        return topic(statement.body[0], name)
-    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
-    nodes = [node for target in targets if target for node in ast.walk(target)]
-    nodes += [node.func for node in ast.walk(statement) if isinstance(node, ast.Call)]
-    for node in nodes:
-        if isinstance(node, ast.Name | ast.Attribute) and (word := getattr(node, "attr", getattr(node, "id", ""))) != "self":
-            return word
-    return type(statement).__name__.lower()
+def word(statement):
+    """What a statement does: the layer that it makes, the name that it binds, or what it calls."""
+    text, called = ast.unparse(statement), calls(statement)
+    match statement:
+        case ast.FunctionDef() | ast.ClassDef():
+            return statement.name.strip("_")
+        case ast.Import() | ast.ImportFrom():
+            return "imports"
+        case ast.Expr(value=ast.Constant()):
+            return "about"
+        case ast.For():  # over the levels, which the names of layers tell: "down" or "up"
+            return next(iter(re.findall(r"f'([a-z]+)\{", text)), "for_" + re.findall(r"\w+", text)[1])
+        case ast.If():
+            return "if_" + last_word(ast.unparse(statement.test).split(" ")[0])
+        case ast.With():
+            return last_word(ast.unparse(statement.items[0]).split("(")[0 if " as " not in text else -1])
+    given = [value for call in ast.walk(statement) if isinstance(call, ast.Call) for value in call.args + call.keywords]
+    for value in map(ast.unparse, given):
+        if layer := re.search(r"\}[/_]([a-z]+)(?:\{k\})?'$|'(head)'$", value):
+            return layer[1] or layer[2]  # "conv" of f"{name}/conv{k}"
+    if called and re.search(r"\.assign\w*$", called[0]):  # binds, too
+        return last_word(called[0].rsplit(".", 1)[0])
+    for target in getattr(statement, "targets", [getattr(statement, "target", None)]):
+        first = getattr(target, "elts", [target])[0]
+        name = first and last_word(ast.unparse(first).split("[")[0])
+        if name and name != "x":  # x is what flows through the network
+            return name
+    return last_word(called[0]) if called else text.split(" ")[0]  # "return"
 
 
-def starts(text):
-    """[(line, name)]: where each part of a file begins, in order; the lines above a statement are not yet counted to it."""
-    lines, found = text.splitlines(), []
-
-    def add(line, *names):
-        found.append((line, "/".join(names)))
-
-    def visit(body, place, half):
-        """place: the function's name. half: "down" or "up" within the loops over the levels."""
-        for statement in body:
-            first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                if not place:
-                    add(first, "about")
-                continue  # a docstring belongs to its function
-            if isinstance(statement, ast.ClassDef):
-                inside = FUNCTIONS.get(statement.name, statement.name)
-                add(first, inside)
-                visit(statement.body, inside if inside == "batch_norm" else statement.name, "")
-            elif isinstance(statement, ast.FunctionDef):
-                name = f"{place}/{statement.name}" if place else statement.name
-                nested = place and place[0].islower() and place != "batch_norm"  # a function within a function
-                inside = place if nested else FUNCTIONS.get(name, name.replace("__", ""))
-                if place == "batch_norm":
-                    inside = place
-                add(first, inside, *([statement.name] if nested or place == "batch_norm" else []))
-                # a functional model is the forward pass itself
-                visit(statement.body, "forward" if (name, place) == ("UNet", "") else inside, half)
-            else:
-                word = topic(statement, place)
-                add(first, *filter(None, (place, half, word)))
-                if isinstance(statement, COMPOUND):
-                    below = word if word in ("down", "up") else half
-                    visit(statement.body, place, below)
-                    other = getattr(statement, "orelse", [])
-                    if other:
-                        line = max(
-                            n
-                            for n in range(statement.lineno, other[0].lineno + 1)
-                            if re.match(r" *(else|elif)\b", lines[n - 1])
-                        )
-                        add(line, *filter(None, (place, half, "sgd" if place == "make_optimizer" else "else")))
-                        visit(other, place, below)
-
-    visit(ast.parse(text).body, "", "")
-    return found
-
-
-def parts(text):
+def cut(text):
     """[`Part`] of a file, in order: each of its lines is in exactly one."""
     lines, found = text.splitlines(), []
-    code = re.compile(r"\s*[^\s#]")
-    begins = []
-    for line, name in starts(text):
-        while line > 1 and not code.match(lines[line - 2]):  # comments and blank lines above
-            line -= 1
-        begins.append((line, name))
-    begins[0] = (1, begins[0][1])
-    for (line, name), after in zip(begins, [line for line, _ in begins[1:]] + [len(lines) + 1]):
-        if found and found[-1].name == name:
-            found[-1] = found[-1]._replace(last=after - 1)
-        else:
-            found.append(Part(name, line, after - 1))
-    seen, unique = {}, []
-    for part in found:  # what comes again gets a number
-        seen[part.name] = seen.get(part.name, 0) + 1
-        unique.append(part._replace(name=part.name + (f"-{seen[part.name]}" if seen[part.name] > 1 else "")))
-    return unique
+
+    def add(statement, function, name):
+        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
+        while first > 1 and not re.match(r"\s*(?!else:)[^\s#]", lines[first - 2]):
+            first -= 1
+        if not (found and found[-1][:2] == (function, name) and name == "imports"):  # a block of imports is one part
+            found.append(Part(function, name, statement, first, 0))
+
+    def visit(body, function, loops=(), inside=None):
+        """inside: the definition around it."""
+        for k, statement in enumerate(body):
+            if k == 0 and inside and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                continue  # a docstring belongs to its function
+            name, key = word(statement), function
+            if isinstance(statement, ast.ClassDef | ast.FunctionDef) and not isinstance(inside, ast.FunctionDef):
+                key = f"{function}/{name}" if inside and function != "UNet" else name
+                key = key if f"def {SAME.get(key)}(" in text else SAME.get(key, key)
+                name = "" if key != function else name
+            elif not inside:
+                key = "end" if any(part.function for part in found) else ""
+            add(statement, key, "/".join([*loops, name]))
+            below = (*loops, name) if name in ("down", "up") else loops
+            define = statement if isinstance(statement, ast.ClassDef | ast.FunctionDef) else inside
+            network = isinstance(statement, ast.FunctionDef) and key == "UNet"  # in Keras a function, which is the forward pass
+            visit(getattr(statement, "body", ()), "forward" if network else key, below, define or statement)
+            visit(getattr(statement, "orelse", ()), key, below, define or statement)
+
+    visit(ast.parse(text).body, "")
+    return [part._replace(last=after - 1) for part, after in zip(found, [part.first for part in found[1:]] + [len(lines) + 1])]
 
 
-def merge(a, b):
-    """Two lists of {implementation: `Part`} in one: the longest common subsequence of names side by side."""
-    names = [[next(iter(row.values())).name for row in rows] for rows in (a, b)]
-    length = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
-    for i in reversed(range(len(a))):
-        for j in reversed(range(len(b))):
-            same = names[0][i] == names[1][j]
-            length[i][j] = length[i + 1][j + 1] + 1 if same else max(length[i + 1][j], length[i][j + 1])
+def likeness(a, b):
+    """From 0, of two parts of paired functions that must not stand beside each other, to 2."""
+    if {(a.word, b.word), (b.word, a.word)} & ALIKE or not a.name and not b.name:
+        return 2
+    kinds = {type(part.code) if hasattr(part.code, "body") else None for part in (a, b)}
+    if len(kinds) > 1 or not a.name or not b.name:
+        return 0
+    ratio = max(
+        difflib.SequenceMatcher(None, *(text.lower().replace("_", "") for text in pair), autojunk=False).ratio()
+        for pair in ((a.header, b.header), (a.word, b.word))
+    )
+    return 1 + ratio if a.word == b.word else ratio if ratio > 0.5 else 0
+
+
+def align(a, b, alike):
+    """Two lists of rows in one, in order: pairs so that the sum of what they are alike is largest."""
+    best = [[(0, None)] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i in reversed(range(len(a) + 1)):
+        for j in reversed(range(len(b) + 1)):
+            ways = [(best[i + 1][j][0], (1, 0))] if i < len(a) else []
+            ways += [(best[i][j + 1][0], (0, 1))] if j < len(b) else []
+            if i < len(a) and j < len(b) and (of := alike(a[i], b[j])):
+                ways.append((best[i + 1][j + 1][0] + of, (1, 1)))
+            best[i][j] = max(ways, key=lambda way: way[0], default=(0, None))
     i = j = 0
-    merged = []
-    while i < len(a) or j < len(b):
-        if i < len(a) and j < len(b) and names[0][i] == names[1][j]:
-            merged.append(a[i] | b[j])
-            i, j = i + 1, j + 1
-        elif j == len(b) or i < len(a) and length[i + 1][j] >= length[i][j + 1]:
-            merged.append(a[i])
-            i += 1
-        else:
-            merged.append(b[j])
-            j += 1
-    return merged
+    while step := best[i][j][1]:
+        yield (a[i] if step[0] else {}) | (b[j] if step[1] else {})
+        i, j = i + step[0], j + step[1]
+
+
+def order(functions):
+    """The functions of all columns: those of all three as they come, and below them what not all have.
+
+    What stands above the same function of all three in each column that has it, stays there. functions: [names] of each column.
+    """
+    common = [name for name in functions[0] if all(name in of for of in functions)]
+
+    def place(name):
+        having = [of for of in functions if name in of]
+        above = max(sum(other in common for other in of[: of.index(name)]) for of in having)
+        own = next(k for k, of in enumerate(functions) if name in of)
+        return len(common) if len(having) == 1 else above, len(having) == 1, name in common, own, functions[own].index(name)
+
+    return sorted(dict.fromkeys(sum(functions, [])), key=lambda name: (name == "end", place(name)))
 
 
 def rows(module, sources=None):
-    """[`Row`] of `model` or `train`. sources: implementation -> text, by default of the files.
-
-    A name that stands in two places, since the columns have it in another order, is told apart by its implementation.
-    """
-    sources = sources or {name: source(name, module) for name in IMPLEMENTATIONS}
-    merged = []
-    for name in IMPLEMENTATIONS:
-        merged = merge(merged, [{name: part} for part in parts(sources[name])])
-    found, seen = [], set()
-    for of in merged:
-        first, part = next(iter(of.items()))
-        name = f"{module}/{part.name}"
-        name = f"{name}-{first}" if name in seen else name
-        seen.add(name)
-        found.append(Row(name, of))
-    return found
+    """[`Row`] of `model` or `train`. sources: implementation -> text, by default of the files."""
+    columns = {name: cut((sources or {}).get(name) or source(name, module)) for name in IMPLEMENTATIONS}
+    functions = [list(dict.fromkeys(part.function for part in of)) for of in columns.values()]
+    classes = order([list(dict.fromkeys(name.split("/")[0] for name in of)) for of in functions])
+    found = []
+    for function in sorted(order(functions), key=lambda name: classes.index(name.split("/")[0])):
+        merged = []
+        for name, of in columns.items():
+            mine = [{name: part} for part in of if part.function == function]
+            merged = list(align(merged, mine, lambda row, one: max(likeness(p, q) for p in row.values() for q in one.values())))
+        for parts in merged:
+            found.append(Row("/".join(filter(None, (module, function, next(iter(parts.values())).name))), parts))
+    names, seen = {}, collections.Counter()
+    for row in sorted(found, key=lambda row: -len(row.parts)):  # of several of one name the first keeps it, and what all have
+        seen[row.name] += 1
+        names[id(row)] = row.name + (f"-{seen[row.name]}" if seen[row.name] > 1 else "")
+    return [row._replace(name=names[id(row)]) for row in found]
 
 
 def all_rows():
@@ -254,11 +202,12 @@ def all_rows():
 
 
 def called(row, implementation, table):
-    """The rows of the functions that a row's lines call in a column: what these make is counted at both."""
-    if not (part := row.parts.get(implementation)):
-        return []
-    lines = source(implementation, row.name.split("/")[0]).splitlines()[part.first - 1 : part.last]
-    names = re.findall(r"(?<![\w.])((?:(?:self|optimizer|tape|super\(\))\.)?\w+)\(", "\n".join(lines))
-    functions = {CALLED.get(name, name.split(".")[-1]) for name in names}
-    at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:-1])]
-    return [other.name for other in at if other.name.split("/")[1] != row.name.split("/")[1]]
+    """The rows of the functions that a row's lines call in a column: what these make is counted at both.
+
+    What a column has no lines for, it does where the others call it.
+    """
+    parts = [row.parts[implementation]] if implementation in row.parts else list(row.parts.values())
+    names = {name for part in parts for name in calls(ast.parse(part.header + " pass" * hasattr(part.code, "body")))}
+    functions = {CALLED.get(name, re.sub(r"^(self|optimizer)\.", "", name)) for name in names}
+    at = [other for other in table if implementation in other.parts and functions & set(other.name.split("/")[1:])]
+    return [other.name for other in at if other.parts[implementation].function != parts[0].function]

@@ -1,6 +1,7 @@
 """The study page: rows, notes, measurements, and docs/study.html, which must not go stale."""
 
 import ast
+import collections
 import html
 import json
 import re
@@ -14,7 +15,7 @@ from study import page, rows
 from study.__main__ import MEASURED, main, read_command_line
 from study.measure import operations
 from tests.conftest import IMPLEMENTATIONS
-from tests.test_columns import MIRRORED, functions, mirrored
+from tests.test_columns import FORWARD, MIRRORED, functions, mirrored
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "study.html"
+STEP = "train/make_train_step"
 SMALL = dict(channels=1, classes=1, filters=2, depth=1, batch_size=2, image_size=Size(16, 16))
 
 
@@ -32,7 +34,7 @@ SMALL = dict(channels=1, classes=1, filters=2, depth=1, batch_size=2, image_size
 def test_every_line_is_in_exactly_one_row(module, implementation):
     table = rows.rows(module)
     lines = [n for row in table if (part := row.parts.get(implementation)) for n in range(part.first, part.last + 1)]
-    assert lines == list(range(1, len(rows.source(implementation, module).splitlines()) + 1)), "in order, none twice"
+    assert sorted(lines) == list(range(1, len(rows.source(implementation, module).splitlines()) + 1))
 
 
 def test_names_are_unique():
@@ -49,31 +51,38 @@ def row_of(table, implementation, module, line):
 def test_what_the_mirror_pairs_stands_in_one_row():
     """tests/test_columns.py compares the columns statement by statement: the page must not tear its pairs apart."""
     for module in rows.MODULES:
-        table, pairs = rows.rows(module), {}
+        table, pairs = rows.rows(module), collections.defaultdict(list)
         for implementation in IMPLEMENTATIONS:
             for name, node in functions(implementation, module):
+                name = "forward" if (module, name) == ("model", FORWARD[implementation]) else name
                 if name in MIRRORED[module] and isinstance(node, ast.FunctionDef):
-                    key = "UNet" if name == "__call__" else name
                     # what is returned may be the head itself, or the model that ends in it
                     lines = [s.lineno for s in mirrored(node) if not isinstance(s, ast.Return)]
-                    pairs.setdefault(key, []).append([row_of(table, implementation, module, line) for line in lines])
+                    pairs[name].append([row_of(table, implementation, module, line) for line in lines])
         for function, columns in pairs.items():
-            assert columns[0] == columns[1] == columns[2], f"{module}.py, {function}"
+            assert all(column == columns[0] for column in columns), f"{module}.py, {function}"
         assert sum(len(columns[0]) for columns in pairs.values()) > 15, "something is compared"
 
 
 def test_rows_follow_the_code():
-    """A line more above moves nothing; a new statement is a row of its own; another order is told apart."""
+    """Blank lines, functions in another order and lines written otherwise move nothing; a new statement is a row of its own."""
     sources = {name: rows.source(name, "model") for name in IMPLEMENTATIONS}
-    before = [row.name for row in rows.rows("model", sources)]
-    old = "            skips.append(x)\n"
-    assert sources["highlevel"].count(old) == 1
-    sources["highlevel"] = sources["highlevel"].replace(old, old + "            extra = tf.identity(x)\n")
-    sources["lowlevel"] = sources["lowlevel"].replace("import tensorflow as tf\n", "import tensorflow as tf\n\n\n")
-    after = rows.rows("model", sources)
-    assert [row.name for row in after if row.name != "model/forward/down/extra"] == before
-    (new,) = (row for row in after if row.name == "model/forward/down/extra")
-    assert list(new.parts) == ["highlevel"]
+    before = [(row.name, list(row.parts)) for row in rows.rows("model", sources)]
+    head, body = sources["keras_impl"].split("def double_conv(")
+    block, end = body.split("def named_weights(")
+    pool = 'tf.nn.max_pool2d(x, name="pool",\n  padding="VALID", ksize=2, strides=[2, 2])'
+    changes = {
+        "lowlevel": [("\nfrom ", "\n\n\nfrom "), ('tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")', pool)],
+        "highlevel": [("            skips.append(x)\n", "            skips.append(x)\n            extra = tf.identity(x)\n")],
+        "keras_impl": [(sources["keras_impl"], f"{head}def named_weights({end}\n\ndef double_conv({block}")],
+    }
+    for name, of in changes.items():
+        for old, new in of:
+            assert old in sources[name]
+            sources[name] = sources[name].replace(old, new, 1)
+    after = [(row.name, list(row.parts)) for row in rows.rows("model", sources)]
+    new = ("model/forward/down/extra", ["highlevel"])
+    assert after.count(new) == 1 and sorted(row for row in after if row != new) == sorted(before)
 
 
 # --- notes ---
@@ -81,13 +90,10 @@ def test_rows_follow_the_code():
 
 def test_notes_belong_to_rows_that_exist():
     found, glossary = page.notes()
-    names, all_traps = {row.name for row in rows.all_rows()}, page.traps()
-    assert not found.keys() - names
-    assert 25 <= len(found) and all(text.strip() for _, text in found.values()) and len(glossary) >= 8
-    unknown = {trap for of, _ in found.values() for trap in of} - all_traps.keys()
-    assert not unknown
-    told = {trap for of, _ in found.values() for trap in of}
-    assert all_traps.keys() == told, "every trap stands at some row"
+    assert not found.keys() - {row.name for row in rows.all_rows()}
+    assert 25 <= len(found) and all(note["text"] for note in found.values()) and len(glossary) >= 8
+    told = {trap for note in found.values() for trap in note["traps"]}
+    assert page.traps().keys() == told, "every trap stands at some row"
 
 
 def test_links_within_the_page_lead_somewhere():
@@ -121,11 +127,6 @@ def test_the_sources_in_the_page_are_the_files(implementation):
         assert [shown.get(n, "") for n in range(1, len(lines) + 1)] == lines
 
 
-def test_nothing_comes_from_the_network():
-    text = PAGE.read_text(encoding="utf-8")
-    assert not re.search(r'(src|<link[^>]*href)="(?!data:)', text) and "@import" not in text and "url(http" not in text
-
-
 # --- the measurements ---
 
 
@@ -141,24 +142,17 @@ def test_each_operation_is_counted_once():
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     figures = page.Figures(measured)
     for name in IMPLEMENTATIONS:
-        everything = [row for row in figures.table if name in row.parts]
-        assert max(sum(figures.shares(row, name)) for row in everything) < 100.1
-        own = [row for row in everything if not figures.total(row, name)]
-        steps = [*own, figures.at["train/make_train_step/gradients"]]
-        counts = sum(page.counted(figures.of(row, "traced", name, {})) for row in steps)
-        if name == "highlevel":  # the line of `apply_gradients` calls a little of the column and much of v1
-            apply = figures.at["train/make_train_step/apply"]
-            called = [figures.at[other] for other in figures.calls(apply, name)]
-            counts += sum(
-                (1 if row == apply else -1) * page.counted(figures.of(row, "traced", name)) for row in [apply, *called]
-            )
-        assert counts == measured["totals"][name]["traced"]
+        assert max(sum(figures.shares(row, name)) for row in figures.table) < 100.1
+        steps = [row for row in figures.table if not figures.total(row, name)] + [figures.at[f"{STEP}/gradients"]]
+        counts = sum(figures.traced(row, name) for row in steps)
+        rest = measured["totals"][name]["traced"] - counts
+        assert 0 <= rest < 10 if name == "keras_impl" else rest == 0, "`fit` does a little that stands in no other row"
         assert 98 < sum(sum(figures.shares(row, name)) for row in figures.ranking()) < 100.1
-    halves = [name for name in measured["rows"] if len(figures.at[name].parts) == 3]
-    halves = [name for name in halves if 0 < len(measured["rows"][name].get("traced", "abc")) < 3]
+    halves = [row.name for row in figures.table if len(row.parts) == 3]
+    halves = [name for name in halves if 0 < len(measured["rows"].get(name, {}).get("traced", "abc")) < 3]
     assert not halves, "what has code in all three makes something in all three"
-    exact = [found for row in figures.table if (found := figures.difference(row, "to the last bit"))]
-    assert exact and not any(map(any, exact)), "the page says so"
+    exact = [pairs for row in figures.table for pairs in figures.proofs(row).get("to the last bit", {}).values()]
+    assert exact and not any(d for pairs in exact for d, _, _ in pairs), "the page says so"
 
 
 def test_the_result_in_the_words_is_that_of_the_results():
@@ -181,27 +175,27 @@ def test_every_operation_has_a_row(monkeypatch):
     for name in IMPLEMENTATIONS:
         found[name], _, totals = operations(name, config, images, (images > 0.5).astype(np.float32))
         assert totals["traced, without a row"] == 0 and totals["traced"] > 100
-        rows_ = found[name]
-        assert rows_["model/double_conv/conv"]["traced"]["Conv2D"] == 6  # two in each of three blocks
-        assert rows_["model/double_conv/conv"]["gradient, traced"]["Conv2DBackpropFilter"] == 6
-        assert rows_["model/double_conv/bn"]["traced"]["FusedBatchNormV3"] == 6
-        assert rows_["model/forward/up/deconv"]["gradient, traced"]["Conv2D"] == 1
-        assert (
-            rows_["model/forward/down/double_conv"]["traced"]["Elu"] == 2
-            and rows_["model/forward/double_conv"]["traced"]["Elu"] == 2
-        )
+        of = found[name]
+        assert of["model/double_conv/conv"]["traced"]["Conv2D"] == 6  # two in each of three blocks
+        assert of["model/double_conv/conv"]["gradient, traced"]["Conv2DBackpropFilter"] == 6
+        assert of["model/double_conv/bn"]["traced"]["FusedBatchNormV3"] == 6
+        assert of["model/forward/up/deconv"]["gradient, traced"]["Conv2D"] == 1
+        assert of["model/forward/down/double_conv"]["traced"]["Elu"] == of["model/forward/double_conv"]["traced"]["Elu"] == 2
         # what every ELU leaves for its gradient: 2 images of 16x16 and of 8x8 pixels, float32; two blocks above and one below
-        kept = 4 * 2 * (4 * 16 * 16 * 2 + 2 * 8 * 8 * 4)
-        assert rows_["model/double_conv/activation"]["kept"]["bytes"] == kept
-        loops = "model/forward/down", "model/double_conv/twice", "train/Adam/apply/name"
-        assert not any(loop in rows_ for loop in loops), "the head of a loop makes nothing"
-    assert found["lowlevel"]["model/batch_norm/kernel"] == found["keras_impl"]["model/batch_norm/kernel"]
-    assert not any(stage.startswith("gradient") for stage in found["highlevel"]["train/with_variables/around"])
-    apply = "train/make_train_step/apply"
+        assert of["model/double_conv/activation"]["kept"]["bytes"] == 4 * 2 * (4 * 16 * 16 * 2 + 2 * 8 * 8 * 4)
+        loops = "model/forward/down", "model/double_conv/for_k", "train/Adam/apply/for_name"
+        assert not any(loop in of for loop in loops), "the head of a loop makes nothing"
+        # in Keras `fit` does these
+        assert of[f"{STEP}/logits"]["traced"]["Elu"] == of[f"{STEP}/gradients"]["traced"]["EluGrad"] == 6
+        assert of[f"{STEP}/loss"]["traced"]["Sigmoid"] == 1
+        assert sum(of["train/train/end_step"]["traced"].values()) == totals["traced"]
+    kernel = "model/batch_norm/fused_batch_norm"
+    assert found["lowlevel"][kernel] == found["keras_impl"][kernel]
+    apply = f"{STEP}/apply"
     assert found["highlevel"][apply]["traced"]["ResourceApplyAdam"] == found["keras_impl"][apply]["traced"]["Square"] == 22
     assert found["lowlevel"][apply]["traced"]["Pow"] == 2 and found["keras_impl"][apply]["traced"]["Pow"] == 44
     assert found["keras_impl"]["model/forward/head"]["traced"]["AddV2"] == 1
-    assert found["lowlevel"]["model/conv2d/return"]["traced"]["BiasAdd"] == 1
+    assert found["lowlevel"]["model/conv2d/bias_add"]["traced"]["BiasAdd"] == 1
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ import re
 import shutil
 from pathlib import Path
 
+from study.page import STAGES
+
 import pytest
 
 PAGE = Path(__file__).parents[1] / "docs" / "study.html"
 URL = PAGE.as_uri()
 MEASURED = json.loads((Path(__file__).parents[1] / "study" / "measured.json").read_text(encoding="utf-8"))
-BN = "model/double_conv/bn"
+BN, STEP = "model/double_conv/bn", "train/make_train_step"
+BEFORE = "getComputedStyle(item, '::before').content"
 CHROMIUM = shutil.which("chromium")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
@@ -69,8 +72,7 @@ def test_hovering_lights_three_columns_and_shows_the_panel(look):
 def test_the_panel_holds_the_figures_that_were_measured(look):
     page = look(f"#{BN}")
     table = page.locator("#content .becomes")
-    titles = {"traced": "as traced", "optimized": "optimized", "stablehlo": "StableHLO", "gradient, traced": "its gradient"}
-    for stage, title in titles.items():
+    for stage, (title, _) in STAGES.items():
         line = table.locator("tr", has=page.get_by_role("rowheader", name=title, exact=True))
         for name, counts in MEASURED["rows"][BN][stage].items():
             shown = line.locator(f'td[data-of="{name}"] li').all_inner_texts()
@@ -152,11 +154,8 @@ def test_bars_move_nothing(look, width):
 
 def test_hidden_columns_are_compared_no_more(look):
     page = look("#model/forward/head")
-    pair, mark = (
-        page.locator('#content [data-pair="lowlevel keras_impl"]').first,
-        "#content [data-of=lowlevel] [data-ne=keras_impl]",
-    )
-    shown = "items => items.map(item => getComputedStyle(item, '::before').content)"
+    pair = page.locator('#content [data-pair="lowlevel keras_impl"]').first
+    mark, shown = "#content [data-of=lowlevel] [data-ne=keras_impl]", f"items => items.map(item => {BEFORE})"
     assert pair.is_visible() and set(page.eval_on_selector_all(mark, shown)) != {"none"}
     page.keyboard.press("3")
     assert pair.is_hidden() and set(page.eval_on_selector_all(mark, shown)) == {"none"}
@@ -164,9 +163,7 @@ def test_hidden_columns_are_compared_no_more(look):
 
 def test_a_link_leads_to_its_row(look):
     page = look(f"#{BN}")
-    assert lit(page) == [BN] and row(page, BN).locator(".cells").is_visible()
-    box = row(page, BN).bounding_box()
-    assert 0 < box["y"] < 600
+    assert lit(page) == [BN] and 0 < row(page, BN).bounding_box()["y"] < 600
     page.locator(".u a[data-part=deconv]").first.click()
     assert lit(page) == ["model/forward/up/deconv"]
     page.goto(URL + "#no/such/row")
@@ -174,11 +171,11 @@ def test_a_link_leads_to_its_row(look):
 
 def test_bars_and_tiers(look):
     page = look(f"#{BN}")
-    assert page.locator("#content .proof.exact").is_hidden() and page.locator("#content .proof.written").is_visible()
+    exact, written = page.locator("#content .proof.exact"), page.locator("#content .proof.written")
+    assert exact.is_hidden() and written.is_visible()
     page.select_option("#tier", "exact")
-    assert page.locator("#content .proof.exact").is_visible() and page.locator("#content .proof.written").is_hidden()
-    text = "cell => getComputedStyle(cell, '::after').content"
-    keras = row(page, "train/make_train_step/gradients").locator(".cell").nth(2)
+    assert exact.is_visible() and written.is_hidden()
+    keras, text = row(page, f"{STEP}/gradients").locator(".cell").nth(2), f"item => {BEFORE.replace('before', 'after')}"
     assert page.input_value("#heat") == "difference" and keras.evaluate(text) == '"0"'
     page.select_option("#tier", "written")
     assert re.fullmatch(r'"\d\.\de-\d\d"', keras.evaluate(text))
@@ -187,10 +184,15 @@ def test_bars_and_tiers(look):
     assert of.nth(0).evaluate(text) == '"Σ 126"' and of.nth(1).evaluate(text) == '"126"', "lowlevel calls a function of its own"
 
 
-def test_a_column_without_the_code_shows_a_dash(look):
-    page = look("#model/conv2d/x")
+def test_a_column_without_the_code(look):
+    page = look("#model/conv2d/conv2d")
     cells = page.locator("#content td:is([data-of=highlevel], [data-of=keras_impl])").all_inner_texts()
     assert len(cells) > 10 and set(cells) == {"–"}
+    says = row(page, f"{STEP}/apply").locator("[data-of=keras_impl] .says")
+    assert "fit" in says.inner_text(), "what does it there"
+    alone = page.locator(".alone").filter(has=row(page, "model/conv2d")).locator(".stack")
+    tops = [stack.locator(".row").first.bounding_box()["y"] for stack in alone.all() if stack.locator(".row").count()]
+    assert len(tops) > 1 and len(set(tops)) == 1, "what single columns bring along stands beside each other"
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -229,9 +231,6 @@ def test_it_prints_on_a4(look, tmp_path):
     assert abs(width - 842) < 2 and abs(height - 595) < 2, "landscape"
 
 
-VIEWS = [("dark", 1600), ("light", 390)]
-
-
 def violations(page):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -239,20 +238,19 @@ def violations(page):
     return "\n".join(f"{v['id']}: {v['help']}: {[n['target'] for n in v['nodes'][:5]]}" for v in found)
 
 
-@pytest.mark.parametrize("scheme, width", VIEWS)
-def test_rules_of_accessibility(look, scheme, width):
-    """On a page with few rows and traps, for axe-core looks at every element: the whole takes 25 s."""
+ALL = pytest.mark.slow  # axe-core looks at every element: 25 s
+VIEWS = [("dark", 1600, False), ("light", 390, False)]
+VIEWS += [pytest.param(*view, True, marks=ALL) for view in (("dark", 1600), ("light", 390), ("light", 1600))]
+
+
+@pytest.mark.parametrize("scheme, width, every_row", VIEWS)
+def test_rules_of_accessibility(look, scheme, width, every_row):
     page = look(f"#{BN}", width=width, color_scheme=scheme)
-    rest = ".row:not(.lit):nth-of-type(n + 4), .text section:nth-of-type(n + 2)"
-    page.evaluate("rest => document.querySelectorAll(rest).forEach(element => element.remove())", rest)
-    assert 5 < page.locator(".row").count() < 10
+    rest = ".file > .row:not(.lit):nth-of-type(n + 4), .alone ~ .alone, .text section:nth-of-type(n + 2)"
+    if not every_row:
+        page.evaluate("rest => document.querySelectorAll(rest).forEach(element => element.remove())", rest)
+        assert 5 < page.locator(".row").count() < 50
     assert not violations(page)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme, width", [("light", 1600), *VIEWS])
-def test_rules_of_accessibility_on_every_row(look, scheme, width):
-    assert not violations(look(f"#{BN}", width=width, color_scheme=scheme))
 
 
 def test_broken_rules_are_seen(look):
