@@ -211,10 +211,10 @@ def test_a_process_that_dies_is_reported():
     workers = bench.Workers(Config.of(filters=2, depth=1))
     workers.start(CELL, *BATCH)
     workers.greet(CELL)
-    workers.take_turn(CELL, "train", 2)
+    workers.take_turn((CELL, "train", 2))
     assert workers.times[CELL, "train"][0] > 0
     os.kill(workers.up[CELL].process.pid, signal.SIGKILL)
-    workers.take_turn(CELL, "train", 2)
+    workers.take_turn((CELL, "train", 2))
     assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
     workers.stop()
     assert "killed" in workers.failed[CELL] and workers.peaks == {}
