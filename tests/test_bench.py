@@ -180,6 +180,7 @@ def test_matrix(monkeypatch):
     assert [cell.precision for cell in found if cell.implementation == cells.LIMIT] == ["float32", "bfloat16"]
     has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
+    monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: True)
     for there, precision in ((False, "float32"), (True, "tf32")):
         monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)
         assert [machine.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
