@@ -194,8 +194,11 @@ def call(work, of, *args):
     return answer
 
 
-def in_turns(turns, rounds, title):
-    """Yields `turns`, so many times, so that what slows the machine down slows down all; nobody always comes first."""
+def in_turns(turns, rounds, title, take):
+    """{turn: [what `take(turn)` returned in each round]}; what slows the machine down slows down all of them."""
+    found = {turn: [] for turn in turns}
     for k in tqdm(range(rounds), desc=title, unit="round", leave=False, disable=None):
         first = k * len(turns) // rounds
-        yield from turns[first:] + turns[:first]
+        for turn in turns[first:] + turns[:first]:
+            found[turn].append(take(turn))
+    return found

@@ -180,6 +180,7 @@ def test_matrix(monkeypatch):
     assert [cell.precision for cell in found if cell.implementation == cells.LIMIT] == ["float32", "bfloat16"]
     has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
+    monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: True)
     for there, precision in ((False, "float32"), (True, "tf32")):
         monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)
         assert [machine.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
@@ -211,10 +212,10 @@ def test_a_process_that_dies_is_reported():
     workers = bench.Workers(Config.of(filters=2, depth=1))
     workers.start(CELL, *BATCH)
     workers.greet(CELL)
-    workers.take_turn(CELL, "train", 2)
+    workers.take_turn((CELL, "train", 2))
     assert workers.times[CELL, "train"][0] > 0
     os.kill(workers.up[CELL].process.pid, signal.SIGKILL)
-    workers.take_turn(CELL, "train", 2)
+    workers.take_turn((CELL, "train", 2))
     assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
     workers.stop()
     assert "killed" in workers.failed[CELL] and workers.peaks == {}

@@ -101,8 +101,9 @@ class Workers:
             if what.startswith("warm ")
         ]
 
-    def take_turn(self, cell, mode, steps):
-        """Adds the seconds of one of so many steps to `times`, if the process is still there."""
+    def take_turn(self, turn):
+        """Adds the seconds of one step to `times`, if the process is still there."""
+        cell, mode, steps = turn
         if cell in self.up and (found := self.ask(cell, (mode, steps))):
             self.times[cell, mode].append(found)
 
@@ -141,8 +142,7 @@ def measure(todo, config, rounds, workers):
                 workers.start(cell, *batches[size])
             for cell in starting:
                 workers.greet(cell)
-        for turn in columns.in_turns(workers.turns(), rounds, "bench"):
-            workers.take_turn(*turn)
+        columns.in_turns(workers.turns(), rounds, "bench", workers.take_turn)
         workers.stop()
 
 
@@ -153,7 +153,7 @@ def run_matrix(config, given, matrix, rounds, path):
 
     Raises: UserError when no cell could be measured.
     """
-    from comparison.benchmark.peaks import peak_work
+    from comparison.benchmark.worker import peak_work
     from comparison.machine import described, environment, has_tf32
     from data.loader import load_examples
 

@@ -41,12 +41,11 @@ def work(implementation, config, images, connection):
 def measure(config, images, rounds):
     """-> {(implementation, call): [seconds of each call]}, in turns."""
     processes = {name: columns.Process(name, work, name, config, images) for name in columns.IMPLEMENTATIONS}
-    found = {(name, call): [] for name, process in processes.items() for call in process.ask()}
-    for name, call in columns.in_turns(list(found), rounds, "bench: latency"):
-        found[name, call] += processes[name].ask(call)
+    turns = [(name, call) for name, process in processes.items() for call in process.ask()]
+    found = columns.in_turns(turns, rounds, "bench: latency", lambda turn: processes[turn[0]].ask(turn[1]))
     for process in processes.values():
         process.end()
-    return found
+    return {turn: [second for of_round in seconds for second in of_round] for turn, seconds in found.items()}
 
 
 def run(config, rounds, path):

@@ -24,7 +24,6 @@ from data.splits import split
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 CONSUMED = (500, 1000, 2000)  # images per second, as a GPU may take them
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
@@ -68,18 +67,13 @@ def endless(config, training, kind):
     return batches
 
 
-def time_later_epochs(config, training, kinds, rounds):
-    """kind of augmentation -> images per second of the batches alone, `rounds` times in turns, about a second each."""
-    found = {kind: [] for kind in kinds}
-    for _ in range(rounds):
-        for kind, rates in found.items():
-            batches = endless(config, training, kind)
-            begin, steps = time.perf_counter(), 0
-            while time.perf_counter() - begin < 1:
-                next(batches)
-                steps += 1
-            rates.append(config.training.batch_size * steps / (time.perf_counter() - begin))
-    return found
+def time_later_epochs(config, training, kind):
+    """Images per second of the batches alone, for about a second."""
+    batches, begin, steps = endless(config, training, kind), time.perf_counter(), 0
+    while (passed := time.perf_counter() - begin) < 1:
+        next(batches)
+        steps += 1
+    return config.training.batch_size * steps / passed
 
 
 def draw_batches(config, training, seconds):
@@ -106,65 +100,42 @@ def in_processes(task):
         raise UserError("a process that draws batches has ended: too little memory?") from None
 
 
-def time_draws(config, training, kinds, rounds, seconds=1):
-    """kind -> [(images per second of one thread, of a thread on each core, of a process on each core)], in turns.
+def time_draws(config, training, kind, seconds=1):
+    """(images per second of one thread, of a thread on each core, of a process on each core).
 
     What threads lack to processes is the time for which one of them holds Python's lock, and the others wait for it.
     """
-    found = {kind: [] for kind in kinds}
+    task = config.replace(augment=kind), training, seconds
     with ThreadPoolExecutor(CORES) as pool:
-        for _ in range(rounds):
-            for kind, rates in found.items():
-                task = config.replace(augment=kind), training, seconds
-                jobs = [pool.submit(draw_batches, *task) for _ in range(CORES)]
-                threads = sum(job.result() for job in jobs)
-                rates.append((draw_batches(*task), threads, in_processes(task)))
-    return found
+        threads = sum(pool.map(lambda _: draw_batches(*task), range(CORES)))
+    return draw_batches(*task), threads, in_processes(task)
 
 
-def time_consumer(config, training, kinds, rates, seconds=2):
-    """(kind, rate) -> share of the time for which a consumer waits that takes `rate` images per second: what a GPU would see.
+def time_consumer(config, training, kind, rate, seconds=2):
+    """Share of the time for which a consumer waits that takes `rate` images per second: what a GPU would see.
 
     It asks for the next batch when the one before is used up, and is late for good when it had to wait.
     """
-    found = {}
-    for kind, rate in itertools.product(kinds, rates):
-        batches = endless(config, training, kind)
-        begin, waited = time.perf_counter(), 0.0
-        while (asked := time.perf_counter()) - begin < seconds:
-            next(batches)
-            waited += time.perf_counter() - asked
-            time.sleep(config.training.batch_size / rate)
-        found[kind, rate] = waited / (time.perf_counter() - begin)
-    return found
+    batches, begin, waited = endless(config, training, kind), time.perf_counter(), 0.0
+    while (asked := time.perf_counter()) - begin < seconds:
+        next(batches)
+        waited += time.perf_counter() - asked
+        time.sleep(config.training.batch_size / rate)
+    return waited / (time.perf_counter() - begin)
 
 
-def time_training(config, training, kinds, rounds):
-    """(implementation, kind) -> [(images per second, share of the time that waits for data)] of the train step, in turns.
-
-    One process holds all: what is compared is the same step with other batches, and not one implementation with another.
-    """
-    lanes = {}
-    for name in columns.IMPLEMENTATIONS:
-        step = columns.Built(name, config).train_step
-        for kind in kinds:
-            batches = endless(config, training, kind)
-            float(step(*next(batches)))  # traced
-            lanes[name, kind] = step, batches, []
-    for _ in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
-        for step, batches, found in lanes.values():
-            steps, waited, begin = 0, 0.0, time.perf_counter()
-            while steps < 4 or time.perf_counter() - begin < 1:
-                asked = time.perf_counter()
-                images, masks = next(batches)
-                waited += time.perf_counter() - asked
-                loss = step(images, masks)
-                tf.test.experimental.sync_devices()  # so that no waiting hides behind steps that are under way
-                steps += 1
-            float(loss)
-            seconds = time.perf_counter() - begin
-            found.append((config.training.batch_size * steps / seconds, waited / seconds))
-    return {key: found for key, (_, _, found) in lanes.items()}
+def time_training(step, batches, batch_size):
+    """(images per second, share of the time that waits for data) of a train step, for about a second."""
+    steps, waited, begin = 0, 0.0, time.perf_counter()
+    while steps < 4 or time.perf_counter() - begin < 1:
+        asked = time.perf_counter()
+        images, masks = next(batches)
+        waited += time.perf_counter() - asked
+        step(images, masks)
+        tf.test.experimental.sync_devices()  # so that no waiting hides behind steps that are under way
+        steps += 1
+    seconds = time.perf_counter() - begin
+    return batch_size * steps / seconds, waited / seconds
 
 
 def run(config, rounds, path):
@@ -181,30 +152,37 @@ def run(config, rounds, path):
     kept = {*training.names, *validation.names}  # --skip-bad leaves some out
     items = [layout.items[i] for part in split(layout.items, config).values() for i in part if layout.items[i].name in kept]
     print(f"{device_name()}, {CORES} threads, batch {config.training.batch_size}, {len(items)} images", flush=True)
-    seconds = {"pillow": [], "first epoch": []}
     time_pillow(items, config)  # the files are in memory from here on, for both
-    for _ in tqdm(range(rounds), desc="reading", unit="round", leave=False, disable=None):
-        seconds["pillow"].append(time_pillow(items, config))
-        seconds["first epoch"].append(time_first_epoch(config))
+    work = {"pillow": lambda: time_pillow(items, config), "first epoch": lambda: time_first_epoch(config)}
+    seconds = columns.in_turns(list(work), rounds, "reading", lambda label: work[label]())
     rates = {label: [len(items) / s for s in values] for label, values in seconds.items()}
-    later = time_later_epochs(config, training, AUGMENTATIONS, rounds)
-    rates.update({f"later epochs, augment {kind}": values for kind, values in later.items()})
+
+    def in_turns(title, measure):
+        return columns.in_turns(AUGMENTATIONS, rounds, title, lambda kind: measure(config, training, kind))
+
+    later = in_turns("later epochs", time_later_epochs)
+    rates |= {f"later epochs, augment {kind}": values for kind, values in later.items()}
     base = statistics.median(rates["pillow"])
     print(f"\n{'the pipeline alone':<32}{'images/s':>10}{'to Pillow':>11}")
     for label, values in rates.items():
         label = "Pillow, bicubic, in threads" if label == "pillow" else label
         print(f"{label:<32}{statistics.median(values):>10.1f}{statistics.median(values) / base:>11.2f}")
-    draws = time_draws(config, training, AUGMENTATIONS, rounds)
+    draws = in_turns("drawing", time_draws)
     print(f"\n{'drawing batches, images/s':<32}{'1 thread':>10}{f'{CORES} threads':>15}{f'{CORES} processes':>18}")
     for kind, found in draws.items():
         one, threads, processes = (statistics.median(values) for values in zip(*found))
         threads, processes = (f"{rate:.0f} ({rate / one:.2f})" for rate in (threads, processes))
         print(f"{f'augment {kind}':<32}{one:>10.0f}{threads:>15}{processes:>18}")
-    waits = time_consumer(config, training, AUGMENTATIONS, CONSUMED)
+    waits = {(kind, rate): time_consumer(config, training, kind, rate) for kind in AUGMENTATIONS for rate in CONSUMED}
     print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in CONSUMED))
     for kind in AUGMENTATIONS:
         print(f"{f'augment {kind}':<32}" + "".join(f"{100 * waits[kind, rate]:>15.1f} %" for rate in CONSUMED))
-    trained = time_training(config, training, AUGMENTATIONS, rounds)
+    lanes = {}  # one process holds all: what is compared is the same step with other batches, and not one column with another
+    for name in columns.IMPLEMENTATIONS:
+        step = columns.Built(name, config).train_step
+        lanes |= {(name, kind): (step, endless(config, training, kind), config.training.batch_size) for kind in AUGMENTATIONS}
+        step(*next(lanes[name, "none"][1]))  # traced
+    trained = columns.in_turns(list(lanes), rounds, "training", lambda lane: time_training(*lanes[lane]))
     print(f"\n{'training through it':<32}{'images/s':>10}{'to none':>11}{'waiting':>10}")
     for (name, kind), found in trained.items():
         speed, waiting = (statistics.median(values) for values in zip(*found))

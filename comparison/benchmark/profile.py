@@ -45,24 +45,23 @@ KINDS = (
     ("batch normalization", r":(Mul|Sub|AddV2|AssignVariableOp|AssignSubVariableOp)$"),
     ("rest", r""),
 )
-ROWS = (
-    "convolution, forward",
-    "convolution, input gradient",
-    "convolution, filter gradient",
-    "batch normalization",
-    "activation",
-    "pooling",
-    "bias",
-    "dropout",
-    "concatenation, slices, casts",
-    "sums of gradients",
-    "loss",
-    "optimizer",
-    "rest",
-    WAITING,
-)
-# by hue: convolutions, the rest of the layers, what moves data, what is not the network, nothing
-COLORS = dict(zip(ROWS, matplotlib.colormaps["tab20c"]([0, 1, 2, 4, 5, 6, 7, 11, 8, 9, 12, 13, 17, 19])))
+# row -> its colour in tab20c, by hue: convolutions, the rest of the layers, what moves data, what is not the network, nothing
+ROWS = {
+    "convolution, forward": 0,
+    "convolution, input gradient": 1,
+    "convolution, filter gradient": 2,
+    "batch normalization": 4,
+    "activation": 5,
+    "pooling": 6,
+    "bias": 7,
+    "dropout": 11,
+    "concatenation, slices, casts": 8,
+    "sums of gradients": 9,
+    "loss": 12,
+    "optimizer": 13,
+    "rest": 17,
+    WAITING: 19,
+}
 
 
 def kind(operation):
@@ -208,14 +207,13 @@ def draw(measured, title, path):
     axes = figure.subplots()
     bars = [(mode, name) for mode in MODES for name in columns.IMPLEMENTATIONS]
     labels = [f"{name}, {MODES[mode]}" for mode, name in bars]
-    shares = []
-    for of in (add_up(measured[bar]) for bar in bars):
-        shares.append({row: 100 * ms / sum(of.values()) for row, ms in of.items()})
+    sums = [add_up(measured[bar]) for bar in bars]
+    shares = [{row: 100 * ms / sum(of.values()) for row, ms in of.items()} for of in sums]
     left = [0.0] * len(labels)
     for row in ROWS:
         widths = [of[row] for of in shares]
         if any(widths):
-            parts = axes.barh(labels, widths, left=left, color=COLORS[row], label=row)
+            parts = axes.barh(labels, widths, left=left, color=matplotlib.colormaps["tab20c"](ROWS[row]), label=row)
             axes.bar_label(parts, [f"{w:.0f}" if w >= 2.5 else "" for w in widths], label_type="center", fontsize=8)
             left = [x + w for x, w in zip(left, widths)]
     axes.invert_yaxis()

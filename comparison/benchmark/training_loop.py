@@ -132,11 +132,9 @@ def measure(config, rounds):
             name: columns.Process(name, work, name, config.replace(run_dir=Path(folder) / name), images, masks, rounds)
             for name in columns.IMPLEMENTATIONS
         }
-        found = {name: [] for name in processes}
         for process in processes.values():
             process.ask()
-        for name in columns.in_turns(list(processes), rounds, "bench: loop"):
-            found[name].append(processes[name].ask(True))
+        found = columns.in_turns(list(processes), rounds, "bench: loop", lambda name: processes[name].ask(True))
         for process in processes.values():
             process.end()
     return found, config

@@ -10,7 +10,6 @@ handed on               1, 2, 4 and 1 devices in turn, from checkpoint to checkp
 """
 
 import contextlib
-import functools
 import io
 import itertools
 import json
@@ -30,9 +29,10 @@ import numpy as np
 
 SMALL = dict(filters=4, depth=2, image_size=Size(32, 32), batch_size=8)
 EXPLICIT = dict(batch_norm="explicit", precision="float64")
+FIRST = "explicit, dice"
 # title -> options: what is more than a mean over the images, what is drawn, and what acts on the gradients as a whole
 WAYS = {
-    "explicit, dice": EXPLICIT,
+    FIRST: EXPLICIT,
     "explicit, class weights, clipped, dropout": dict(
         **EXPLICIT, classes=2, loss="dice_ce", class_weights=Weights((0.5, 2.0)), clip_norm=0.1, dropout=0.5
     ),
@@ -117,36 +117,26 @@ def observe(implementation, config, steps):
 
     Returns: ({title: (found, wanted, precision)}, {title: what 2 devices found}); see `train`.
     """
-    strategies = start_devices()
-    pairs, two, whole = {}, {}, None
+    strategies, pairs, seen = start_devices(), {}, {}
     for title, options in WAYS.items():
-        changed = config.replace(**options)
-        step = functools.partial(train, implementation, changed, range(steps))
-        precision = changed.network.precision
-        for n, strategy in strategies.items():
-            # the first shows that their number does not matter, the others what a sum over them could get wrong
-            if n > 2 and title != "explicit, dice" or n == 1 and options["batch_norm"] == "fused":
-                continue
-            found = step(strategy)
-            if n == 2:
-                two[title] = found
-            if n == 1:
-                one = found
-                whole = whole or found  # of the first way
-            elif options["batch_norm"] == "fused":
-                by_rows = train_by_rows(implementation, changed, steps, n)
-                pairs[f"{title}: {n} devices against rows in turn"] = found, by_rows, precision
-            else:
-                pairs[f"{title}: {n} devices against 1"] = found, one, precision
-    changed = config.replace(**WAYS["explicit, dice"])
+        changed, is_fused = config.replace(**options), options["batch_norm"] == "fused"
+        # the first shows that their number does not matter, the others what a sum over them could get wrong
+        some = {n: strategy for n, strategy in strategies.items() if n <= 2 or title == FIRST}
+        found = {n: train(implementation, changed, range(steps), strategy) for n, strategy in some.items()}
+        seen[title] = found
+        for n in [n for n in found if n > 1]:
+            wanted = train_by_rows(implementation, changed, steps, n) if is_fused else found[1]
+            against = "rows in turn" if is_fused else "1"
+            pairs[f"{title}: {n} devices against {against}"] = found[n], wanted, changed.network.precision
+    changed = config.replace(**WAYS[FIRST])
     turns = [*strategies, 1]
     with tempfile.TemporaryDirectory() as folder:
         bounds, losses = np.linspace(0, steps, len(turns) + 1).astype(int), {}
         for n, part in zip(turns, itertools.pairwise(bounds)):
             found = train(implementation, changed, range(*part), strategies[n], Path(folder) / "baton.safetensors")
             losses |= found["losses"]
-    pairs[f"handed on: {', '.join(map(str, turns))} devices"] = {**found, "losses": losses}, whole, "float64"
-    return pairs, two
+    pairs[f"handed on: {', '.join(map(str, turns))} devices"] = {**found, "losses": losses}, seen[FIRST][1], "float64"
+    return pairs, {title: found[2] for title, found in seen.items() if 2 in found}
 
 
 def start_devices(counts=(1, 2, 4), deterministic=True):
@@ -173,7 +163,7 @@ def observe_host(implementation, config, steps, addresses, worker):
     be_deterministic()
     found = {}
     with spread(config.replace(workers=addresses, worker=worker)):
-        for title in ("explicit, dice", "fused, dice"):
+        for title in (FIRST, "fused, dice"):
             found[title] = train(implementation, config.replace(**WAYS[title]), range(steps), None)
     return found
 
