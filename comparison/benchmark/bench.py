@@ -130,7 +130,7 @@ def measure(todo, config, rounds, workers):
     if on_gpu:  # nobody says how much memory a GPU has left: what is compared is up at a time, and no more
         limits = [cell for cell in todo if cell.implementation == LIMIT]
         rest = [cell for group in together for cell in group if cell.implementation != LIMIT]
-        together = [[*limits, *rest[k : k + 3]] for k in range(0, len(rest), 3)]
+        together = [[*limits, *rest[k : k + len(cells.ROWS)]] for k in range(0, len(rest), len(cells.ROWS))]
     batches = {}
     for group in together:
         for k in tqdm(range(0, len(group), STARTING), desc="starting", leave=False, disable=None):

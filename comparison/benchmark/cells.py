@@ -14,11 +14,14 @@ import numpy as np
 
 MODES = {"train": "training", "infer": "inference", "folded": "inference, batch norm folded"}
 LIMIT = "limit"  # stands for an implementation: what the device can do at best
+# with --batch-norm fused keras_impl has v1's kernel for the normalization: this is what Keras has by itself
+STOCK = "keras_impl, stock batch normalization"
+ROWS = (*columns.IMPLEMENTATIONS, STOCK)
 PROCESS_BYTES = 800 * 2**20  # of a process with TensorFlow in it, before the first image
 
 
 class Cell(NamedTuple):
-    """What one process measures: an implementation, or `LIMIT`, in one setting."""
+    """What one process measures: one of `ROWS`, or `LIMIT`, in one setting."""
 
     precision: str  # as in `Config`, or "tf32"
     jit: bool
@@ -28,7 +31,12 @@ class Cell(NamedTuple):
 
     def config(self, config):
         precision = "float32" if self.precision == "tf32" else self.precision
-        return config.replace(precision=precision, jit=self.jit, batch_size=self.batch_size)
+        stock = {"batch_norm": "explicit"} if self.implementation == STOCK else {}
+        return config.replace(precision=precision, jit=self.jit, batch_size=self.batch_size, **stock)
+
+    @property
+    def column(self):
+        return self.implementation.partition(",")[0]
 
     @property
     def setting(self):
@@ -62,7 +70,7 @@ def find_cells(config, given, matrix, image_size, has_tf32):
             for precision in axes["precision"]:
                 for jit in axes["jit"]:
                     setting = precision, jit, batch_size, image_size
-                    cells += [Cell(*setting, implementation) for implementation in columns.IMPLEMENTATIONS]
+                    cells += [Cell(*setting, row) for row in ROWS if row != STOCK or config.network.batch_norm == "fused"]
     return cells
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.config import UserError
 from common.device import tf
 from comparison import columns
-from comparison.benchmark.cells import LIMIT, MODES
+from comparison.benchmark.cells import LIMIT, MODES, STOCK
 from comparison.benchmark.roofline import BYTES
 from data.loader import load_examples, training_batches
 
@@ -36,7 +36,7 @@ def work(cell, config, images, masks, started, connection):
     started: the time at which the process was asked for.
     """
     if cell.implementation != LIMIT:
-        columns.load(cell.implementation)
+        columns.load(cell.column)
     imported = time.time() - started
     tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
     try:
@@ -62,9 +62,10 @@ def prepare(cell, config, images, masks):
     config = cell.config(config)
     images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
     first, steps = {}, {}
-    for mode in MODES if config.network.batch_norm != "none" else ("train", "infer"):
+    no_more = config.network.batch_norm == "none" or cell.implementation == STOCK  # folded, they are what the others are
+    for mode in ("train", "infer") if no_more else MODES:
         begin = time.perf_counter()
-        built = columns.Built(cell.implementation, config)
+        built = columns.Built(cell.column, config)
         if mode == "folded":
             built = built.folded()
         function, arguments = (built.train_step, (images, masks)) if mode == "train" else (built.forward, (images,))
