@@ -20,7 +20,7 @@ GROUPS = {
     "output": "what is written, and going on",
     "devices": "several devices and hosts",
 }
-
+FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
 
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
 
@@ -38,26 +38,40 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message if len(message) < 500 else message[:500] + '...'} (see {self.prog} --help)")
 
 
-def make_parser(prog, description):
-    """A `Parser` with an option for every field of `Config`, in groups."""
-    parser = Parser(prog=prog, description=description)
-    add_config(parser)
+def make_parser(prog, description, names=None):
+    """A `Parser` with the options of `add_config`."""
+    parser = Parser(prog=prog, usage="%(prog)s [options]", description=description)
+    add_config(parser, names)
     return parser
 
 
-def add_config(parser):
-    """Adds an option for every field of `Config`."""
+def add_config(parser, names=None):
+    """Adds in groups an option for every field of `Config` and --preset, or for `names` of them alone.
+
+    What has no option keeps its default, or what `parser.set_defaults` says.
+    """
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    groups["first"].add_argument("--preset", choices=PRESETS, help="paper: Ronneberger et al. 2015; options beside it count")
-    for name, (of, field) in FIELDS.items():
-        group, text, kind = groups[field.metadata["group"] or of], field.metadata["help"], field.type
+    for name in [*FIRST, *(name for name in FIELDS if name not in FIRST)]:
+        if names is not None and name not in names:
+            continue
+        if name == "preset":
+            groups["first"].add_argument("--preset", choices=PRESETS, help="Ronneberger et al. 2015; options beside it count")
+            continue
+        of, field = FIELDS[name]
+        if field.metadata.get("hidden"):
+            continue
+        group = groups["first" if name in FIRST else field.metadata["group"] or of]
+        text, kind = field.metadata["help"], field.type
         if typing.get_origin(kind) is types.UnionType:  # Path | None
             kind = typing.get_args(kind)[0]
+        if kind is bool:
+            twin = any(name in preset for preset in PRESETS.values())  # what a preset switches on can be switched off
+            action = argparse.BooleanOptionalAction if twin else "store_true"
+            group.add_argument(flag(name), action=action, default=field.default, help=text)
+            continue
         if field.default is not None:
             text += " (default: %(default)s)"
-        if kind is bool:
-            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=field.default, help=text)
-        elif typing.get_origin(kind) is Literal:
+        if typing.get_origin(kind) is Literal:
             group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
         else:
             metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
@@ -78,7 +92,7 @@ def _reader(kind):
 
 def parse(parser, argv):
     """The arguments, with the options of `--preset` where the command line is silent."""
-    preset = parser.parse_args(argv).preset
+    preset = getattr(parser.parse_args(argv), "preset", None)
     parser.set_defaults(**PRESETS.get(preset, {}))
     return parser.parse_args(argv)
 
@@ -95,7 +109,7 @@ def read_config(args):
 
     Raises: UserError for values that do not fit together.
     """
-    config = Config.of(**{name: getattr(args, name) for name in FIELDS})
+    config = Config.of(**{name: value for name, value in vars(args).items() if name in FIELDS})
     # not in `Config`: a run may have stored both
     if config.data.void_label is not None and config.data.void_label in (config.data.mask_values or ()):
         raise UserError(

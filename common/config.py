@@ -178,9 +178,9 @@ class Every(typing.NamedTuple):
 def option(default, help, group=None, **marks):
     """A field with its meaning and unit, which is also its --help text.
 
-    group: where --help lists it: "first" of all, or "output"; by default under the name of its dataclass. Marks:
-    found: the data says it where the command line does not. free: may change when a run goes on. val: decides which images
-    validate and how they are read, as every field of `Data` does where it does not say False.
+    group: where --help lists it, "output" or "devices"; by default under the name of its dataclass. Marks:
+    found: the data says it where the command line does not. free: may change when a run goes on. hidden: it has no option.
+    val: decides which images validate and how they are read, as every field of `Data` does where it does not say False.
     """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, **marks})
 
@@ -247,15 +247,15 @@ class Network:
     classes: int | None = option(
         None, "1: sigmoid, foreground; more: softmax over so many (default: as the masks are)", found=True, val=True
     )
-    filters: int = option(16, "feature maps of the first level; every level below has twice as many", "first")
-    depth: int = option(4, "poolings, so that the bottom of the U is 2**depth times smaller than the image", "first", val=True)
+    filters: int = option(16, "feature maps of the first level; every level below has twice as many")
+    depth: int = option(4, "poolings, so that the bottom of the U is 2**depth times smaller than the image", val=True)
     activation: Literal["elu", "relu"] = option("elu", "after every 3x3 convolution")
     padding: Literal["same", "valid"] = option(
         "same", "same: logits as large as the image; valid: the paper's, smaller", val=True
     )
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
     bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps")
-    bn_epsilon: float = option(1e-3, "added to the variance")
+    bn_epsilon: float = option(1e-3, "added to the variance", hidden=True)
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path")
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
     seed: int = option(0, "of the weights and the dropout, the cells, the split, the order and the augmentation", val=True)
@@ -295,15 +295,15 @@ class Network:
 class Training:
     """How the weights are learnt, and what a run writes. Raises: UserError for values that make no training."""
 
-    loss: Literal["dice", "cross_entropy", "dice_ce"] = option("dice", "soft dice, cross entropy, or the sum of both", "first")
+    loss: Literal["dice", "cross_entropy", "dice_ce"] = option("dice", "soft dice, cross entropy, or the sum of both")
     class_weights: Weights | None = option(
         None, "of the classes in the loss: 1,2,0.5, or balanced by their frequency", found=True
     )
     optimizer: Literal["adam", "sgd"] = option("adam", "Kingma and Ba 2015, or gradient descent with momentum")
-    learning_rate: float = option(1e-3, "step size", "first")
-    beta_1: float = option(0.9, "Adam: decay of the mean of the gradients")
-    beta_2: float = option(0.999, "Adam: decay of the mean of their squares")
-    epsilon: float = option(1e-7, "Adam: added to the root of the mean square")
+    learning_rate: float = option(1e-3, "step size")
+    beta_1: float = option(0.9, "Adam: decay of the mean of the gradients", hidden=True)
+    beta_2: float = option(0.999, "Adam: decay of the mean of their squares", hidden=True)
+    epsilon: float = option(1e-7, "Adam: added to the root of the mean square", hidden=True)
     momentum: float = option(0.9, "SGD: share of the last step that is kept")
     weight_map: bool = option(False, "cross entropy: borders between cells weigh more; the paper's equation 2")
     clip_norm: float | None = option(None, "scale the gradients down to this global norm where theirs is larger")
@@ -312,12 +312,12 @@ class Training:
     plateau_factor: float = option(0.5, "plateau: what the learning rate is multiplied by")
     plateau_patience: int = option(5, "plateau: epochs without a better validation dice before that")
     patience: int | None = option(None, "stop after so many epochs without a better validation dice", free=True)
-    batch_size: int = option(8, "images per step", "first")
-    epochs: int = option(16, "passes over the training images", "first", free=True)
+    batch_size: int = option(8, "images per step")
+    epochs: int = option(16, "passes over the training images", free=True)
     jit: bool = option(False, "compile the steps with XLA")
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
-    run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)", "first", free=True)
-    resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options", "first")
+    run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)", free=True)
+    resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options")
     checkpoint: Path | None = option(
         None, "start from this file: best.safetensors of any run, or last with its optimizer", "output"
     )
@@ -373,9 +373,9 @@ class Data:
     """Which images, in which order and form. Raises: UserError for values that make no data set."""
 
     dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2", "dsb2018"] = option(
-        "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees", "first"
+        "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees"
     )
-    data_dir: Path | None = option(None, "folder of the data set", "first", free=True)
+    data_dir: Path | None = option(None, "folder of the data set", free=True)
     colors: ColorTable | None = option(None, "folder: masks are colour images; FILE has a line `name r g b` for every class")
     objects: bool = option(
         False, "folder: masks number objects of one class, 0 being the background: the borders between them are known"
@@ -413,7 +413,7 @@ class Data:
         None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw at this size, or 128, or as large as the crop)"
     )
     crop_size: Size | None = option(
-        None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", "first", val=False
+        None, "train on random crops of WIDTHxHEIGHT or NxN pixels; validation sees whole images", val=False
     )
     augment: Literal["none", "flips", "elastic", "mirror", "paper", "recolor"] = option(
         "flips",

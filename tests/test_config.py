@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.cli import GROUPS, make_parser
+from common.cli import GROUPS, make_parser, parse, read_config
 from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, Size, UserError, flag, marked
 from common.weights import weight_shapes
 from comparison.proof.ways import ARCHITECTURES, cases
@@ -48,7 +48,18 @@ def test_help_stands_in_groups():
     places = [text.index(f"\n{title}:") for title in GROUPS.values()]
     assert places == sorted(places)
     first = text[places[0] : places[1]]
-    assert 8 <= sum(line.startswith("  --") for line in first.splitlines()) <= 14, "what a newcomer needs, and no more"
+    assert sum(line.startswith("  --") for line in first.splitlines()) == 10, "what a newcomer needs, and no more"
+    assert text.startswith("usage: lowlevel.train [options]\n") and "--no-jit" not in text and "--no-weight-map" in text
+
+
+def test_a_parser_knows_the_options_that_it_is_made_for():
+    parser = make_parser("compare.py graph", "", ["depth", "preset"])
+    options = {word for action in parser._actions for word in action.option_strings}
+    assert options == {"-h", "--help", "--preset", "--depth"}
+    config = read_config(parse(parser, ["--preset", "paper", "--depth", "2"]))
+    assert (config.network.depth, config.network.filters, config.training.epochs) == (2, 64, 16)
+    with pytest.raises(UserError, match="unrecognized arguments: --epochs 3"):
+        parse(parser, ["--epochs", "3"])
 
 
 def test_whole_numbers_end_somewhere():

@@ -26,7 +26,7 @@ def before_tensorflow(implementation, description):
 
 def read_command_line(implementation, argv, description):
     """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
-    parser = make_parser(f"{implementation}.train", description)
+    parser = make_parser(f"python -m {implementation}.train", description)
     parser.set_defaults(run_dir=Path("runs") / implementation)
     args = parse(parser, argv)
     return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
