@@ -4,22 +4,14 @@ import argparse
 import os
 import signal
 import sys
-import types
 import typing
 from pathlib import Path
 from typing import Literal
 
-from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag
+from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
-GROUPS = {
-    "first": "what most runs set",
-    "network": "the network",
-    "training": "the training",
-    "data": "the data",
-    "output": "what is written, and going on",
-    "devices": "several devices and hosts",
-}
+GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
 FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
 
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
@@ -60,34 +52,18 @@ def add_config(parser, names=None):
         of, field = FIELDS[name]
         if field.metadata.get("hidden"):
             continue
-        group = groups["first" if name in FIRST else field.metadata["group"] or of]
-        text, kind = field.metadata["help"], field.type
-        if typing.get_origin(kind) is types.UnionType:  # Path | None
-            kind = typing.get_args(kind)[0]
+        kind, text, bounds = kind_of(field), field.metadata["help"], range_of(field)
+        notes = [bounds] * ("to" in bounds or "below" in bounds) + ["default: %(default)s"] * (field.default is not None)
         if kind is bool:
             twin = any(name in preset for preset in PRESETS.values())  # what a preset switches on can be switched off
-            action = argparse.BooleanOptionalAction if twin else "store_true"
-            group.add_argument(flag(name), action=action, default=field.default, help=text)
-            continue
-        if field.default is not None:
-            text += " (default: %(default)s)"
-        if typing.get_origin(kind) is Literal:
-            group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
+            options = dict(action=argparse.BooleanOptionalAction if twin else "store_true")
+        elif typing.get_origin(kind) is Literal:
+            options = dict(choices=typing.get_args(kind))
         else:
             metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
-            group.add_argument(flag(name), type=_reader(kind), metavar=metavar, default=field.default, help=text)
-
-
-def _reader(kind):
-    """What makes a `kind` of a text. argparse shows the words of its own error alone."""
-
-    def read(text):
-        try:
-            return kind.parse(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(error) from None
-
-    return read if hasattr(kind, "parse") else kind
+            options = dict(type=getattr(kind, "parse", kind), metavar=metavar)
+        text += f" ({'; '.join(notes)})" if notes and kind is not bool and not text.endswith(")") else ""
+        groups["first" if name in FIRST else of].add_argument(flag(name), default=field.default, help=text, **options)
 
 
 def parse(parser, argv):
@@ -109,13 +85,7 @@ def read_config(args):
 
     Raises: UserError for values that do not fit together.
     """
-    config = Config.of(**{name: value for name, value in vars(args).items() if name in FIELDS})
-    # not in `Config`: a run may have stored both
-    if config.data.void_label is not None and config.data.void_label in (config.data.mask_values or ()):
-        raise UserError(
-            f"--mask-values {config.data.mask_values} has the --void-label {config.data.void_label}: it is no class"
-        )
-    return config
+    return Config.of(**{name: value for name, value in vars(args).items() if name in FIELDS})
 
 
 def count(text):

@@ -1,18 +1,14 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on."""
 
 import math
-import os
-import re
-import shutil
 import signal
 import sys
 import threading
 import time
 
-from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
-from common.output import discard, replacing
 from common.pictures import expendable, image_colors, in_values, mask_colors
 from common.text import say
 from common.weights import assign_weights, is_trainable
@@ -22,7 +18,7 @@ from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
 from training import hosts
 from training.events import EventWriter
-from training.folder import STEP, take_new_folder, write_config
+from training.folder import take_new_folder, write_config
 from training.report import (
     draw_results,
     evaluate,
@@ -34,7 +30,6 @@ from training.report import (
     write_history,
 )
 from training.schedule import learning_rate, stops_early
-from training.summary import print_summary
 
 import numpy as np
 from tqdm import tqdm
@@ -85,8 +80,6 @@ class Run:
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
             self.events = EventWriter(self.run_dir / "events")
-        if self.options.summary:
-            print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
@@ -194,7 +187,7 @@ class Run:
 
     def _set_rate(self):
         """Gives the optimizer the learning rate of the next step."""
-        rate = learning_rate(self.config, self.step, self.all_steps, self.rows)
+        rate = learning_rate(self.config, self.step, self.all_steps)
         if rate != self.rate:
             self.optimizer.learning_rate.assign(rate)
             self.rate = rate
@@ -224,9 +217,8 @@ class Run:
             self.started, self.timed = time.perf_counter(), 0
         else:
             self.timed += self.options.batch_size
-        every = self.options.checkpoint_every
         self.signal = self.stop.heard()
-        is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
+        is_due = self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
         if epoch_ends or is_due or self.signal:
             self._check_losses()
             self._check_weights()
@@ -332,20 +324,9 @@ class Run:
         }
 
     def _save(self):
-        """Writes last.safetensors. With --keep above 1 the one before it is still there as step-N.safetensors."""
-        if self.options.keep > 1 and self.last.exists():
-            step = load_metadata(self.last)["step"]
-            older = self.last.with_name(f"step-{step}.safetensors")
-            with replacing(older) as part:
-                try:
-                    os.link(self.last, part)  # at no moment is there no last.safetensors
-                except OSError:  # a file system without hard links
-                    shutil.copy2(self.last, part)
+        """Writes last.safetensors."""
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
-        found = {int(match[1]): match[0] for path in self.run_dir.iterdir() if (match := re.fullmatch(STEP, path.name))}
-        for step in sorted(found, reverse=True)[self.options.keep - 1 :]:
-            discard(self.run_dir / found[step])
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""

@@ -10,6 +10,7 @@ from common.output import write_text
 from common.weights import is_trainable, weight_shapes
 from comparison import columns
 from comparison.benchmark.roofline import convolution_flops
+from comparison.proof.summary import print_summary
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
 # reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
@@ -164,6 +165,7 @@ def run(config, args):
     print(f"\n{parameters:,} trainable parameters", end="")
     record["parameters"] = parameters
     height, width = images.shape[1:3]
+    print_summary(config, (height, width))
     forward, training_flops = convolution_flops(config.network, height, width)
     gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
     print(f"; for an image of {width}x{height} {gflop}", end="")
