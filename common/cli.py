@@ -100,10 +100,14 @@ def listed(texts, limit=10):
     return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
-def is_out_of_memory(error):
-    """Whether Python or, if it was imported at all, TensorFlow ran out of memory."""
+def in_a_line(error):
+    """What to tell the user of an error; None for one that needs its traceback."""
     tf = sys.modules.get("tensorflow")
-    return isinstance(error, MemoryError) or tf is not None and isinstance(error, tf.errors.ResourceExhaustedError)
+    if isinstance(error, MemoryError) or tf and isinstance(error, tf.errors.ResourceExhaustedError):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # a full disk, a folder not to be written
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) if isinstance(error, (UserError, OSError)) else None
 
 
 def run_script(main):
@@ -132,17 +136,10 @@ def run_script(main):
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that cannot be written
-        named = error.filename is not None and error.strerror
-        say(f"error: {os.fsdecode(error.filename)}: {error.strerror}" if named else f"error: {error}", sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if (line := in_a_line(error)) is None:
             raise
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        say(f"error: {line}", sys.stderr)
         sys.exit(2)
     finally:
         if ours:
