@@ -149,8 +149,6 @@ class Network:
 class Training:
     """How the weights are learnt, and what a run writes. Raises: UserError for values that make no training."""
 
-    wait: typing.ClassVar[int] = 300  # seconds in which all `workers` have to come
-
     loss: Literal["dice", "cross_entropy", "dice_ce"] = option("dice", "soft dice, cross entropy, or the sum of both")
     class_weights: Weights | None = option(None, "in the loss: 1,2,0.5, or balanced by their frequency", found=True)
     optimizer: Literal["adam", "sgd"] = option("adam", "Kingma and Ba 2015, or gradient descent with momentum")
