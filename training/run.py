@@ -207,33 +207,35 @@ class Run:
 
         Raises: UserError when a loss or a weight is not finite; Stopped when a signal has asked for it.
         """
+        self._count(loss)
+        self.signal = self.stop.heard()
+        epoch_ends = self.step % self.steps_per_epoch == 0
+        saves = self.signal or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
+        if epoch_ends or saves:
+            self._check_losses()
+            self._check_weights()
+        if epoch_ends:
+            saves |= self._end_epoch()  # a run that goes on has made the steps that led to its best
+        if self.chief and (saves or self.done):
+            self._save()
+        if self.signal:
+            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
+        if not self.done:
+            self._set_rate()
+
+    def _count(self, loss):
+        """Counts a step and its images, and reads the losses now and then."""
         self.losses.append(loss)
         self.step += 1
         self.progress.update(self.options.batch_size)
-        epoch_ends = self.step % self.steps_per_epoch == 0
         if self.timed is None:
             float(loss)
             self._draw_augmentations()  # and not earlier: Matplotlib takes its time to start
             self.started, self.timed = time.perf_counter(), 0
         else:
             self.timed += self.options.batch_size
-        self.signal = self.stop.heard()
-        is_due = self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
-        if epoch_ends or is_due or self.signal:
+        if time.perf_counter() - self.checked > 0.25:
             self._check_losses()
-            self._check_weights()
-        elif time.perf_counter() - self.checked > 0.25:
-            self._check_losses()
-        best = self.best
-        if epoch_ends:
-            self._end_epoch()
-        # with every new best, so that a run that goes on has made the steps that led to it
-        if self.chief and (is_due or self.done or self.signal or self.best is not best):
-            self._save()
-        if self.signal:
-            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
-        if not self.done:
-            self._set_rate()
 
     def _draw_augmentations(self):
         if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
@@ -266,7 +268,7 @@ class Run:
         )
 
     def _end_epoch(self):
-        """Validates, appends to history.csv, and writes best.safetensors if the validation dice is the best so far."""
+        """Validates, and writes history.csv and, if the validation dice is the best so far, best.safetensors: then True."""
         seconds = time.perf_counter() - self.started
         self.progress.close()
         row = {
@@ -278,18 +280,23 @@ class Run:
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
-        self.losses, self.read = [], 0
+        is_best = self.best is None or row["val_dice"] > self.best["val_dice"]
+        self.losses, self.read, self.best = [], 0, row if is_best else self.best
         self.rows.append(row)
+        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
         if self.chief:
             write_history(self.run_dir, self.rows)
-        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
-        # before last.safetensors: killed in between, a resumed run finds the same best once more
-        if self.best is None or row["val_dice"] > self.best["val_dice"]:
-            self.best = row
-            if self.chief:
+            if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
                 save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
-        if self.chief:
-            self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
+            self._tell_tensorboard(row, with_pictures=is_best)  # they cost about as much as validation does
+        self._print_epoch(row)
+        if not self.done:
+            self._start_epoch()
+        elif self.step < self.all_steps:
+            print(f"no better validation dice in {self.options.patience} epochs: stopping early", flush=True)
+        return is_best
+
+    def _print_epoch(self, row):
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
         speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
         print(
@@ -298,10 +305,6 @@ class Run:
             f"{of_classes}accuracy {row['val_accuracy']:.4f}{speed}",
             flush=True,
         )
-        if not self.done:
-            self._start_epoch()
-        elif self.step < self.all_steps:
-            print(f"no better validation dice in {self.options.patience} epochs: stopping early", flush=True)
 
     def _evaluate(self):
         return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
@@ -317,11 +320,8 @@ class Run:
         self.events.pictures("image, truth, prediction", strips, self.step)
 
     def _metadata(self):
-        return {
-            "implementation": self.implementation,
-            "config": self.config.kept.as_dict(),
-            "steps_per_epoch": self.steps_per_epoch,
-        }
+        kept = self.config.kept.as_dict()
+        return {"implementation": self.implementation, "config": kept, "steps_per_epoch": self.steps_per_epoch}
 
     def _save(self):
         """Writes last.safetensors."""
