@@ -268,8 +268,8 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
             pixels = np.random.default_rng(k).integers(0, 2, (16, 16), dtype=np.uint8)
             Image.fromarray(255 * pixels).save(tmp_path / "data" / kind / f"{k}.png")
     run_dir, options = tmp_path / "run", ["--dataset", "folder", "--data-dir", tmp_path / "data", "--folds", "2"]
-    decode, decoded = cache._decode_all, []
-    monkeypatch.setattr(cache, "_decode_all", lambda *args: decoded.append(1) or decode(*args))
+    decode, decoded = cache.decode, []
+    monkeypatch.setattr(cache, "decode", lambda *args: decoded.append(1) or decode(*args))
     before = loop.Run.end_step
 
     def end_step(self, loss):
