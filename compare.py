@@ -33,8 +33,7 @@ COMMANDS = {  # and what each writes into --run-dir
 
 
 # whatever trains here begins anew, at one learning rate, and saves nothing
-OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "keep", "summary", "patience", "schedule", "warmup", "plateau_factor"}
-OF_A_RUN |= {"plateau_patience", "devices", "workers", "worker", "local_workers", "wait"}
+OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
 
 
 def read_command_line(argv):

@@ -4,23 +4,15 @@ import argparse
 import os
 import signal
 import sys
-import types
 import typing
 from pathlib import Path
 from typing import Literal
 
-from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag
+from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
-GROUPS = {
-    "first": "what most runs set",
-    "network": "the network",
-    "training": "the training",
-    "data": "the data",
-    "output": "what is written, and going on",
-    "devices": "several devices and hosts",
-}
-
+GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
+FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
 
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
 
@@ -38,47 +30,45 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message if len(message) < 500 else message[:500] + '...'} (see {self.prog} --help)")
 
 
-def make_parser(prog, description):
-    """A `Parser` with an option for every field of `Config`, in groups."""
-    parser = Parser(prog=prog, description=description)
-    add_config(parser)
+def make_parser(prog, description, names=None):
+    """A `Parser` with the options of `add_config`."""
+    parser = Parser(prog=prog, usage="%(prog)s [options]", description=description)
+    add_config(parser, names)
     return parser
 
 
-def add_config(parser):
-    """Adds an option for every field of `Config`."""
+def add_config(parser, names=None):
+    """Adds in groups an option for every field of `Config` and --preset, or for `names` of them alone.
+
+    What has no option keeps its default, or what `parser.set_defaults` says.
+    """
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    groups["first"].add_argument("--preset", choices=PRESETS, help="paper: Ronneberger et al. 2015; options beside it count")
-    for name, (of, field) in FIELDS.items():
-        group, text, kind = groups[field.metadata["group"] or of], field.metadata["help"], field.type
-        if typing.get_origin(kind) is types.UnionType:  # Path | None
-            kind = typing.get_args(kind)[0]
-        if field.default is not None:
-            text += " (default: %(default)s)"
+    for name in [*FIRST, *(name for name in FIELDS if name not in FIRST)]:
+        if names is not None and name not in names:
+            continue
+        if name == "preset":
+            groups["first"].add_argument("--preset", choices=PRESETS, help="Ronneberger et al. 2015; options beside it count")
+            continue
+        of, field = FIELDS[name]
+        if field.metadata.get("hidden"):
+            continue
+        kind, text, bounds = kind_of(field), field.metadata["help"], range_of(field)
+        notes = [bounds] * ("to" in bounds or "below" in bounds) + ["default: %(default)s"] * (field.default is not None)
         if kind is bool:
-            group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            twin = any(name in preset for preset in PRESETS.values())  # what a preset switches on can be switched off
+            options = dict(action=argparse.BooleanOptionalAction if twin else "store_true")
         elif typing.get_origin(kind) is Literal:
-            group.add_argument(flag(name), choices=typing.get_args(kind), default=field.default, help=text)
+            options = dict(choices=typing.get_args(kind))
         else:
             metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
-            group.add_argument(flag(name), type=_reader(kind), metavar=metavar, default=field.default, help=text)
-
-
-def _reader(kind):
-    """What makes a `kind` of a text. argparse shows the words of its own error alone."""
-
-    def read(text):
-        try:
-            return kind.parse(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(error) from None
-
-    return read if hasattr(kind, "parse") else kind
+            options = dict(type=getattr(kind, "parse", kind), metavar=metavar)
+        text += f" ({'; '.join(notes)})" if notes and kind is not bool and not text.endswith(")") else ""
+        groups["first" if name in FIRST else of].add_argument(flag(name), default=field.default, help=text, **options)
 
 
 def parse(parser, argv):
     """The arguments, with the options of `--preset` where the command line is silent."""
-    preset = parser.parse_args(argv).preset
+    preset = getattr(parser.parse_args(argv), "preset", None)
     parser.set_defaults(**PRESETS.get(preset, {}))
     return parser.parse_args(argv)
 
@@ -95,13 +85,7 @@ def read_config(args):
 
     Raises: UserError for values that do not fit together.
     """
-    config = Config.of(**{name: getattr(args, name) for name in FIELDS})
-    # not in `Config`: a run may have stored both
-    if config.data.void_label is not None and config.data.void_label in (config.data.mask_values or ()):
-        raise UserError(
-            f"--mask-values {config.data.mask_values} has the --void-label {config.data.void_label}: it is no class"
-        )
-    return config
+    return Config.of(**{name: value for name, value in vars(args).items() if name in FIELDS})
 
 
 def count(text):
@@ -116,10 +100,14 @@ def listed(texts, limit=10):
     return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
-def is_out_of_memory(error):
-    """Whether Python or, if it was imported at all, TensorFlow ran out of memory."""
+def in_a_line(error):
+    """What to tell the user of an error; None for one that needs its traceback."""
     tf = sys.modules.get("tensorflow")
-    return isinstance(error, MemoryError) or tf is not None and isinstance(error, tf.errors.ResourceExhaustedError)
+    if isinstance(error, MemoryError) or tf and isinstance(error, tf.errors.ResourceExhaustedError):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # a full disk, a folder not to be written
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) if isinstance(error, (UserError, OSError)) else None
 
 
 def run_script(main):
@@ -148,17 +136,10 @@ def run_script(main):
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except UserError as error:
-        say(f"error: {error}", sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that cannot be written
-        named = error.filename is not None and error.strerror
-        say(f"error: {os.fsdecode(error.filename)}: {error.strerror}" if named else f"error: {error}", sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if (line := in_a_line(error)) is None:
             raise
-        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        say(f"error: {line}", sys.stderr)
         sys.exit(2)
     finally:
         if ours:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 
 import common  # noqa: F401  settles the environment
@@ -14,34 +15,32 @@ import common  # noqa: F401  settles the environment
 
 @contextlib.contextmanager
 def filtered_stderr(noise):
-    """Passes on what is written to the standard error meanwhile, in C++ too, but for the lines that match `noise`.
+    """Holds back what is written to the standard error meanwhile, in C++ too, and then passes on the lines but for `noise`.
 
-    Another process reads and passes on, so that the last words of this one are heard if it is aborted.
+    It does so too when TensorFlow aborts the process, as without AVX. A process that is killed meanwhile ends without a word.
     """
     sys.stderr.flush()
-    stderr = os.dup(2)
-    reading, writing = os.pipe()
-    reader = os.fork()
-    if reader == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, and ends this one too
-        os.close(writing)
+    stderr, libc = os.dup(2), ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    with tempfile.TemporaryFile() as held:
+
+        def pass_on(*_):
+            os.dup2(stderr, 2)
+            held.seek(0)
+            for line in held:
+                if not re.match(noise, line.decode(errors="replace")):
+                    os.write(stderr, line)
+
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(pass_on)  # of C: one of Python's would wait for a return from there
+        before = libc.signal(signal.SIGABRT, handler)
+        os.dup2(held.fileno(), 2)
         try:
-            with open(reading, "rb") as lines:
-                for line in lines:
-                    if not re.match(noise, line.decode(errors="replace")):
-                        os.write(stderr, line)
+            yield
         finally:
-            os._exit(0)
-    os.close(reading)
-    os.dup2(writing, 2)
-    os.close(writing)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)  # the pipe's last writer is gone: the reader comes to its end
-        os.close(stderr)
-        os.waitpid(reader, 0)
+            libc.signal(signal.SIGABRT, ctypes.c_void_p(before))
+            sys.stderr.flush()
+            pass_on()
+            os.close(stderr)
 
 
 def open_cusolver():

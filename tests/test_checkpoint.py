@@ -118,7 +118,7 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
 def test_train_scripts_take_over_from_each_other(tmp_path):
     """Two epochs in one script are one epoch in it and one in the next, from file to file."""
     options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
-    options += ["--learning-rate", str(2**-10), "--beta-1", "0.875", "--beta-2", str(1 - 2**-10), "--epsilon", str(2**-23)]
+    options += ["--learning-rate", str(2**-10)]
     comparison.load("keras_impl").main([*options, "--epochs", "2", "--run-dir", str(tmp_path / "alone")])
     comparison.load("highlevel").main([*options, "--epochs", "1", "--run-dir", str(tmp_path / "first")])
     handed_over = ["--checkpoint", str(tmp_path / "first" / "last.safetensors")]

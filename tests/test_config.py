@@ -1,12 +1,15 @@
 """The configuration in three groups, the command line made from it, and how TensorFlow is started."""
 
 import dataclasses
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from common.cli import GROUPS, make_parser
-from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, Size, UserError, flag, marked
+from common.cli import GROUPS, make_parser, parse, read_config
+from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, UserError, flag, kind_of, marked, range_of
+from common.values import Addresses, Bands, ColorTable, Names, Size, Values, Weights
 from common.weights import weight_shapes
 from comparison.proof.ways import ARCHITECTURES, cases
 
@@ -48,19 +51,109 @@ def test_help_stands_in_groups():
     places = [text.index(f"\n{title}:") for title in GROUPS.values()]
     assert places == sorted(places)
     first = text[places[0] : places[1]]
-    assert 8 <= sum(line.startswith("  --") for line in first.splitlines()) <= 14, "what a newcomer needs, and no more"
+    assert sum(line.startswith("  --") for line in first.splitlines()) == 10, "what a newcomer needs, and no more"
+    assert text.startswith("usage: lowlevel.train [options]\n") and "--no-jit" not in text and "--no-weight-map" in text
 
 
-def test_whole_numbers_end_somewhere():
-    for name, (_, field) in FIELDS.items():
-        if field.type in (int, int | None):
-            with pytest.raises(UserError, match=flag(name)):
-                Config.of(**{"dataset": "folder", "data_dir": Path("d"), "folds": 5, "workers": None, name: 10**20})
+def test_a_parser_knows_the_options_that_it_is_made_for():
+    parser = make_parser("compare.py graph", "", ["depth", "preset"])
+    options = {word for action in parser._actions for word in action.option_strings}
+    assert options == {"-h", "--help", "--preset", "--depth"}
+    config = read_config(parse(parser, ["--preset", "paper", "--depth", "2"]))
+    assert (config.network.depth, config.network.filters, config.training.epochs) == (2, 64, 16)
+    with pytest.raises(UserError, match="unrecognized arguments: --epochs 3"):
+        parse(parser, ["--epochs", "3"])
 
 
-def test_crops_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="--crop-size 100x80 does not halve 4 times: 112x80 does"):
-        Config.of(crop_size=Size(80, 100))
+FOLDER = dict(dataset="folder", data_dir=Path("d"))
+HOSTS = Addresses(["a:1", "b:1"])
+WRONG = [  # options, and what the message says of them
+    (dict(epochs=0), "--epochs must be at least 1, got 0"),
+    (dict(depth=15), "--depth must be 1 to 14, got 15"),
+    (dict(dropout=1.0), "--dropout must be at least 0 and below 1, got 1.0"),
+    (dict(validation=0.0), "--validation must be above 0 and below 1, got 0.0"),
+    (dict(learning_rate=math.nan), "--learning-rate must be above 0 and finite, got nan"),
+    (dict(clip_norm=math.inf), "--clip-norm must be above 0 and finite, got inf"),
+    (dict(channels=513), "--channels must be 1 to 512, got 513"),
+    (dict(optimizer="sgd", momentum=0.0), "--momentum must be above 0 and below 1"),
+    (dict(bn_epsilon=1e-6), "no epsilon below 1.001e-5, got 1e-06: add --batch-norm explicit"),
+    (dict(precision="float64"), "no float64 kernel: add --batch-norm explicit"),
+    (dict(weight_map=True), "--weight-map needs --loss cross_entropy or dice_ce"),
+    (dict(jit=True, deterministic=True), "--jit and --deterministic exclude each other: leave one of them out"),
+    (dict(jit=True, devices=2), "--jit is for one device"),
+    (dict(dataset="folder"), "--dataset folder needs --data-dir"),
+    (dict(data_dir=Path("d")), "--data-dir needs --dataset folder or carvana"),
+    (dict(white=9), "--white needs --dataset folder or carvana"),
+    (dict(colors=ColorTable("a 1 2 3")), "--colors needs --dataset folder"),
+    (dict(**FOLDER, objects=True, colors=ColorTable("a 1 2 3")), "--colors and --objects exclude"),
+    (dict(**FOLDER, objects=True, void_label=0), "--void-label and --objects exclude"),
+    (dict(**FOLDER, objects=True, classes=3), "--classes 1 or 2, got 3"),
+    (dict(**FOLDER, mask_suffix="a/b"), "--mask-suffix is a part of a name"),
+    (dict(mask_values=Values([1, 2])), "--mask-values needs --dataset folder"),
+    (dict(**FOLDER, classes=3, mask_values=Values([1, 2])), "--mask-values needs one for each of 3 classes, got 2"),
+    (dict(**FOLDER, mask_values=Values([1, 2, 7]), void_label=2), "--mask-values 1,2,7 has the --void-label 2"),
+    (dict(fold=0), "--fold needs --folds"),
+    (dict(folds=2, fold=2), "--fold counts from 0"),
+    (dict(folds=2, split=Path("s")), "--folds and --split exclude"),
+    (dict(workers=HOSTS), "--workers needs --worker"),
+    (dict(workers=HOSTS, worker=2), "--worker counts from 0 to --workers - 1, got 2 of 2"),
+    (dict(workers=HOSTS, worker=0, folds=2), "--folds runs on one host"),
+    (dict(batch_size=8, devices=3), "--batch-size 8 cannot be shared evenly by 3 devices: 9 can"),
+    (dict(class_names=Names("ab"), classes=3), "--class-names needs one for each of 3 classes, got 2"),
+    (dict(show_bands=Bands([4]), channels=3), "--show-bands 4 needs more bands than the 3"),
+    (dict(image_size=Size(8, 64)), "--image-size 64x8 is too small"),
+    (dict(crop_size=Size(80, 100)), "--crop-size 100x80 does not halve 4 times: 112x80 does"),
+]
+
+
+@pytest.mark.parametrize("options, words", WRONG, ids=lambda value: str(value)[:40])
+def test_ranges_and_company_of_options(options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        Config.of(**options)
+
+
+def test_every_number_has_a_range_and_ends_somewhere():
+    """Marks name fields that there are, of the same group, and a default fits its own."""
+    for name, (group, field) in FIELDS.items():
+        others = {other for other in (*field.metadata.get("needs", ())[:1], *field.metadata.get("excludes", ()))}
+        assert all(FIELDS[other][0] == group for other in others)
+        if kind_of(field) in (int, float):
+            assert range_of(field), name
+            for value in (-(10**20), 10**20, *[math.nan, math.inf] * (kind_of(field) is float)):
+                with pytest.raises(UserError, match=f"{flag(name)} must be"):
+                    Config.of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (Size, ["48x32", "48"], ["", "0", "48x", "x48", "48x0", "4.5"]),
+        (Names, ["a,b", "cell"], ["", "a,", "a,a"]),
+        (Values, ["1,2,40"], ["1", "1,1", "1,255", "a,b", "", "1,-2", "1,2000"]),
+        (Bands, ["3,2,1", "4"], ["0", "1,2", "-1", "a", "100000", ""]),
+        (Addresses, ["a:1,b:2222"], ["a", "a:", "a:1,", "a:1,a:1", "a:b", ":1", "", "a:0", "a:65536"]),
+        (Weights, ["balanced", "1.0,0.5"], ["", "a", "-1,2", "0,0", "nan,1", "inf,1"]),
+    ],
+)
+def test_values_of_the_command_line(kind, good, bad):
+    assert [str(kind.parse(text)) for text in good] == [text if text != "48" else "48x48" for text in good]
+    for text in bad:
+        with pytest.raises(UserError, match=re.escape(repr(text))):
+            kind.parse(text)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("epochs", 2.0), ("epochs", True), ("epochs", "2"), ("jit", 1), ("loss", "no"), ("loss", [])]
+    + [("dropout", "0.5"), ("dropout", 10**400), ("run_dir", 3), ("run_dir", "a\0b"), ("crop_size", "a"), ("group", None)],
+)
+def test_what_json_has_is_checked(name, value):
+    values = Config().as_dict() | {name: value}
+    if value is None:
+        assert Config.from_dict(values) == Config()
+        return
+    with pytest.raises(UserError, match=name):
+        Config.from_dict(values)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -112,14 +205,15 @@ def test_parity_varies_every_option_that_reaches_a_number():
     assert not {name for name in rest if FIELDS[name][0] == "network"}, "a new option of the network is varied, or said why not"
 
 
-def test_an_abort_in_tensorflows_start_is_heard(tmp_path):
+@pytest.mark.parametrize("end, code", [("os.abort()", -6), ("raise ImportError('no AVX')", 1)])
+def test_words_before_the_end_of_tensorflows_start_are_heard(tmp_path, end, code):
     """Without AVX TensorFlow aborts the process from C++: its words must reach the user, and the noise before them not."""
     (tmp_path / "tensorflow.py").write_text(
         "import os\n"
         "os.write(2, b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n')\n"
         "os.write(2, b'F0000 00:00:1 cpu_feature_guard.cc:1] The TensorFlow library was compiled to use AVX instructions\\n')\n"
-        "os.abort()\n"
+        f"{end}\n"
     )
     program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import common.device"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == -6 and "AVX instructions" in done.stderr and "All log messages" not in done.stderr
+    assert done.returncode == code and "AVX instructions" in done.stderr and "All log messages" not in done.stderr

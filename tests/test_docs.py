@@ -94,7 +94,7 @@ def test_commands_are_found():
     """Of every kind, on the pages where a reader looks for them."""
     found = {page.stem: [" ".join(words) for words in commands(text)] for page, text in TEXTS.items()}
     assert len(found["README"]) >= 9 and "python compare.py bench --profile" in found["README"]
-    assert "python -m lowlevel.train --summary" in found["anatomy"], "a command in a sentence"
+    assert "python compare.py graph" in found["anatomy"], "a command in a sentence"
     assert any(line.endswith("--augment recolor") for line in found["results"]), "a command of three lines"
     for name in compare.COMMANDS:
         assert any(line.startswith(f"python compare.py {name}") for line in found["compare"]), name

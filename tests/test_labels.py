@@ -1,11 +1,9 @@
 """Masks that number objects: label images, and a mask for every nucleus; what of that reaches the loss and the pictures."""
 
-import argparse
 import os
 import shutil
 from pathlib import Path
 
-import training.folder
 from common.config import Config, Size, UserError
 from data import overview
 from data.borders import border_weights, part_touching
@@ -14,7 +12,6 @@ from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.evaluation import find_masks, truth_reader
 from prediction.images import find_images
-from training.options import resumed
 
 import numpy as np
 import pytest
@@ -204,7 +201,7 @@ def test_the_overview_counts_and_outlines_objects(bowl, tmp_path, capsys):
 
 def test_options_that_do_not_go_with_objects():
     for options in (dict(void_label=3), dict(classes=3), dict(dataset="carvana"), dict(dataset="dsb2018", void_label=3)):
-        with pytest.raises(UserError, match="objects"):
+        with pytest.raises(UserError, match="objects|--void-label needs --dataset folder or carvana"):
             Config.of(**{"dataset": "folder", "data_dir": Path("."), "objects": True, **options})
 
 
@@ -219,13 +216,3 @@ def test_true_objects_of_an_evaluation(bowl, folder):
     config = Config.of(dataset="folder", data_dir=folder, objects=True, classes=1, channels=1)
     read = truth_reader(find_masks(folder / "masks", sources), config, False)
     np.testing.assert_array_equal(read(sources[0]), TOUCHING > 0)
-
-
-def test_a_run_from_before_objects_were_parted_is_not_gone_on_with(tmp_path, monkeypatch):
-    values = Config.of(dataset="folder", data_dir=tmp_path, objects=True).as_dict()
-    args = argparse.Namespace(preset=None, run_dir=tmp_path)
-    monkeypatch.setattr(training.folder, "read_config", lambda _: values)
-    assert resumed(args, set()).data.objects
-    del values["stretch"]
-    with pytest.raises(UserError, match="before objects that touch are parted.*--checkpoint"):
-        resumed(args, set())

@@ -5,9 +5,9 @@ from common.checkpoint import load_checkpoint
 from common.cli import make_parser, parse, read_config
 from common.config import Config
 from common.weights import is_trainable
+from comparison.proof.summary import layers
 from tests.conftest import IMPLEMENTATIONS
 from training.report import read_history
-from training.summary import layers
 
 import numpy as np
 import pytest

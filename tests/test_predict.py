@@ -291,7 +291,7 @@ def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
     image, _, _ = predict_mask(lambda images: seen.append(images) or network(images), source, config, 1024, False)
     np.testing.assert_array_equal(seen[0][0], training.images[0] / np.float32(255))
     assert training.images[0].min() == 0 and training.images[0].max() == 255 > image.max() and image.min() >= 20
-    with pytest.raises(UserError, match="--stretch is for images on disk"):
+    with pytest.raises(UserError, match="--stretch needs --dataset folder"):
         Config.of(stretch=True)
 
 

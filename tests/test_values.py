@@ -1,6 +1,5 @@
 """Masks whose values are not the indices of their classes: what is shown, written and stored are the values."""
 
-from common.cli import make_parser, parse, read_config
 from common.colors import CLASS_COLORS
 from common.config import VOID, Config, UserError, Values
 from common.pictures import in_values, legend, names_of_values
@@ -48,17 +47,6 @@ def test_void_below_the_classes_leaves_no_empty_class(rooms, capsys):
     np.testing.assert_array_equal(again[1].masks[0], training.masks[0])
     named, *_ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0, class_names=("a", "b", "c", "d")))
     assert named.data.class_names == ("a", "b", "c", "d")
-
-
-def test_a_run_of_old_reads_as_it_was_trained(rooms):
-    """Then class 0 was there and empty: the weights of such a run have it."""
-    old = Config.of(**SMALL, data_dir=rooms, void_label=0, classes=5, channels=1).as_dict()
-    del old["mask_values"]
-    found, training, _ = load_examples(Config.from_dict(old))
-    assert found.network.classes == 5 and found.shown_values == (0, 1, 2, 3, 4)
-    np.testing.assert_array_equal(training.masks[0][0, ::8], [VOID, 1, 2, 3, 4])
-    for other in ({"void_label": None}, {"void_label": 255}, {"classes": 1}):
-        assert Config.from_dict({**old, **other}).data.mask_values is None
 
 
 def test_predicted_masks_hold_the_values_of_the_true_ones(rooms, tmp_path):
@@ -121,17 +109,6 @@ def test_predictions_of_a_run_are_drawn_by_value(rooms, tmp_path, monkeypatch):
     assert [name for name, _ in found["legend"]] == ["class 1", "class 2", "class 4", "void"]
 
 
-def test_values_on_the_command_line():
-    assert Values.parse("1,2,40") == (1, 2, 40) and str(Values([3, 1])) == "3,1"
-    for text in ("1", "1,1", "1,255", "a,b", "", "1,-2", "1,2000"):
-        with pytest.raises(Exception, match="two or more values"):
-            Values.parse(text)
-    with pytest.raises(UserError, match="--mask-values needs"):
-        Config.of(mask_values=Values([1, 2]))
-    with pytest.raises(UserError, match="--mask-values needs one for each of 3 classes, got 2"):
-        Config.of(**SMALL, data_dir="x", classes=3, mask_values=Values([1, 2]))
-
-
 @pytest.mark.parametrize(
     "values, options, words",
     [
@@ -147,11 +124,3 @@ def test_one_class_is_nothing_to_learn(tmp_path, values, options, words):
         load_examples(Config.of(**SMALL, data_dir=tmp_path, **options))
     assert f"all 5 masks hold {words}, so there is nothing to learn" in str(error.value)
     load_examples(Config.of(**SMALL, data_dir=tmp_path, classes=len(options.get("mask_values", "12")), **options))
-
-
-def test_void_is_no_value_of_a_class():
-    args = parse(
-        make_parser("train", ""), ["--dataset", "folder", "--data-dir", "d", "--mask-values", "1,2,7", "--void-label", "2"]
-    )
-    with pytest.raises(UserError, match="--mask-values 1,2,7 has the --void-label 2"):
-        read_config(args)

@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,8 @@ from training.devices import scope
 
 import numpy as np
 
-OF_A_HOST = ("worker", "wait", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
+WAIT = 300  # seconds in which all hosts have to come
+OF_A_HOST = ("worker", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
 
 
 def with_cluster(config):
@@ -100,19 +100,19 @@ def find_devices(training):
 
 @contextlib.contextmanager
 def _waiting(training):
-    """What is inside waits for the other hosts: after --wait seconds, or at Ctrl-C, this process ends.
+    """What is inside waits for the other hosts: after `WAIT` seconds, or at Ctrl-C, this process ends.
 
     Another process watches the time, since TensorFlow lets no thread and no handler of Python run meanwhile.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is there yet to be saved
-    waiting, end = os.getpid(), time.monotonic() + training.wait
+    waiting, end = os.getpid(), time.monotonic() + WAIT
     watch = os.fork()
     while watch == 0:
         time.sleep(0.2)
         if os.getppid() != waiting:
             os._exit(0)
         if time.monotonic() > end:
-            _give_up(training, f"within --wait {training.wait} seconds", ends=waiting)
+            _give_up(training, f"within {WAIT} seconds", ends=waiting)
     try:
         yield
     finally:
@@ -237,20 +237,6 @@ def environment():
     """That of this process, in which a Python that is started anywhere finds the modules of this project."""
     folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
-
-
-def start_workers(implementation, argv, n):
-    """`--local-workers n`: the same command in n processes of this machine, of which the first prints.
-
-    Returns: the exit code, that of the first process that had another than 0.
-    """
-    addresses = str(Addresses(free_addresses(n)))
-    of_all = [word for before, word in zip(["", *argv], argv) if "--local-workers" not in (before, word.partition("=")[0])]
-    command = [sys.executable, "-m", f"{implementation}.train", *of_all, "--workers", addresses, "--worker"]
-    processes = [subprocess.Popen([*command, str(k)], env=environment(), start_new_session=True) for k in range(n)]
-    with passing_signals(processes):
-        codes = [process.wait() for process in processes]
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 @contextlib.contextmanager

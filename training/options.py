@@ -12,7 +12,7 @@ def before_tensorflow(implementation, description):
     def begin():
         config = read_command_line(implementation, None, description)
         side_by_side = config.training.devices > 1 and config.data.folds and config.data.fold is None
-        if config.data.dataset == "synthetic" and not (config.training.local_workers or side_by_side):
+        if config.data.dataset == "synthetic" and not side_by_side:
             from data.synthetic import asked_for, draw_ahead  # its imports take a quarter of a second
 
             draw_ahead(**asked_for(config))
@@ -26,7 +26,7 @@ def before_tensorflow(implementation, description):
 
 def read_command_line(implementation, argv, description):
     """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
-    parser = make_parser(f"{implementation}.train", description)
+    parser = make_parser(f"python -m {implementation}.train", description)
     parser.set_defaults(run_dir=Path("runs") / implementation)
     args = parse(parser, argv)
     return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
@@ -41,13 +41,7 @@ def resumed(args, given):
 
     if args.preset:
         raise UserError("--resume goes on with the options of its run: leave --preset out")
-    values = read_run_config(args.run_dir)
-    free, stored = set(marked("free")), Config.from_dict(values)
-    if stored.data.objects and "stretch" not in values:  # an option that came with the parting
-        raise UserError(
-            f"{args.run_dir} was trained before objects that touch are parted: --resume would change its masks; train anew, "
-            f"from --checkpoint {args.run_dir / 'best.safetensors'} if you like"
-        )
+    free, stored = set(marked("free")), Config.from_dict(read_run_config(args.run_dir))
     for name in sorted(given - free - {"resume"}):
         wanted, had = getattr(args, name), stored.flat[name]
         if wanted != had and not (had and wanted == Weights()):  # "balanced" has become numbers

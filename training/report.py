@@ -66,12 +66,8 @@ def evaluate(eval_step, batches, classes):
 
 def write_history(run_dir, rows):
     """Writes `rows`, dicts of numbers by the names in `COLUMNS`, to history.csv, whole or not at all."""
-    path = run_dir / "history.csv"
-    with replacing(path) as part, open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: value if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()})
+    lines = ([value if isinstance(value, int) else f"{value:.7g}" for value in map(row.get, COLUMNS)] for row in rows)
+    write_csv(run_dir / "history.csv", [COLUMNS, *lines])
 
 
 def read_history(run_dir):
@@ -82,16 +78,16 @@ def read_history(run_dir):
     path = run_dir / "history.csv"
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            rows = [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+            header, *lines = csv.reader(file)
+        rows = [dict(zip(COLUMNS, map(float, line), strict=True)) for line in lines]
+        if not rows or header != list(COLUMNS):
+            raise ValueError("no epochs")
+        return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except OSError:
         command = f"python -m lowlevel.train --run-dir {shlex.quote(str(run_dir))}"
         raise UserError(f"there is no {path}: train first, for instance with {command}") from None
-    except (TypeError, ValueError, KeyError, OverflowError, csv.Error):
-        raise UserError(f"{path} is damaged: train again, or take another folder") from None
-    if not rows or any(set(row) != set(COLUMNS) for row in rows):
-        raise UserError(f"{path} holds no epochs: train again, or take another folder")
-    return rows
+    except (ValueError, OverflowError, csv.Error):
+        raise UserError(f"{path} is damaged, or holds no epochs: train again, or take another folder") from None
 
 
 def predict_some(config, validation, eval_step):
@@ -181,7 +177,7 @@ def write_confusion(folder, matrix, config):
 def list_folds(config):
     """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
     measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
-    folds = {}
+    folds, mean, deviation = {}, {}, {}
     for k in range(config.data.folds):
         run_dir = config.training.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
@@ -193,7 +189,6 @@ def list_folds(config):
             raise UserError(f"{run_dir / 'classes.csv'} is missing or damaged: remove {run_dir}, and --resume") from None
         folds[f"fold{k}, epoch {best['epoch']}"] = {name: best[name] for name in measures} | of_classes
     columns, names = [*measures, *of_classes], [row["name"] for row in classes]  # the same in every fold
-    mean, deviation = {}, {}
     for name in columns:
         values = [fold[name] for fold in folds.values() if not math.isnan(fold[name])]  # a class may be in no image of a fold
         mean[name] = statistics.mean(values) if values else math.nan

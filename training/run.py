@@ -1,18 +1,14 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on."""
 
 import math
-import os
-import re
-import shutil
 import signal
 import sys
 import threading
 import time
 
-from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
-from common.output import discard, replacing
 from common.pictures import expendable, image_colors, in_values, mask_colors
 from common.text import say
 from common.weights import assign_weights, is_trainable
@@ -22,7 +18,7 @@ from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
 from training import hosts
 from training.events import EventWriter
-from training.folder import STEP, take_new_folder, write_config
+from training.folder import take_new_folder, write_config
 from training.report import (
     draw_results,
     evaluate,
@@ -34,7 +30,6 @@ from training.report import (
     write_history,
 )
 from training.schedule import learning_rate, stops_early
-from training.summary import print_summary
 
 import numpy as np
 from tqdm import tqdm
@@ -85,8 +80,6 @@ class Run:
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
             self.events = EventWriter(self.run_dir / "events")
-        if self.options.summary:
-            print_summary(config, self.training.sizes[0])
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
@@ -194,7 +187,7 @@ class Run:
 
     def _set_rate(self):
         """Gives the optimizer the learning rate of the next step."""
-        rate = learning_rate(self.config, self.step, self.all_steps, self.rows)
+        rate = learning_rate(self.config, self.step, self.all_steps)
         if rate != self.rate:
             self.optimizer.learning_rate.assign(rate)
             self.rate = rate
@@ -214,34 +207,35 @@ class Run:
 
         Raises: UserError when a loss or a weight is not finite; Stopped when a signal has asked for it.
         """
+        self._count(loss)
+        self.signal = self.stop.heard()
+        epoch_ends = self.step % self.steps_per_epoch == 0
+        saves = self.signal or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
+        if epoch_ends or saves:
+            self._check_losses()
+            self._check_weights()
+        if epoch_ends:
+            saves |= self._end_epoch()  # a run that goes on has made the steps that led to its best
+        if self.chief and (saves or self.done):
+            self._save()
+        if self.signal:
+            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
+        if not self.done:
+            self._set_rate()
+
+    def _count(self, loss):
+        """Counts a step and its images, and reads the losses now and then."""
         self.losses.append(loss)
         self.step += 1
         self.progress.update(self.options.batch_size)
-        epoch_ends = self.step % self.steps_per_epoch == 0
         if self.timed is None:
             float(loss)
             self._draw_augmentations()  # and not earlier: Matplotlib takes its time to start
             self.started, self.timed = time.perf_counter(), 0
         else:
             self.timed += self.options.batch_size
-        every = self.options.checkpoint_every
-        self.signal = self.stop.heard()
-        is_due = self.step % (every.count * (self.steps_per_epoch if every.unit == "epoch" else 1)) == 0
-        if epoch_ends or is_due or self.signal:
+        if time.perf_counter() - self.checked > 0.25:
             self._check_losses()
-            self._check_weights()
-        elif time.perf_counter() - self.checked > 0.25:
-            self._check_losses()
-        best = self.best
-        if epoch_ends:
-            self._end_epoch()
-        # with every new best, so that a run that goes on has made the steps that led to it
-        if self.chief and (is_due or self.done or self.signal or self.best is not best):
-            self._save()
-        if self.signal:
-            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
-        if not self.done:
-            self._set_rate()
 
     def _draw_augmentations(self):
         if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
@@ -274,7 +268,7 @@ class Run:
         )
 
     def _end_epoch(self):
-        """Validates, appends to history.csv, and writes best.safetensors if the validation dice is the best so far."""
+        """Validates, and writes history.csv and, if the validation dice is the best so far, best.safetensors: then True."""
         seconds = time.perf_counter() - self.started
         self.progress.close()
         row = {
@@ -286,18 +280,23 @@ class Run:
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
-        self.losses, self.read = [], 0
+        is_best = self.best is None or row["val_dice"] > self.best["val_dice"]
+        self.losses, self.read, self.best = [], 0, row if is_best else self.best
         self.rows.append(row)
+        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
         if self.chief:
             write_history(self.run_dir, self.rows)
-        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
-        # before last.safetensors: killed in between, a resumed run finds the same best once more
-        if self.best is None or row["val_dice"] > self.best["val_dice"]:
-            self.best = row
-            if self.chief:
+            if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
                 save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
-        if self.chief:
-            self._tell_tensorboard(row, with_pictures=self.best is row)  # they cost about as much as validation does
+            self._tell_tensorboard(row, with_pictures=is_best)  # they cost about as much as validation does
+        self._print_epoch(row)
+        if not self.done:
+            self._start_epoch()
+        elif self.step < self.all_steps:
+            print(f"no better validation dice in {self.options.patience} epochs: stopping early", flush=True)
+        return is_best
+
+    def _print_epoch(self, row):
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
         speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
         print(
@@ -306,10 +305,6 @@ class Run:
             f"{of_classes}accuracy {row['val_accuracy']:.4f}{speed}",
             flush=True,
         )
-        if not self.done:
-            self._start_epoch()
-        elif self.step < self.all_steps:
-            print(f"no better validation dice in {self.options.patience} epochs: stopping early", flush=True)
 
     def _evaluate(self):
         return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
@@ -325,27 +320,13 @@ class Run:
         self.events.pictures("image, truth, prediction", strips, self.step)
 
     def _metadata(self):
-        return {
-            "implementation": self.implementation,
-            "config": self.config.kept.as_dict(),
-            "steps_per_epoch": self.steps_per_epoch,
-        }
+        kept = self.config.kept.as_dict()
+        return {"implementation": self.implementation, "config": kept, "steps_per_epoch": self.steps_per_epoch}
 
     def _save(self):
-        """Writes last.safetensors. With --keep above 1 the one before it is still there as step-N.safetensors."""
-        if self.options.keep > 1 and self.last.exists():
-            step = load_metadata(self.last)["step"]
-            older = self.last.with_name(f"step-{step}.safetensors")
-            with replacing(older) as part:
-                try:
-                    os.link(self.last, part)  # at no moment is there no last.safetensors
-                except OSError:  # a file system without hard links
-                    shutil.copy2(self.last, part)
+        """Writes last.safetensors."""
         progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
         save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
-        found = {int(match[1]): match[0] for path in self.run_dir.iterdir() if (match := re.fullmatch(STEP, path.name))}
-        for step in sorted(found, reverse=True)[self.options.keep - 1 :]:
-            discard(self.run_dir / found[step])
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""

@@ -1,13 +1,12 @@
-"""What a train script does with its command line: one run, one for each fold, or a process for each host."""
+"""What a train script does with its command line: one run, or one for each fold."""
 
 import shlex
-import sys
 
 from common.config import Stopped
 from common.device import be_deterministic
 from training.devices import in_place
 from training.folds import train_folds
-from training.hosts import spread, start_workers, with_cluster
+from training.hosts import spread, with_cluster
 from training.options import read_command_line
 
 
@@ -17,8 +16,6 @@ def train_as_told(implementation, train, argv, description):
     Raises: UserError for an unknown option or a value that does not fit; Stopped, with the command that goes on.
     """
     config = with_cluster(read_command_line(implementation, argv, description))
-    if config.training.local_workers:
-        raise SystemExit(start_workers(implementation, sys.argv[1:] if argv is None else argv, config.training.local_workers))
     if config.training.deterministic:
         be_deterministic()
     try:

@@ -9,7 +9,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.config import Every
 from common.device import be_deterministic, tf
 from common.output import write_text
 from comparison import columns
@@ -123,10 +122,8 @@ def measure(config, rounds):
     """
     with tempfile.TemporaryDirectory() as folder:
         # all read one cache; neither what a run saves nor how it ends has a part in this
-        free = dict(
-            cache=config.data.cache or Path(folder) / "cache", checkpoint_every=Every(1, "epoch"), epochs=1, patience=None
-        )
-        config, training, _ = load_examples(config.replace(**free, resume=False, summary=False))
+        free = dict(cache=config.data.cache or Path(folder) / "cache", checkpoint_every=None, epochs=1, patience=None)
+        config, training, _ = load_examples(config.replace(**free, resume=False))
         images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
         processes = {
             name: columns.Process(name, work, name, config.replace(run_dir=Path(folder) / name), images, masks, rounds)

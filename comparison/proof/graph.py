@@ -10,6 +10,7 @@ from common.output import write_text
 from common.weights import is_trainable, weight_shapes
 from comparison import columns
 from comparison.benchmark.roofline import convolution_flops
+from comparison.proof.summary import print_summary
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
 # reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
@@ -160,10 +161,11 @@ def run(config, args):
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, {reference} - {name}: {verdict}")
+    height, width = images.shape[1:3]
+    print_summary(config, (height, width))
     parameters = sum(math.prod(s) for n, s in weight_shapes(config.network).items() if is_trainable(n))
     print(f"\n{parameters:,} trainable parameters", end="")
     record["parameters"] = parameters
-    height, width = images.shape[1:3]
     forward, training_flops = convolution_flops(config.network, height, width)
     gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
     print(f"; for an image of {width}x{height} {gflop}", end="")

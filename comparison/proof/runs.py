@@ -10,6 +10,7 @@ from comparison import columns
 
 def add_options(parser):
     trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]
+    parser.usage = "%(prog)s [options] [DIR ...]"
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-from common.config import Size
 from common.layers import table
 from common.shapes import margin
 from common.weights import is_trainable
@@ -26,12 +25,7 @@ def layers(config, size):
 
 
 def print_summary(config, size):
-    """Prints the table for training on images of `size`, a `Size`, or on the crops that the options name."""
-    around = margin(config.network.depth, config.network.padding)  # of the image, mirrored
-    size = config.data.crop_size or Size(*(n + around for n in size))
-    rows = layers(config, size)
-    print(f"{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
-    for name, (height, width, channels), count in rows:
+    """Prints the table for an image of `size`, (height, width)."""
+    print(f"\n{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
+    for name, (height, width, channels), count in layers(config, size):
         print(f"{name:<16}{height:>8}{width:>8}{channels:>10}{count or '':>14}")
-    total = sum(count for _, _, count in rows)
-    print(f"{total:,} trainable parameters for {size} {config.network.bands} images")
