@@ -83,7 +83,8 @@ def draw(points, peaks, title, path):
     """
     points = [(label.removesuffix(", XLA"), label.endswith(", XLA"), *rest) for label, *rest in points]
     modes, _, implementations, precisions, x, y = (list(dict.fromkeys(column)) for column in zip(*points))
-    markers, aside = (dict(zip(implementations, each)) for each in ("os^D", (1 / 1.15, 1, 1.15, 1.3)))  # often they are equally fast
+    # often they are equally fast
+    markers, aside = (dict(zip(implementations, each)) for each in ("os^D", (1 / 1.15, 1, 1.15, 1.3)))
     x += [peak["convolution"] / peak["copy"] for peak in peaks.values()]  # where a roof bends
     y += [peak["convolution"] for peak in peaks.values()]
     x, ylim = np.geomspace(min(x) / 2, max(x) * 2, 200), (min(y) / 1.5e9, max(y) * 1.5 / 1e9)
