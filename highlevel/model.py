@@ -1,7 +1,7 @@
 """The U-Net in tf.layers, the API of TensorFlow 1 that lives on as tf.compat.v1.layers.
 
-Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
-that the logits are as large as the image, use batch normalization, and ELU. The same file in
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper, the defaults pad every convolution
+(logits as large as the image) and use batch normalization and ELU. The same file in
 lowlevel/ and keras_impl/ holds the same network, row by row.
 
 The API: one call of `layers.conv2d(x, filters, 3, name=...)` makes the variables and applies them.
@@ -17,8 +17,8 @@ layers = tf.compat.v1.layers
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    H and W: multiples of 2**depth. With padding "valid" they are what `shapes.missing` asks for,
-    and the logits are smaller by `shapes.margin`. Level i: H / 2**i, W / 2**i, C = filters * 2**i.
+    H and W: multiples of 2**depth. With padding "valid": sizes for which `shapes.missing` is 0, and
+    the logits are smaller by `shapes.margin`. Level i, padded: H, W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
@@ -32,8 +32,8 @@ class UNet(tf.Module):
         self(tf.zeros([1, size, size, network.channels]))  # the first call makes the variables
         assign_weights(named_weights(self), initial_weights(network))  # the same start in all three
 
-    # TensorFlow 1 called it once, to build its graph. Called eagerly, each call would make new
-    # variables: this shim keeps them by name.
+    # TensorFlow 1 ran it once, to build a graph. Here every call would make new variables: the
+    # decorator keeps them by name.
     @tf.compat.v1.keras.utils.track_tf1_style_variables
     def __call__(self, images, training=False):
         with tf.compat.v1.variable_scope("", custom_getter=float32_variable):
@@ -60,7 +60,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, filters, f"up{i}", training)
-        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends here: logits need more than 8 bits
+        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends: 8 significant bits are too few
         return layers.conv2d(x, network.classes, 1, name="head")
 
     def double_conv(self, x, filters, name, training):
@@ -73,7 +73,7 @@ class UNet(tf.Module):
                 x, filters, 3, padding=network.padding, use_bias=bias, name=f"{name}/conv{k}"
             )
             if network.batch_norm != "none":
-                # in a tf.function it moves its statistics by itself, without UPDATE_OPS
+                # moves its statistics by itself, for which TensorFlow 1 had to run UPDATE_OPS
                 x = layers.batch_normalization(
                     x, momentum=momentum, epsilon=epsilon, training=training, fused=fused,
                     name=f"{name}/bn{k}",
@@ -83,22 +83,22 @@ class UNet(tf.Module):
 
     # --- by hand: a dropout that can be resumed, and float32 variables in mixed precision ---
     def dropout(self, x, training):
-        """Srivastava et al. 2014, but scaled in training, not in testing: x * mask / (1 - rate).
+        """Srivastava et al. 2014: in training zeroes a random share `rate`: x * mask / (1 - rate).
 
         The state, int64 [2], holds the seed and the number of calls so far, so that a checkpoint
-        holds it too: the counter in the kernel of layers.dropout is lost when a run goes on.
+        holds it too: the counter inside of layers.dropout is lost when a run resumes.
         """
         if not training:
             return x
         state = self.dropout_state
-        seed = tf.cast(state, tf.int32)
+        seed = tf.cast(state, tf.int32)  # as Keras casts its own
         x = tf.nn.experimental.stateless_dropout(x, self.network.dropout, seed)
         state.assign_add([0, 1])
         return x
 
 
 def float32_variable(getter, name, dtype, **kwargs):
-    """tf.layers give variables the dtype of x: for bfloat16 make float32, and cast at each use."""
+    """layers.conv2d takes the dtype of x for its variables: for bfloat16 make float32, and cast."""
     if dtype != tf.bfloat16:
         return getter(name, dtype=dtype, **kwargs)
     return tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)
@@ -107,5 +107,5 @@ def float32_variable(getter, name, dtype, **kwargs):
 def named_weights(model):
     """Canonical name, as "down0/conv1/kernel" -> variable, in the order of the forward pass."""
     variables = {variable.name.removesuffix(":0"): variable for variable in model.variables}
-    # `model.variables` is sorted by name; one that should not be there comes last
+    # `model.variables` has another order; one that should not be there comes last
     return {name: variables.pop(name) for name in weight_shapes(model.network)} | variables

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+if __name__ == "__main__":  # --help and bad options need no TensorFlow
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python highlevel/train.py`
     from training.options import before_tensorflow, run_script
 
@@ -16,22 +16,18 @@ from highlevel.model import UNet, named_weights
 from training.run import Run
 from training.start import train_as_told
 
-import numpy as np
-
 
 def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
+    """step(images [N, H, W, C], masks [N, H, W, 1] of classes) -> scalar loss, weights updated."""
     optimizer = optimizer or make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
+    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` on a tensor
     def train_step(images, masks):
         weights = model.trainable_variables
         logits = model(images, training=True)
         loss = segmentation_loss(masks, logits, config)
-        # no tape: v1 walks the graph back from the loss; without a gate no thread waits for others
-        gate = optimizer.GATE_NONE
-        gradients, _ = zip(*optimizer.compute_gradients(loss, weights, gate_gradients=gate))
-        with tf.name_scope("optimizer"):
+        gradients = tf.gradients(loss, weights)  # no tape: it walks the graph back from the loss
+        with tf.name_scope("optimizer"):  # for profiles
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)
             optimizer.apply_gradients(zip(gradients, weights), global_step=optimizer.iterations)
@@ -42,7 +38,7 @@ def make_train_step(model, config, optimizer=None):
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, train_set, val_set = load_examples(config)  # config: with what the data says
+    config, train_set, val_set = load_examples(config)  # config: completed by the data
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     train_step = make_train_step(model, config, optimizer)
@@ -63,9 +59,9 @@ def make_optimizer(model, config):
     learning_rate = tf.Variable(settings.learning_rate, dtype=tf.float32, name="learning_rate")
     if settings.optimizer == "adam":
         # with their dtype: on its way into a float64 graph a Python float passes through float32
-        exact = np.dtype(config.network.variable_dtype).type
-        beta_1, beta_2 = exact(settings.beta_1), exact(settings.beta_2)
-        optimizer = Adam(learning_rate, beta_1, beta_2, settings.epsilon)
+        number = tf.as_dtype(config.network.variable_dtype).as_numpy_dtype
+        constants = map(number, (settings.beta_1, settings.beta_2, settings.epsilon))
+        optimizer = Adam(learning_rate, *constants)
     else:
         optimizer = SGD(learning_rate, settings.momentum)
     optimizer.learning_rate = learning_rate
@@ -75,22 +71,23 @@ def make_optimizer(model, config):
 
 
 def named_state(model, optimizer):
-    """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
+    """A weight's name and "/m" or "/v" -> that moment of its gradient; "iterations": steps made."""
     state = {"iterations": optimizer.iterations}
-    for name, weight in named_weights(model).items():
-        for slot in optimizer.get_slot_names() if weight.trainable else ():
+    weights = {name: w for name, w in named_weights(model).items() if w.trainable}
+    for name, weight in weights.items():
+        for slot in optimizer.get_slot_names():
             state[f"{name}/{slot[0]}"] = optimizer.get_slot(weight, slot)  # "m", "v" or "momentum"
     return state
 
 
 # --- by hand: what lets a checkpoint fit the other columns, and a rate that changes ---
 class Adam(tf.compat.v1.train.AdamOptimizer):
-    """v1 multiplies up beta**t in two variables that other checkpoints lack: here t gives them."""
+    """v1 keeps beta**t in two variables, which other checkpoints lack: here t gives them."""
 
-    def apply_gradients(self, gradients_and_weights, global_step):
+    def apply_gradients(self, grads_and_vars, global_step):
         for power, beta in zip(self._get_beta_accumulators(), (self._beta1, self._beta2)):
             power.assign(beta ** tf.cast(global_step + 1, power.dtype))
-        return super().apply_gradients(gradients_and_weights, global_step)
+        return super().apply_gradients(grads_and_vars, global_step)
 
 
 class SGD(tf.compat.v1.train.MomentumOptimizer):

@@ -1,10 +1,10 @@
 """The U-Net as a functional model of Keras 3.
 
-Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
-that the logits are as large as the image, use batch normalization, and ELU. The same file in
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper, the defaults pad every convolution
+(logits as large as the image) and use batch normalization and ELU. The same file in
 lowlevel/ and highlevel/ holds the same network, row by row.
 
-The API: a layer makes its variables at its first call; calls on a symbolic tensor are the model.
+The API: a layer makes its variables at its first call; calls that start at `Input` are the model.
 """
 
 from common.device import tf  # tensorflow, started quietly
@@ -20,8 +20,8 @@ keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.j
 def UNet(network):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    H and W: multiples of 2**depth. With padding "valid" they are what `shapes.missing` asks for,
-    and the logits are smaller by `shapes.margin`. Level i: H / 2**i, W / 2**i, C = filters * 2**i.
+    H and W: multiples of 2**depth. With padding "valid": sizes for which `shapes.missing` is 0, and
+    the logits are smaller by `shapes.margin`. Level i, padded: H, W / 2**i, C = filters * 2**i.
     """
     # "mixed": computes in bfloat16, and keeps the weights in float32
     dtype = "mixed_bfloat16" if network.precision == "bfloat16" else network.precision
@@ -44,7 +44,7 @@ def UNet(network):
             skip = layers.Cropping2D(crop, dtype=dtype)(skip)
         x = layers.Concatenate(axis=-1, dtype=dtype)([skip, x])  # [N, H, W, 2C]
         x = double_conv(x, filters, f"up{i}", network, dtype)
-    dtype = network.variable_dtype  # bfloat16 ends here: logits need more than 8 bits
+    dtype = network.variable_dtype  # bfloat16 ends: logits need more than 8 significant bits
     logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
     model = keras.Model(images, logits)
     assign_weights(named_weights(model), initial_weights(network))  # the same start in all three
@@ -70,11 +70,11 @@ def double_conv(x, filters, name, network, dtype):
 class FusedBatchNormalization(layers.BatchNormalization):
     """`BatchNormalization` in one kernel, as tf.layers have it; docs/results.md has what it saves.
 
-    It moves towards the variance times M/(M-1), M = images * height * width.
+    Its variance moves towards that of the batch times M/(M-1), M = images * height * width.
     """
 
     def call(self, x, training=False):
-        training = bool(training and self.trainable)  # frozen, its statistics stand still
+        training = bool(training and self.trainable)  # frozen, as in Keras, it stands still
         x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
             x, self.gamma, self.beta, self.moving_mean, self.moving_variance, self.epsilon,
             is_training=training, exponential_avg_factor=1 - self.momentum,
@@ -91,6 +91,6 @@ def named_weights(model):
     for layer in model.layers:
         # Keras: "down0_conv1/kernel", for a layer's name has no slash; .value: the tf.Variable
         weights |= {weight.path.replace("_", "/", 1): weight.value for weight in layer.weights}
-        if layer.name == "dropout":  # the seed and the number of calls, no weight to Keras
+        if layer.name == "dropout":  # seed and number of calls, which Keras counts as no weight
             weights["dropout/state"] = layer.seed_generator.state.value
     return weights

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+if __name__ == "__main__":  # --help and bad options need no TensorFlow
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python keras_impl/train.py`
     from training.options import before_tensorflow, run_script
 
@@ -20,7 +20,7 @@ import keras
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, train_set, val_set = load_examples(config)  # config: with what the data says
+    config, train_set, val_set = load_examples(config)  # config: completed by the data
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     model.compile(optimizer, SegmentationLoss(config), jit_compile=config.training.jit)
@@ -28,9 +28,9 @@ def train(config):
     with Run("keras_impl", config, train_set, val_set, model, weights, state, optimizer) as run:
         if not run.done:  # a run that has stopped early: `fit` would make one more step
             model.fit(
-                run.batches, shuffle=False, verbose=0,  # the loader shuffles, the run prints
-                epochs=config.training.epochs, steps_per_epoch=run.steps_per_epoch,
-                initial_epoch=run.step // run.steps_per_epoch, callbacks=[RunCallback(run)],
+                run.batches, epochs=config.training.epochs, steps_per_epoch=run.steps_per_epoch,
+                initial_epoch=run.step // run.steps_per_epoch,
+                callbacks=[RunCallback(run)], verbose=0,  # the run prints
             )  # fmt: skip
         run.finish()
 
@@ -52,9 +52,9 @@ def make_optimizer(model, config):
 
 
 def named_state(model, optimizer):
-    """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
+    """A weight's name and "/m" or "/v" -> that moment of its gradient; "iterations": steps made."""
     weights = [name for name, weight in named_weights(model).items() if weight.trainable]
-    _, _, *moments = optimizer.variables  # after iterations and rate: m (and v) of weight by weight
+    _, _, *moments = optimizer.variables  # after iterations and rate: m (and v), weight by weight
     names = [f"{name}/{slot}" for name in weights for slot in "mv"[: len(moments) // len(weights)]]
     state = {name: moment.value for name, moment in zip(names, moments, strict=True)}
     return {"iterations": optimizer.iterations.value, **state}
@@ -62,7 +62,7 @@ def named_state(model, optimizer):
 
 # --- by hand: `fit` owns the loop, so the loss and the run are plugged in ---
 class SegmentationLoss(keras.losses.Loss):
-    """For `compile`. Keras casts masks and logits to its dtype, float32 by default."""
+    """For `compile`. It casts masks and logits to its own dtype, by default float32."""
 
     def __init__(self, config):
         super().__init__(dtype=config.network.variable_dtype)

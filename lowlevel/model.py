@@ -1,7 +1,7 @@
 """The U-Net in raw tf.nn operations and explicit variables.
 
-Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper the defaults pad every convolution, so
-that the logits are as large as the image, use batch normalization, and ELU. The same file in
+Ronneberger et al. 2015, arXiv 1505.04597. Unlike the paper, the defaults pad every convolution
+(logits as large as the image) and use batch normalization and ELU. The same file in
 highlevel/ and keras_impl/ holds the same network, row by row.
 
 The API: operations on tensors. You make, name, shape, cast and update every variable yourself.
@@ -15,14 +15,14 @@ from common.weights import initial_weights, is_trainable
 class UNet(tf.Module):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].
 
-    H and W: multiples of 2**depth. With padding "valid" they are what `shapes.missing` asks for,
-    and the logits are smaller by `shapes.margin`. Level i: H / 2**i, W / 2**i, C = filters * 2**i.
+    H and W: multiples of 2**depth. With padding "valid": sizes for which `shapes.missing` is 0, and
+    the logits are smaller by `shapes.margin`. Level i, padded: H, W / 2**i, C = filters * 2**i.
     """
 
     def __init__(self, network):
         super().__init__()
         self.network = network
-        # shapes, and whether there is a bias, come with the arrays; the others say them per layer
+        # shapes and biases come with these arrays; the other columns state them layer by layer
         self.weights = {
             name: tf.Variable(value, name=name, trainable=is_trainable(name))
             for name, value in initial_weights(network).items()
@@ -46,7 +46,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, f"up{i}", training)
-        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends here: logits need more than 8 bits
+        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends: 8 significant bits are too few
         return self.conv2d(x, "head")
 
     def double_conv(self, x, name, training):
@@ -59,18 +59,18 @@ class UNet(tf.Module):
             x = getattr(tf.nn, network.activation)(x)
         return x
 
-    # --- by hand: tf.layers and Keras bring it along, a dropout that can be resumed only Keras ---
+    # --- by hand: tf.layers and Keras have nearly all of it; a dropout that resumes, only Keras ---
     def conv2d(self, x, name, padding="valid"):
         """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out].
 
-        The variables stay float32 or wider: these casts are all there is to "mixed precision".
+        The variables stay float32 or wider: casts like these are all of "mixed precision".
         """
         kernel, bias = self.weights[f"{name}/kernel"], self.weights.get(f"{name}/bias")
         x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides=1, padding=padding.upper())
         return x if bias is None else tf.nn.bias_add(x, tf.cast(bias, x.dtype))
 
     def conv2d_transpose(self, x, name):
-        """[N, H, W, in] -> [N, 2H, 2W, out]: the gradient of a convolution with stride 2.
+        """[N, H, W, in] -> [N, 2H, 2W, out]: each pixel becomes 2x2 pixels, kernel @ pixel.
 
         kernel: [2, 2, out, in].
         """
@@ -81,17 +81,17 @@ class UNet(tf.Module):
         return tf.nn.bias_add(x, tf.cast(bias, x.dtype))
 
     def batch_norm(self, x, name, training):
-        """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W: [N, H, W, C].
+        """Ioffe and Szegedy 2015, arXiv 1502.03167, algorithm 1, over N, H and W of [N, H, W, C].
 
-        Moves the statistics when training. All four variables: [C], float32 or wider.
+        Training: by the batch's statistics, which move the stored; else by the stored. Each: [C].
         """
         gamma, beta = self.weights[f"{name}/gamma"], self.weights[f"{name}/beta"]
         moving_mean = self.weights[f"{name}/moving_mean"]
         moving_variance = self.weights[f"{name}/moving_variance"]
         momentum, epsilon = self.network.bn_momentum, self.network.bn_epsilon
         if self.network.batch_norm == "fused":
-            # one kernel, which returns the moved statistics and not those of the batch; they move
-            # towards the variance times M/(M-1), M = images * height * width
+            # one operation, which returns the moved statistics, not the batch's; the variance moves
+            # towards that of the batch times M/(M-1), M = images * height * width
             x, new_mean, new_variance = tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, moving_mean, moving_variance, epsilon,
                 is_training=training, exponential_avg_factor=1 - momentum,
@@ -110,15 +110,15 @@ class UNet(tf.Module):
         return tf.cast(x, self.network.precision)
 
     def dropout(self, x, training):
-        """Srivastava et al. 2014, but scaled in training, not in testing: x * mask / (1 - rate).
+        """Srivastava et al. 2014: in training zeroes a random share `rate`: x * mask / (1 - rate).
 
         The state, int64 [2], holds the seed and the number of calls so far, so that a checkpoint
-        holds it too: the counter in the kernel of tf.nn.dropout is lost when a run goes on.
+        holds it too: the counter inside of tf.nn.dropout is lost when a run resumes.
         """
         if not training:
             return x
         state = self.weights["dropout/state"]
-        seed = tf.cast(state, tf.int32)
+        seed = tf.cast(state, tf.int32)  # as Keras casts its own
         x = tf.nn.experimental.stateless_dropout(x, self.network.dropout, seed)
         state.assign_add([0, 1])
         return x

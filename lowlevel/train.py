@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # --help and what does not fit need no TensorFlow
+if __name__ == "__main__":  # --help and bad options need no TensorFlow
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python lowlevel/train.py`
     from training.options import before_tensorflow, run_script
 
@@ -18,17 +18,17 @@ from training.start import train_as_told
 
 
 def make_train_step(model, config, optimizer=None):
-    """step(images, masks) -> scalar loss, weights updated; both as `data.loader` gives them."""
+    """step(images [N, H, W, C], masks [N, H, W, 1] of classes) -> scalar loss, weights updated."""
     optimizer = optimizer or make_optimizer(model, config)
 
-    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` asks a tensor
+    @tf.function(jit_compile=config.training.jit, autograph=False)  # no `if` on a tensor
     def train_step(images, masks):
         weights = optimizer.weights
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
         gradients = tape.gradient(loss, weights)
-        with tf.name_scope("optimizer"):
+        with tf.name_scope("optimizer"):  # for profiles
             if config.training.clip_norm:
                 gradients = clip_by_global_norm(gradients, config.training.clip_norm)
             optimizer.apply(gradients)
@@ -39,7 +39,7 @@ def make_train_step(model, config, optimizer=None):
 
 def train(config):
     """One run, from the files on disk to the pictures of its results."""
-    config, train_set, val_set = load_examples(config)  # config: with what the data says
+    config, train_set, val_set = load_examples(config)  # config: completed by the data
     model = UNet(config.network)
     optimizer = make_optimizer(model, config)
     train_step = make_train_step(model, config, optimizer)
@@ -64,12 +64,12 @@ def make_optimizer(model, config):
 
 
 def named_state(model, optimizer):
-    """Canonical name of the weight and "/m" or "/v" -> variable; "iterations": the steps made."""
+    """A weight's name and "/m" or "/v" -> that moment of its gradient; "iterations": steps made."""
     return {"iterations": optimizer.iterations, **optimizer.state}
 
 
-# --- by hand: tf.compat.v1.train, tf.clip_by_global_norm and Keras have it ---
-class Adam(tf.Module):
+# --- by hand: tf.compat.v1.train, tf.clip_by_global_norm and Keras have all this ---
+class Adam:
     """Kingma and Ba 2015, arXiv 1412.6980, in the faster order at the end of section 2.
 
     alpha = lr * sqrt(1 - beta_2**t) / (1 - beta_1**t)
@@ -80,7 +80,6 @@ class Adam(tf.Module):
     """
 
     def __init__(self, weights, learning_rate, beta_1, beta_2, epsilon):
-        super().__init__()
         self.weights, self.beta_1, self.beta_2, self.epsilon = weights, beta_1, beta_2, epsilon
         self.learning_rate = tf.Variable(learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")  # t
@@ -89,9 +88,9 @@ class Adam(tf.Module):
 
     def apply(self, gradients):
         """gradients: canonical name -> gradient, of every weight."""
-        beta_1, beta_2, t = self.beta_1, self.beta_2, self.iterations.assign_add(1)
-        dtype = next(iter(self.weights.values())).dtype
-        lr, t = tf.cast(self.learning_rate, dtype), tf.cast(t, dtype)
+        beta_1, beta_2, dtype = self.beta_1, self.beta_2, next(iter(self.weights.values())).dtype
+        lr = tf.cast(self.learning_rate, dtype)
+        t = tf.cast(self.iterations.assign_add(1), dtype)
         alpha = lr * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
         for name, w in self.weights.items():
             g, m, v = gradients[name], self.state[f"{name}/m"], self.state[f"{name}/v"]
@@ -100,14 +99,13 @@ class Adam(tf.Module):
             w.assign_sub(alpha * m / (tf.sqrt(v) + self.epsilon))
 
 
-class SGD(tf.Module):
+class SGD:
     """Gradient descent with momentum, Sutskever et al. 2013, equations 1 and 2.
 
     m = momentum * m - lr * g;  w += m
     """
 
     def __init__(self, weights, learning_rate, momentum):
-        super().__init__()
         self.weights, self.momentum = weights, momentum
         self.learning_rate = tf.Variable(learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
@@ -129,7 +127,8 @@ def clip_by_global_norm(gradients, clip_norm):
     gradients: canonical name -> gradient; so is the result.
     """
     norm = tf.sqrt(tf.reduce_sum([tf.reduce_sum(tf.square(g)) for g in gradients.values()]))
-    scale = clip_norm * tf.minimum(1 / norm, 1 / clip_norm)
+    scale = clip_norm * tf.minimum(1 / norm, 1 / clip_norm)  # in TensorFlow's order, to round alike
+    scale += norm - norm  # an infinite norm makes it nan, and no step of 0
     return {name: g * scale for name, g in gradients.items()}
 
 

@@ -150,8 +150,7 @@ def highlevel(column):
             weights = model.trainable_variables
             logits = model(images, training=True)
             loss = share_of_loss(masks, logits, config)
-            gate = optimizer.GATE_NONE
-            gradients, _ = zip(*optimizer.compute_gradients(loss, weights, gate_gradients=gate))
+            gradients = tf.gradients(loss, weights)
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(total(gradients), config.training.clip_norm)
                 gradients = share(gradients)  # for apply_gradients sums over the replicas
