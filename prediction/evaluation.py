@@ -40,26 +40,28 @@ def find_masks(path, sources, suffix=None):
         if len(pages) != len(sources):
             raise UserError(f"--evaluate {path} holds {len(pages)} masks for {len(sources)} images: name a folder of masks")
         return {source.stem: mask for source, mask in zip(sources, pages)}
-    stem_of = {
-        source: unicodedata.normalize("NFC", source.stem) for source in [*sources, *pages]
-    }  # macOS: é as e and an accent
-    masks, found = {}, {}
+    masks, names = {}, {_stem(source): source for source in sources}
     for page in pages:
-        if masks.setdefault(stem_of[page], page) is not page:
-            other = masks[stem_of[page]].path
-            raise UserError(f"{other} and {page.path} have the same name but for the extension: keep one of them")
-    suffixes = dict.fromkeys([suffix or "", "", "_mask", find_suffix(dict.fromkeys(map(stem_of.get, sources)), masks)])
-    for source in sources:
-        names, masks_of_one = [stem_of[source] + suffix for suffix in suffixes], bowl_of(path) / source.stem / "masks"
-        found[source.stem] = next((masks[name] for name in names if name in masks), None)
-        if not found[source.stem] and masks_of_one.is_dir():
+        if other := masks.get(_stem(page)):
+            raise UserError(f"{other.path} and {page.path} have the same name but for the extension: keep one of them")
+        masks[_stem(page)] = page
+    endings, found = dict.fromkeys([suffix or "", "", "_mask", find_suffix(names, masks)]), {}
+    for name, source in names.items():
+        wanted, masks_of_one = [name + ending for ending in endings], bowl_of(path) / source.stem / "masks"
+        if named := [masks[mask] for mask in wanted if mask in masks]:
+            found[source.stem] = named[0]
+        elif masks_of_one.is_dir():
             found[source.stem] = Source(masks_of_one, None, source.stem)
             if over := passed_over(masks_of_one):
                 say(f"{source}: {over}", sys.stderr)
-        if not found[source.stem]:
-            looked = " or ".join(names)
+        else:
+            looked = " or ".join(wanted)
             raise UserError(f"--evaluate {path} holds no mask for {source.path}: it is looked for as {looked}, any extension")
     return found
+
+
+def _stem(source):
+    return unicodedata.normalize("NFC", source.stem)  # macOS may store é as e and an accent
 
 
 def truth_reader(masks, config, skip_bad):
@@ -194,5 +196,4 @@ def write_metrics(path, matrices, config, scores):
     width = max(map(len, columns))
     print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
     for column, *values in zip(columns, *totals.values()):
-        shown = ("-" if column in next(iter(scores.values()), ()) and np.isnan(value) else f"{value:.4f}" for value in values)
-        say(f"{column:<{width}}" + "".join(f"{value:>20}" for value in shown))
+        say(f"{column:<{width}}" + "".join(f"{'-' if np.isnan(value) else f'{value:.4f}':>20}" for value in values))

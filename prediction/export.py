@@ -1,24 +1,14 @@
 """Trained networks for use without this project: a Keras file, a SavedModel, StableHLO text, an ONNX or a LiteRT file.
 
 Each answers float32 images [N, H, W, channels] in 0..1 with probabilities [N, H - margin, W - margin, classes]; the margin is
-0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json:
+0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json; docs/predict.md has a
+table of the kinds and shows how each is used.
 
-keras       model.keras, for `keras.saving.load_model`: the model of keras_impl as it stands, whose layers are Keras's own, so
-            nothing of this project is needed to load it. H and W are sizes that halve at every level, as the network itself
-            takes them: multiples of 2**depth, with padding "valid" and some pixels more; export.json has the numbers as
-            "sides_multiple_of" and "sides_and". It can be trained on; the layers have the canonical names, "_" for "/", and
-            the logits are `model.get_layer("probabilities").input`.
-savedmodel  for `tf.saved_model.load` and TensorFlow Serving: signature serving_default, images -> probabilities in float32.
-            Any N, H and W. `loaded.weights` holds the variables by their canonical names.
-stablehlo   model.mlir for one image of one size, any, and weights.safetensors. The weights are arguments of its function and
-            not constants in the text, which stays readable: export.json tells the order of the arguments.
-onnx        model.onnx for ONNX Runtime and what else reads ONNX, images -> probabilities. Any N, H and W. Needs tf2onnx.
-litert      model.tflite for LiteRT, once TensorFlow Lite: one image of one size, any. Converted by TensorFlow itself. With
-            `calibration` images weights and activations are int8, and images and probabilities stay float32.
-
-The first three compute in the precision of the training: bfloat16 is not widened, and in float64 only the probabilities are
-narrowed to float32 (not in the Keras file). The last two compute in float32, with the batch normalizations folded. Weights are
-shared, so a checkpoint of any implementation is exported through any.
+Keras, SavedModel and StableHLO compute in the precision of the training: bfloat16 is not widened, and in float64 only the
+probabilities are narrowed to float32 (not in the Keras file). ONNX and LiteRT compute in float32, with the batch normalizations
+folded; with `calibration` images LiteRT's weights and activations are int8. The layers of the Keras file have the canonical
+names, "_" for "/", and its logits are `model.get_layer("probabilities").input`; `weights` of a SavedModel holds the variables
+by canonical name. Weights are shared, so a checkpoint of any implementation is exported through any.
 """
 
 import contextlib
@@ -31,7 +21,7 @@ import warnings
 from pathlib import Path
 
 from common import shapes
-from common.config import IMPLEMENTATIONS, Size, UserError
+from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
 from common.output import PART, refuse_existing
@@ -230,8 +220,6 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     Raises: UserError for an implementation that cannot make this kind, a package or data that it needs and that are not there,
     and a `path` that cannot be written, or holds such files without `overwrite`.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f"there is no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
     if kind == "keras" and implementation != "keras_impl":
         raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
     network, values = config.network, config.as_dict()

@@ -249,14 +249,8 @@ def measure(labels, image):
 
     image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
-    names = {
-        "centroid-0": "row",
-        "centroid-1": "column",
-        "bbox-0": "top",
-        "bbox-1": "left",
-        "bbox-2": "bottom",
-        "bbox-3": "right",
-    }
+    names = {"centroid-0": "row", "centroid-1": "column"}
+    names |= {f"bbox-{k}": name for k, name in enumerate(("top", "left", "bottom", "right"))}
     n = image.shape[-1]
     channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
     names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}

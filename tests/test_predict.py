@@ -183,8 +183,9 @@ def folder(tmp_path):
     return path
 
 
-def run(checkpoint, *arguments, output):
-    return predict.main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, arguments)])
+def run(checkpoint, *arguments, output, overwrite=True):
+    more = ["--overwrite"] * overwrite
+    return predict.main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, arguments), *more])
 
 
 def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_path, capsys):
@@ -251,7 +252,7 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
     pages[1].save(tmp_path / "alone.png")
     run(trained(), tmp_path / "stack.tif", tmp_path / "alone.png", output=tmp_path / "out")
     names = ["alone.png", "stack_1.png", "stack_2.png", "stack_3.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".unet", *names]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert (tmp_path / "out" / "alone.png").read_bytes() == (tmp_path / "out" / "stack_2.png").read_bytes()
     assert capsys.readouterr().out.startswith("stack.tif[1]  60x60")
     masks = [Image.open(tmp_path / "out" / f"stack_{k}.png") for k in (1, 2, 3)]
@@ -325,7 +326,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
             save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy", ".unet", "written"} and path.read_text() == "first"
+    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy"} and path.read_text() == "first"
 
 
 @pytest.mark.parametrize(
@@ -508,7 +509,11 @@ def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
         (None, ["images/b.tif", "--evaluate", "images/a.png", "--output", "."], None),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (lambda path: (path / "file").write_text(""), ["images", "--output", "file/out"], "cannot write to --output"),
+        (
+            lambda path: (path / "file").write_text(""),
+            ["images", "--output", "file/out"],
+            "cannot write to file/out: Not a directory",
+        ),
         (None, ["images", "--implementation", "torch"], "--implementation"),
     ],
 )
@@ -557,12 +562,24 @@ def test_weights_that_are_not_finite_are_refused(extra, tmp_path):
 def test_masks_drawn_or_corrected_by_hand_stay(trained, folder, tmp_path):
     out = tmp_path / "out"
     run(trained(), folder, "--overlay", output=out)
-    run(trained(), folder, "--overlay", output=out)  # its own it replaces
+    run(trained(), folder, "--overlay", output=out)  # with --overwrite
+    (out / "a.png").unlink()
     Image.open(out / "b.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(out / "b.png")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="b.png was not written by this project, or was changed since"):
-        run(trained(), folder, "--overlay", output=out)
+    with pytest.raises(UserError, match=r"overlays/a.png is there already \(--overwrite replaces files\)"):
+        run(trained(), folder, "--overlay", output=out, overwrite=False)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_comes_while_others_are_predicted_stays(trained, folder, tmp_path, monkeypatch):
+    def network(images):
+        (tmp_path / "out" / "b.png").write_text("mine")
+        return images
+
+    monkeypatch.setattr(predict, "make_predict", lambda *_: network)
+    with pytest.raises(UserError, match="b.png is there already"):
+        run(trained(), folder, output=tmp_path / "out", overwrite=False)
+    assert (tmp_path / "out" / "b.png").read_text() == "mine" and (tmp_path / "out" / "a.png").exists()
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "evaluation/confusion.csv", "objects.csv"])
@@ -570,8 +587,20 @@ def test_tables_of_the_user_are_seen_before_the_work(name, trained, folder, tmp_
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine")
-    with pytest.raises(UserError, match=f"{name} was not written by this project"):
-        run(trained(), folder, "--evaluate", folder, "--objects", "--object-settings", "0.5", "0.5", "0", output=out)
+    with pytest.raises(UserError, match=f"{name} is there already"):
+        run(
+            trained(),
+            folder,
+            "--evaluate",
+            folder,
+            "--objects",
+            "--object-settings",
+            "0.5",
+            "0.5",
+            "0",
+            output=out,
+            overwrite=False,
+        )
     assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
 
 
