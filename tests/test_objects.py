@@ -298,6 +298,10 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     bright(seed=1)  # other weights: what is kept is of others
     run(checkpoint, tmp_path)
     assert "tried on" in capsys.readouterr().out
+    (tmp_path / "run/objects.json").write_text('{"annotations": []}')  # COCO has files of this name
+    run(checkpoint, tmp_path)
+    assert "not kept for the next time" in capsys.readouterr().err
+    assert (tmp_path / "run/objects.json").read_text() == '{"annotations": []}'
 
 
 def test_images_to_choose_on_are_enough_and_not_more(bright, monkeypatch):

@@ -304,16 +304,6 @@ def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, ca
     assert "foreground 0.0%" in captured.out
 
 
-def test_probabilities_where_no_disk_can_be_reserved(trained, folder, tmp_path, monkeypatch):
-    """macOS has no posix_fallocate."""
-    monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    run(trained(classes=3), folder / "a.png", "--probabilities", "--tile", "52", output=tmp_path / "out")
-    p = np.load(tmp_path / "out" / "probabilities" / "a.npy")
-    assert p.shape == (61, 90, 3) and p.dtype == np.float32
-    np.testing.assert_allclose(p.sum(-1), 1, atol=ROUNDING)
-    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "a.png"), p.argmax(-1))
-
-
 def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
     """A limit on the size of files is met as a disk's end is; a mapped file would end the process there."""
     resource = pytest.importorskip("resource")
@@ -397,6 +387,38 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
     assert rows["a.png"]["accuracy"] == pytest.approx(16 / 48)
     assert rows["a.png"]["iou"] == pytest.approx((0 / 16 + 16 / 48 + 0 / 16) / 3)
     assert rows["a.png"]["dice"] == pytest.approx(2 * 16 / 64 / 3)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tmp_path, capsys):
+    """It counts in no mean, with objects neither, and is not among the worst."""
+    for stem, values in (("a", [0, 1]), ("b", [classes + 1])):  # the last value is void
+        for part, array in (("images", noise(16, 16)[..., 0]), ("masks", np.resize(np.array(values, np.uint8), (16, 16)))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / part / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "classes": classes, "void_label": classes + 1}
+    objects = ["--objects", "--object-settings", 0.5, 0, 0, *(["--object-class", 1] if classes > 1 else [])]
+    run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", *objects, output=tmp_path / "out")
+    rows = read_metrics(tmp_path / "out")
+    assert all(map(np.isnan, rows["b.png"].values()))
+    np.testing.assert_equal(rows["mean of the images"], rows["a.png"])
+    assert not np.isnan([rows["a.png"][name] for name in ("dice", "iou", "accuracy", "ap")]).any()
+    assert "b.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["", "_segmentation", "_mask", "-seg"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_masks_are_found_as_the_training_finds_them(suffix, stored, trained, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for stem in ("a", "b", "é"):
+        noise_file(tmp_path / "images" / f"{stem}.png")
+        mask = tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png")  # as macOS has it
+        Image.fromarray(255 * (noise(60, 60)[..., 0] // 128)).save(mask)
+        if stored and suffix:  # what else has the name of the image is not its mask
+            Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "masks" / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "mask_suffix": suffix} if stored and suffix else {}
+    run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", output=tmp_path / "out")
+    assert len(read_metrics(tmp_path / "out")) == 5
 
 
 def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
