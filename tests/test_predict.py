@@ -581,18 +581,6 @@ def test_weights_that_are_not_finite_are_refused(extra, tmp_path):
             predict.main(["--checkpoint", str(tmp_path / "w.safetensors"), "--output", str(tmp_path / "out"), *extra])
 
 
-def test_masks_drawn_or_corrected_by_hand_stay(trained, folder, tmp_path):
-    out = tmp_path / "out"
-    run(trained(), folder, "--overlay", output=out)
-    run(trained(), folder, "--overlay", output=out)  # with --overwrite
-    (out / "a.png").unlink()
-    Image.open(out / "b.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(out / "b.png")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"overlays/a.png is there already \(--overwrite replaces files\)"):
-        run(trained(), folder, "--overlay", output=out, overwrite=False)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-
-
 def test_what_comes_while_others_are_predicted_stays(trained, folder, tmp_path, monkeypatch):
     def network(images):
         (tmp_path / "out" / "b.png").write_text("mine")
@@ -604,26 +592,17 @@ def test_what_comes_while_others_are_predicted_stays(trained, folder, tmp_path, 
     assert (tmp_path / "out" / "b.png").read_text() == "mine" and (tmp_path / "out" / "a.png").exists()
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "evaluation/confusion.csv", "objects.csv"])
-def test_tables_of_the_user_are_seen_before_the_work(name, trained, folder, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["b.png", "overlays/a.png", "objects/c.tif", "metrics.csv", "evaluation/confusion.csv", "objects.csv"]
+)
+def test_what_is_there_is_seen_before_the_work(name, trained, folder, tmp_path):
     out = tmp_path / "out"
-    (out / name).parent.mkdir(parents=True)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).write_text("mine")
-    with pytest.raises(UserError, match=f"{name} is there already"):
-        run(
-            trained(),
-            folder,
-            "--evaluate",
-            folder,
-            "--objects",
-            "--object-settings",
-            "0.5",
-            "0.5",
-            "0",
-            output=out,
-            overwrite=False,
-        )
-    assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+    arguments = [folder, "--overlay", "--evaluate", folder, "--objects", "--object-settings", "0.5", "0.5", "0"]
+    with pytest.raises(UserError, match=rf"{name} is there already \(--overwrite replaces files\)"):
+        run(trained(), *arguments, output=out, overwrite=False)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / name] and (out / name).read_text() == "mine"
 
 
 def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys):
@@ -653,6 +632,8 @@ def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys)
 
 def test_options_of_an_export_go_with_their_kind(tmp_path):
     for words, reason in (
+        ("", "name images to predict, or a kind of --export, and not both"),
+        ("a.png --export keras", "name images to predict, or a kind of --export, and not both"),
         ("--export onnx --quantize int8", "--quantize goes with --export litert"),
         ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
         ("a.png --object-class car", "--object-class go with --objects"),
@@ -662,9 +643,3 @@ def test_options_of_an_export_go_with_their_kind(tmp_path):
     ):
         with pytest.raises(UserError, match=reason):
             predict.main([*words.split(), "--checkpoint", "x", "--output", str(tmp_path)])
-
-
-def test_images_or_export_and_not_both(tmp_path):
-    for images in ([], ["a.png", "--export", "keras"]):
-        with pytest.raises(UserError, match="name images to predict, or a kind of --export, and not both"):
-            predict.main([*images, "--checkpoint", "x", "--output", str(tmp_path)])

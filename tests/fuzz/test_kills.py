@@ -110,20 +110,8 @@ def test_in_predict(trained, tmp_path):
         whole(out)
         assert (out / "mine.png").read_bytes() == (images / "0.png").read_bytes() and (out / "notes.csv").read_text() == "mine"
 
-    Forks(tmp_path, "predict").kills(
-        "predict",
-        images,
-        "--checkpoint",
-        trained,
-        "--output",
-        out,
-        "--overlay",
-        "--probabilities",
-        "--evaluate",
-        images,
-        "--overwrite",
-        check=check,
-    )
+    arguments = [images, "--checkpoint", trained, "--output", out, "--overlay", "--probabilities", "--evaluate", images]
+    Forks(tmp_path, "predict").kills("predict", *arguments, "--overwrite", check=check)
 
 
 @pytest.mark.slow
