@@ -16,7 +16,7 @@ from pathlib import Path
 from common.config import UserError
 
 PART = ".unet-"  # how the name of what is not finished begins; only a process that is killed leaves such a file
-RESULTS = "results-of-compare.txt"
+RESULTS = "results-of-compare"
 ABOUT = "compare.py wrote what lies here. Its next command replaces results of the same name: keep nothing else here.\n"
 
 
