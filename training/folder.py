@@ -12,10 +12,9 @@ from data.cache import try_lock
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
-STEP = r"step-(\d+)\.safetensors"
 CACHE = "cache-of-the-folds"
 FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{CACHE}(/.*)?"
-KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{STEP}|{FOLDERS}|{re.escape(PART)}.*)|fold\d+")
+KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS}|{re.escape(PART)}.*)|fold\d+")
 
 
 def take_folder(run_dir):
