@@ -18,18 +18,9 @@ from pathlib import Path
 
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import UserError, flag
-from common.output import count_earlier, refuse_foreign, scratch
+from common.output import prepare, take_results
 
-COMMANDS = {  # and what each writes into --run-dir
-    "parity": ["parity.json", "parity.png", "layers.png", "against.json"],
-    "graph": ["graph.json"],
-    "relay": ["relay.json"],
-    "replicas": ["replicas.json"],
-    "seeds": ["seeds.json"],
-    "bench": ["bench.json", "pipeline.json", "loop.json", "profile.json", "latency.json", "scaling.json"]
-    + ["bench.png", "roofline.png", "profile.png"],
-    "runs": ["curves.png", "predictions.png"],
-}
+COMMANDS = ("parity", "graph", "relay", "replicas", "seeds", "bench", "runs")
 
 
 # whatever trains here begins anew, at one learning rate, and saves nothing
@@ -85,12 +76,11 @@ SHORT = ("float32, fused, as written", "float32, explicit, to the last bit", "fl
 def main(argv=None):
     """Returns the exit code: 0 when every check passed, 1 when one failed."""
     command, config, args = read_command_line(sys.argv[1:] if argv is None else list(argv))
-    folder, name = config.training.run_dir.resolve(), args.command
-    count_earlier(folder)
-    scratch(folder)  # before the work, not after it
-    refuse_foreign(folder / file for file in (COMMANDS[name] if name else COMMANDS["parity"] + COMMANDS["bench"]))
-    if name == "parity" and args.save:
-        refuse_foreign([args.save])
+    take_results(config.training.run_dir.resolve())  # before the work, not after it
+    if args.command == "parity" and args.save:
+        prepare([args.save])
+    if args.command == "graph" and args.save:
+        take_results(args.save)
     passed = command.run(config, args) if command else run_short(config, args)
     return 0 if passed else 1
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError, flag
+from common.output import refuse_existing
 from common.text import say
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
@@ -41,6 +42,7 @@ def read_command_line(argv):
     what.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
     written = parser.add_argument_group("what to write")
     written.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
+    written.add_argument("--overwrite", action="store_true", help="replace files that are there")
     written.add_argument("--overlay", action="store_true", help="also DIR/overlays/STEM.png, the mask in colours on the image")
     written.add_argument(
         "--probabilities", action="store_true", help="also DIR/probabilities/STEM.npy, float32 [height, width, classes]"
@@ -88,6 +90,7 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
     """
     if settings:
         from prediction import objects  # and scikit-image with it
+    refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
     save_to, klass = paths.get("probabilities"), args.object_class
     image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
     line, labels, measured = images.describe(source, mask, config), None, []
@@ -99,7 +102,7 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
         line += evaluation.add(source, image, mask, labels, klass)
     images.save_mask(paths["mask"], mask, config)
     if settings:
-        objects.save_labels(paths["objects"], labels)
+        objects.save_labels(paths["objects"], paths["many objects"], labels)
     if args.overlay and settings:
         objects.save_outlines(paths["overlay"], image, labels, config)
     elif args.overlay:
@@ -116,7 +119,8 @@ def main(argv=None):
         from prediction.export import export  # and TensorFlow with it
 
         implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
-        export(args.export, implementation, config, weights, args.output, args.image_size, bool(args.quantize))
+        size, quantize = args.image_size, bool(args.quantize)
+        export(args.export, implementation, config, weights, args.output, size, quantize, args.overwrite)
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
@@ -124,7 +128,7 @@ def main(argv=None):
     if args.tta:
         symmetries(True, args.tta)  # or what keeps it from having any
     sources = images.find_images(args.images)
-    truths = find_masks(args.evaluate, sources) if args.evaluate else {}
+    truths = find_masks(args.evaluate, sources, config.data.mask_suffix) if args.evaluate else {}
     settings = None
     if args.objects:
         from prediction import objects
@@ -135,7 +139,7 @@ def main(argv=None):
     results = {source: images.outputs(source, args.output, *kinds) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
     written += [args.output / "objects.csv"] * args.objects + [args.output / name for name in EVALUATED] * bool(truths)
-    images.prepare_output(args.output, written, [*sources, *truths.values()])
+    images.prepare_output(written, [*sources, *truths.values()], args.overwrite)
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)
     if args.objects and not settings:

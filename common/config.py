@@ -355,7 +355,7 @@ class Config:
 
         And but for the cache that the folds of a cross-validation share, which is gone after the last.
         """
-        cache = self.data.cache if ".unet" not in (self.data.cache or Path()).parts else None
+        cache = self.data.cache if (self.data.cache or Path()).name != "cache-of-the-folds" else None
         return self.replace(resume=False, workers=None, worker=None, cache=cache)
 
     def as_dict(self):

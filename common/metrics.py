@@ -40,11 +40,12 @@ def class_scores(matrix):
 def mean_over_classes(values, classes):
     """The mean of `values` [..., classes], from `class_scores`, over the classes that occur. One class: the foreground's.
 
-    A foreground that occurs in neither truth nor prediction scores 1.
+    A foreground that occurs in neither truth nor prediction scores 1. Not a number where nothing is labelled: no class occurs.
     """
+    occurs = ~np.isnan(values)
     if classes == 1:
-        return np.where(np.isnan(values[..., 1]), 1.0, values[..., 1])
-    return np.nansum(values, -1) / np.maximum((~np.isnan(values)).sum(-1), 1)
+        return np.where(occurs[..., 0] & ~occurs[..., 1], 1.0, values[..., 1])
+    return np.nansum(values, -1) / np.where(occurs.any(-1), occurs.sum(-1), np.nan)
 
 
 def scores(masks, predictions, classes):
@@ -57,7 +58,7 @@ def scores(masks, predictions, classes):
     matrices = np.stack([confusion(*pair, classes) for pair in zip(masks, predictions, strict=True)])  # [N, classes, classes]
     pixels = matrices.sum((1, 2)).astype(float)
     pixels[pixels == 0] = np.nan
-    iou, dice = (np.where(pixels > 0, mean_over_classes(v, classes), np.nan) for v in class_scores(matrices))
+    iou, dice = (mean_over_classes(v, classes) for v in class_scores(matrices))
     return {"dice": dice, "iou": iou, "accuracy": np.trace(matrices, axis1=1, axis2=2) / pixels}
 
 

@@ -223,7 +223,7 @@ def _digest(path):
 
 def try_lock(path):
     """The open file `path`, which no other process has locked, or None. Closing it lets go, and so does dying."""
-    file = open(path, "w")
+    file = open(path, "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -303,7 +303,7 @@ def _pairs(folder, images, masks, suffix=None):
     if not image_paths:
         raise UserError("; ".join([f"{image_folder} holds no images ({', '.join(EXTENSIONS)})", *over]))
     if suffix is None:
-        suffix = _find_suffix(image_paths, mask_paths)
+        suffix = find_suffix(image_paths, mask_paths)
     if together:
         mask_paths = {stem: path for stem, path in image_paths.items() if suffix and stem.endswith(suffix)}
         image_paths = {stem: path for stem, path in image_paths.items() if stem not in mask_paths}
@@ -324,7 +324,7 @@ def _pairs(folder, images, masks, suffix=None):
     return Pairs(items, suffix, alone, over)
 
 
-def _find_suffix(image_paths, mask_paths):
+def find_suffix(image_paths, mask_paths):
     """What stands behind the names of images in the names of all masks, such as "_mask", or "".
 
     In one folder masks are the files that end so, and at least half of the images have one.

@@ -13,7 +13,7 @@ from pathlib import Path
 from common.cli import listed, make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
-from common.output import refuse_foreign, scratch, write_text
+from common.output import prepare, write_text
 from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
 from common.text import say
@@ -300,13 +300,10 @@ def main(argv=None):
     parser.add_argument(
         "--output", type=Path, metavar="PATH", default=Path("runs/overview"), help="where to write (default: %(default)s)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier overview there")
     args = parse(parser, argv)
     config = read_config(args)
-    try:
-        scratch(args.output.resolve())
-        refuse_foreign(args.output / name for name in ("overview.json", "overview.png"))
-    except OSError as error:
-        raise UserError(f"cannot write to --output {args.output}: {error.strerror}") from None
+    prepare((args.output / name for name in ("overview.json", "overview.png")), args.overwrite)
     layout = open_layout(config)
     config = config.replace(channels=config.network.channels or find_channels(layout))
     summary, items, meaning, config = survey(layout, config)

@@ -11,7 +11,7 @@ from common.output import write_csv
 from common.pictures import class_names, expendable
 from common.text import cell, say
 from data.files import image_files, read_mask, read_objects
-from data.layouts import Item, Layout, bowl_of, passed_over
+from data.layouts import Item, Layout, bowl_of, find_suffix, passed_over
 from data.meaning import OBJECTS, as_classes, by_index, mask_meaning, read_colors, trimap_classes
 from prediction.images import Source, count_values, pages_of, strips
 
@@ -23,38 +23,45 @@ EVALUATED = ("metrics.csv", *(f"evaluation/{name}" for name in ("confusion.csv",
 SHOWN = 600  # rows and columns of them at most
 
 
-def find_masks(path, sources):
-    """The true masks for --evaluate `path`: {stem of a source: Source}. STEM or, as in Carvana, STEM_mask belongs to STEM.
+def find_masks(path, sources, suffix=None):
+    """The true masks for --evaluate `path`: {stem of a source: Source}.
 
-    Or, as in the 2018 Data Science Bowl, the folder STEM/masks: its Source has the folder as its path.
+    The mask of STEM is STEM{suffix}, STEM, STEM_mask as in Carvana, or STEM with what a training would find behind all masks;
+    or the folder STEM/masks, as in the 2018 Data Science Bowl: its Source has the folder as its path.
+
+    suffix: `config.data.mask_suffix` of the training.
 
     Raises: UserError for an image without a mask, and for one with two.
     """
     if not path.exists():
         raise UserError(f"--evaluate {path} does not exist")
-    masks = {}
-    for mask in [page for file in (image_files(path) if path.is_dir() else [path]) for page in pages_of(file)]:
-        stem = unicodedata.normalize("NFC", mask.stem)  # macOS may store é as e and an accent
-        if stem in masks:
-            raise UserError(f"{masks[stem].path} and {mask.path} have the same name but for the extension: keep one of them")
-        masks[stem] = mask
+    pages = [page for file in (image_files(path) if path.is_dir() else [path]) for page in pages_of(file)]
     if not path.is_dir():
-        if len(masks) != len(sources):
-            raise UserError(f"--evaluate {path} holds {len(masks)} masks for {len(sources)} images: name a folder of masks")
-        return {source.stem: mask for source, mask in zip(sources, masks.values())}
-    found = {}
-    for source in sources:
-        stem = unicodedata.normalize("NFC", source.stem)
-        found[source.stem] = masks.get(stem) or masks.get(f"{stem}_mask")
-        if not found[source.stem] and (masks_of_one := bowl_of(path) / source.stem / "masks").is_dir():
+        if len(pages) != len(sources):
+            raise UserError(f"--evaluate {path} holds {len(pages)} masks for {len(sources)} images: name a folder of masks")
+        return {source.stem: mask for source, mask in zip(sources, pages)}
+    masks, names = {}, {_stem(source): source for source in sources}
+    for page in pages:
+        if other := masks.get(_stem(page)):
+            raise UserError(f"{other.path} and {page.path} have the same name but for the extension: keep one of them")
+        masks[_stem(page)] = page
+    endings, found = dict.fromkeys([suffix or "", "", "_mask", find_suffix(names, masks)]), {}
+    for name, source in names.items():
+        wanted, masks_of_one = [name + ending for ending in endings], bowl_of(path) / source.stem / "masks"
+        if named := [masks[mask] for mask in wanted if mask in masks]:
+            found[source.stem] = named[0]
+        elif masks_of_one.is_dir():
             found[source.stem] = Source(masks_of_one, None, source.stem)
             if over := passed_over(masks_of_one):
                 say(f"{source}: {over}", sys.stderr)
-        if not found[source.stem]:
-            raise UserError(
-                f"--evaluate {path} holds no mask for {source.path}: it is looked for as {stem} or {stem}_mask, any extension"
-            )
+        else:
+            looked = " or ".join(wanted)
+            raise UserError(f"--evaluate {path} holds no mask for {source.path}: it is looked for as {looked}, any extension")
     return found
+
+
+def _stem(source):
+    return unicodedata.normalize("NFC", source.stem)  # macOS may store é as e and an accent
 
 
 def truth_reader(masks, config, skip_bad):
@@ -123,10 +130,13 @@ class Evaluation:
         words = "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, classes))
         if objects is not None:
             scores = self._compare_objects(source, truth, objects, klass)
+            if not matrix.any():  # nothing is labelled
+                scores = dict.fromkeys(scores, np.nan)
             words += "  ap {ap:.4f} ({objects} true objects)".format(**scores)
             self.scores[str(source)] = scores
         self.matrices[str(source)] = matrix
-        self._show(str(source), image, truth, mask, measures(matrix, classes)[0])
+        if matrix.any():
+            self._show(str(source), image, truth, mask, measures(matrix, classes)[0])
         return words
 
     def _compare_objects(self, source, truth, found, klass):
@@ -186,5 +196,4 @@ def write_metrics(path, matrices, config, scores):
     width = max(map(len, columns))
     print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
     for column, *values in zip(columns, *totals.values()):
-        shown = ("-" if column in next(iter(scores.values()), ()) and np.isnan(value) else f"{value:.4f}" for value in values)
-        say(f"{column:<{width}}" + "".join(f"{value:>20}" for value in shown))
+        say(f"{column:<{width}}" + "".join(f"{'-' if np.isnan(value) else f'{value:.4f}':>20}" for value in values))

@@ -1,39 +1,30 @@
 """Trained networks for use without this project: a Keras file, a SavedModel, StableHLO text, an ONNX or a LiteRT file.
 
 Each answers float32 images [N, H, W, channels] in 0..1 with probabilities [N, H - margin, W - margin, classes]; the margin is
-0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json:
+0 but for padding "valid" (`common.shapes`). Each is a folder, with the network's options in export.json; docs/predict.md has a
+table of the kinds and shows how each is used.
 
-keras       model.keras, for `keras.saving.load_model`: the model of keras_impl as it stands, whose layers are Keras's own, so
-            nothing of this project is needed to load it. H and W are sizes that halve at every level, as the network itself
-            takes them: multiples of 2**depth, with padding "valid" and some pixels more; export.json has the numbers as
-            "sides_multiple_of" and "sides_and". It can be trained on; the layers have the canonical names, "_" for "/", and
-            the logits are `model.get_layer("probabilities").input`.
-savedmodel  for `tf.saved_model.load` and TensorFlow Serving: signature serving_default, images -> probabilities in float32.
-            Any N, H and W. `loaded.weights` holds the variables by their canonical names.
-stablehlo   model.mlir for one image of one size, any, and weights.safetensors. The weights are arguments of its function and
-            not constants in the text, which stays readable: export.json tells the order of the arguments.
-onnx        model.onnx for ONNX Runtime and what else reads ONNX, images -> probabilities. Any N, H and W. Needs tf2onnx.
-litert      model.tflite for LiteRT, once TensorFlow Lite: one image of one size, any. Converted by TensorFlow itself. With
-            `calibration` images weights and activations are int8, and images and probabilities stay float32.
-
-The first three compute in the precision of the training: bfloat16 is not widened, and in float64 only the probabilities are
-narrowed to float32 (not in the Keras file). The last two compute in float32, with the batch normalizations folded. Weights are
-shared, so a checkpoint of any implementation is exported through any.
+Keras, SavedModel and StableHLO compute in the precision of the training: bfloat16 is not widened, and in float64 only the
+probabilities are narrowed to float32 (not in the Keras file). ONNX and LiteRT compute in float32, with the batch normalizations
+folded; with `calibration` images LiteRT's weights and activations are int8. The layers of the Keras file have the canonical
+names, "_" for "/", and its logits are `model.get_layer("probabilities").input`; `weights` of a SavedModel holds the variables
+by canonical name. Weights are shared, so a checkpoint of any implementation is exported through any.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import re
-import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
 from common import shapes
-from common.config import IMPLEMENTATIONS, Size, UserError
+from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
-from common.output import MARK, is_ours, new_part, record_all, scratch, written_in
+from common.output import PART, refuse_existing
 from common.padding import any_size
 from common.weights import assign_weights, fold_batch_norm
 from data.files import STRETCHED
@@ -53,54 +44,22 @@ TF2ONNX = "tf2onnx==1.17.0 onnx==1.23.2"  # what --export onnx needs beside requ
 
 
 @contextlib.contextmanager
-def replaced_folder(path, files):
-    """Gives a new folder that takes the place of `path` at the end. If anything fails, what was at `path` stays.
+def new_folder(path):
+    """Gives a folder for an export, whose files are moved into `path` at the end. If anything fails, what was there stays.
 
-    Raises: UserError when `path` cannot be written, or holds anything but an earlier export, made of `files`, as it was
-    written.
+    Raises: UserError when `path` cannot be written.
     """
-    target = Path(path).resolve()  # of a link, where it points; "." has a name
     try:
-        if Path.cwd().is_relative_to(target):
-            raise UserError(f"--output {path} is or contains the working directory: name a folder of its own")
-        if target.exists() and not target.is_dir():
-            raise UserError(f"--output {path} is no folder: name another")
-        mark = scratch(target.parent)
-        new, old = new_part(mark, "-export"), mark / f"replaced-{target.name}"
-        if old.exists() and not target.exists():  # killed between the two renames below
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        refuse_changed(target, path, files)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        try:
-            yield new
-            record_all(new)
-            refuse_changed(target, path, files)  # something may have come meanwhile
-            if target.exists() and any(target.iterdir()):  # no system call swaps two folders everywhere
-                target.rename(old)
-            try:
-                new.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=PART, dir=path) as folder:
+            yield Path(folder)
+            (path / "export.json").unlink(missing_ok=True)  # comes last: with it the export is whole
+            for file in sorted(Path(folder).rglob("*"), key=lambda file: (file.name == "export.json", file)):
+                target = path / file.relative_to(folder)
+                target.mkdir(exist_ok=True) if file.is_dir() else os.replace(file, target)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
-
-
-def refuse_changed(target, path, files):
-    """Raises: UserError when the folder `target` holds anything that is not as an export made of `files` left it."""
-    for file in target.rglob("*") if target.is_dir() else ():
-        name = file.relative_to(target).as_posix()
-        top = name.partition("/")[0]
-        is_folder = file.is_dir() and not file.is_symlink() and "folder" in written_in(target).get(name, ())
-        if top != MARK and not (top in files and (is_folder or not file.is_symlink() and is_ours(file))):
-            raise UserError(f"--output {path} holds something else than an export of this kind: take another folder")
 
 
 def serving_function(model, network):
@@ -249,8 +208,8 @@ def fixed_size(kind, config, size=None):
     return size
 
 
-def export(kind, implementation, config, weights, path, size=None, quantize=False):
-    """Writes the network into the folder `path`, whole or not at all. An earlier export of the same kind is replaced.
+def export(kind, implementation, config, weights, path, size=None, quantize=False, overwrite=False):
+    """Writes the network into the folder `path`; export.json comes last, and tells that all is there.
 
     kind: a key of `EXPORTS`.
     implementation: through which one. The Keras file is made by keras_impl, whichever trained the weights.
@@ -259,10 +218,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     quantize: whether LiteRT computes in int8, in ranges found on training images, and what it costs in dice is printed.
 
     Raises: UserError for an implementation that cannot make this kind, a package or data that it needs and that are not there,
-    and a `path` that is in use or cannot be written.
+    and a `path` that cannot be written, or holds such files without `overwrite`.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f"there is no implementation {implementation!r}: {', '.join(IMPLEMENTATIONS)}")
     if kind == "keras" and implementation != "keras_impl":
         raise UserError("--export keras needs --implementation keras_impl, which takes the checkpoints of all three")
     network, values = config.network, config.as_dict()
@@ -279,7 +236,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         words = f"one image of {Size(*size)}"
     if quantize:
         calibration, pairs = read_windows(config, size)
-    with replaced_folder(path, EXPORTS[kind]) as folder:
+    refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
+    with new_folder(path) as folder:
         if kind == "keras":
             write_keras(folder, network, weights)
         elif kind == "savedmodel":

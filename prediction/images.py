@@ -3,14 +3,13 @@
 import contextlib
 import functools
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
-from common.output import refuse_foreign, replacing, scratch
+from common.output import prepare, replacing
 from common.pictures import class_names, in_values, shown_bands
 from common.text import say
 from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image, stretched
@@ -77,32 +76,22 @@ def pages_of(path):
 
 def outputs(source, folder, overlay, probabilities, objects):
     """Where the results of an image go: {"mask": path, ...}, and with `overlay`, `probabilities` and `objects` these too."""
-    paths = {"mask": folder / f"{source.stem}.png"}
-    if overlay:
-        paths["overlay"] = folder / "overlays" / f"{source.stem}.png"
-    if objects:
-        paths["objects"] = folder / "objects" / f"{source.stem}.png"
-    if probabilities:
-        paths["probabilities"] = folder / "probabilities" / f"{source.stem}.npy"
-    return paths
+    kinds = {"overlay": (overlay, "overlays", ".png"), "probabilities": (probabilities, "probabilities", ".npy")}
+    kinds |= {"objects": (objects, "objects", ".png"), "many objects": (objects, "objects", ".tif")}
+    found = {kind: folder / name / f"{source.stem}{suffix}" for kind, (wanted, name, suffix) in kinds.items() if wanted}
+    return {"mask": folder / f"{source.stem}.png"} | found
 
 
-def prepare_output(folder, results, inputs):
-    """Makes `folder`, and those of the `results`, which are paths to come. inputs: [Source].
+def prepare_output(results, inputs, overwrite):
+    """`common.output.prepare` for the `results`, which are paths to come. inputs: [Source].
 
-    Raises: UserError when they cannot be written, or one of the inputs would be overwritten, or any other file that this
-    project did not write.
+    Raises: UserError also when one of the inputs would be overwritten.
     """
     inputs = {source.path.resolve() for source in inputs}
     for path in results:
         if path.resolve() in inputs:
             raise UserError(f"{path} is an input and would be overwritten: choose another --output")
-    refuse_foreign(results)
-    for parent in {folder, *(path.parent for path in results)}:
-        try:
-            tempfile.TemporaryFile(dir=scratch(parent.resolve())).close()
-        except OSError as error:
-            raise UserError(f"cannot write to --output {parent}: {error.strerror}") from None
+    prepare(results, overwrite)
 
 
 # --- one image ---
@@ -190,7 +179,7 @@ def strips(*arrays):
 
 def count_values(mask):
     """uint8 [H, W] -> int [256], how often each value occurs."""
-    return sum(np.bincount(strip.ravel(), minlength=256) for (strip,) in strips(mask))
+    return np.array(Image.fromarray(mask).histogram())  # of less memory than np.bincount
 
 
 def save_mask(path, mask, config):

@@ -5,13 +5,14 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
-from common.output import discard, is_ours, replacing, write_csv, write_text
+from common.output import replacing, write_csv, write_text
 from common.pictures import class_names, shown_bands
 from common.text import cell, say
 from data.borders import CROSS, part_touching
@@ -163,7 +164,7 @@ def labelled_pairs(config, predict, klass, tile, tta):
     A dozen images may show hardly any objects that touch, and then a neck that parts nothing looks best: more of them chose
     better, for nuclei and for membranes, although the network has seen them (docs/results.md). Validation images come first.
 
-    Raises: UserError when the data of the run is not there.
+    Raises: UserError when the data of the run is not there, or not labelled.
     """
     from data.loader import load_examples  # and TensorFlow with it
 
@@ -174,12 +175,16 @@ def labelled_pairs(config, predict, klass, tile, tta):
             if pixels >= SEARCHED:
                 break
             mask = examples.masks[i]
+            if (mask == VOID).all():
+                continue
             p = np.empty(mask.shape, np.float32)
             for rows, columns, part in predict_tiles(predict, examples.images[i], config.network, tile, tta, name, white):
                 p[rows, columns] = part[..., klass if config.network.classes > 1 else 0]
             truth = examples.objects[i] if examples.objects else true_objects(mask, klass)
             several.append((np.where(mask == VOID, 0, p), truth))
             pixels += p.size
+    if not pixels:
+        raise UserError("no mask of the training has a labelled pixel")
     return pairs
 
 
@@ -192,8 +197,10 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     """
     case = f"{klass}, --tta" if tta else str(klass)  # whose probabilities are others
     path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
+    is_ours = not os.path.lexists(path)  # COCO's annotations may have that name
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):  # none, or changed by hand: searched anew
         kept = json.loads(path.read_text())
+        is_ours = is_ours or set(kept) == {"checkpoint", "classes"}
         if kept["checkpoint"] == digest:  # else it is of other weights
             known = dict(kept["classes"])
             settings = Settings.of(*known[case]["settings"])
@@ -213,6 +220,8 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     )
     known[case] = {"settings": list(settings), "validation": len(validation), "training": len(training), **scores}
     try:
+        if not is_ours:
+            raise UserError(f"{path} holds something else")
         write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
     except (UserError, OSError) as error:
         say(f"warning: the settings are not kept for the next time: {error}", sys.stderr)
@@ -222,17 +231,15 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
 # --- files ---
 
 
-def save_labels(path, labels):
-    """The label image, of 16 bits as `path`, a .png, or of 32 as a .tif beside it if there are more than 65535 objects."""
+def save_labels(path, path_of_many, labels):
+    """The label image: `path`, a .png of 16 bits, or with more than 65535 objects `path_of_many`, a .tif of 32."""
     wide = labels.max(initial=0) > 65535
-    other = path.with_suffix(".tif")
+    path, other = (path_of_many, path) if wide else (path, path_of_many)
     if wide:
-        path, other = other, path
         say(f"{path.stem}: {labels.max()} objects are more than a PNG can number: {path.name}")
     with replacing(path) as part:
         Image.fromarray(labels if wide else labels.astype(np.uint16)).save(part, "TIFF" if wide else "PNG")
-    if is_ours(other):  # of an earlier prediction
-        discard(other)
+    other.unlink(missing_ok=True)  # of an earlier prediction, with --overwrite
 
 
 def measure(labels, image):
@@ -242,14 +249,8 @@ def measure(labels, image):
 
     image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
-    names = {
-        "centroid-0": "row",
-        "centroid-1": "column",
-        "bbox-0": "top",
-        "bbox-1": "left",
-        "bbox-2": "bottom",
-        "bbox-3": "right",
-    }
+    names = {"centroid-0": "row", "centroid-1": "column"}
+    names |= {f"bbox-{k}": name for k, name in enumerate(("top", "left", "bottom", "right"))}
     n = image.shape[-1]
     channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
     names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.cli import make_parser, parse, read_config, run_script
 from common.config import UserError
-from common.output import refuse_foreign, write_text
+from common.output import prepare, write_text
 
 MEASURED, PAGE = (Path(__file__).resolve().parents[1] / name for name in ("study/measured.json", "docs/study.html"))
 
@@ -24,6 +24,7 @@ def read_command_line(argv):
     group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help=words)
     words = "the page (default: docs/study.html)"
     group.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help=words)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there; the two named above always are")
     args = parse(parser, argv)
     return args, read_config(args)
 
@@ -34,18 +35,10 @@ def as_text(measured):
     return json.dumps(measured | {"rows": {}}, indent=1).replace('"rows": {}', f'"rows": {{\n{rows}\n}}') + "\n"
 
 
-def save(path, text):
-    """The project's own two files lie in git, and may be written over; of others only what this project wrote."""
-    if path.resolve() in (MEASURED, PAGE):
-        path.write_text(text, encoding="utf-8")
-    else:
-        write_text(path, text)
-
-
 def main(argv=None):
     args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
     written = [args.output, args.measured] if args.measure else [args.output]
-    refuse_foreign(path for path in written if path.resolve() not in (MEASURED, PAGE))
+    prepare((path for path in written if path.resolve() not in (MEASURED, PAGE)), args.overwrite)
     try:
         from study.page import make_page
     except ModuleNotFoundError as error:
@@ -53,12 +46,12 @@ def main(argv=None):
     if args.measure:
         from study.measure import measure
 
-        save(args.measured, as_text(measure(config)))
+        write_text(args.measured, as_text(measure(config)))
     try:
         page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--measured {args.measured} holds no measurements of this version: {error!r}; add --measure") from None
-    save(args.output, page)
+    write_text(args.output, page)
     print(f"{args.output}: {len(page.encode()) / 1e3:.0f} kB")
 
 

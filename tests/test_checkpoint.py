@@ -110,9 +110,7 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         save_checkpoint(checkpoint, {}, {})
     assert checkpoint.read_bytes() == before
-    assert {path.name for path in checkpoint.parent.rglob("*")} == {checkpoint.name, ".unet", "written"}, (
-        "no half file stays behind"
-    )
+    assert [*checkpoint.parent.iterdir()] == [checkpoint], "no half file stays behind"
 
 
 def test_train_scripts_take_over_from_each_other(tmp_path):
@@ -149,7 +147,7 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     shutil.copy(run_dir / "last.safetensors", run_dir / "of_mine")
     for more, name in (([], "last.safetensors"), (["--folds", "2"], "last.safetensors"), ([], "of_mine/last.safetensors")):
         with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-            main([*options, *more, "--checkpoint", str(run_dir / name), "--run-dir", str(run_dir)])
+            main([*options, *more, "--epochs", "2", "--checkpoint", str(run_dir / name), "--run-dir", str(run_dir)])
     shutil.rmtree(run_dir / "of_mine")
     main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
     history = (run_dir / "history.csv").read_text()

@@ -18,7 +18,7 @@ from common.losses import probabilities
 from common.padding import any_size
 from common.shapes import missing
 from common.weights import assign_weights, initial_weights, weight_shapes
-from prediction import FIXED
+from prediction import EXPORTS, FIXED
 from prediction.export import export, fixed_size
 from prediction.quantization import window
 from tests.conftest import IMPLEMENTATIONS
@@ -264,7 +264,7 @@ def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
 def test_what_is_to_be_done_with_an_image_first_is_said(tmp_path, capsys):
     for stretch, about in ((False, None), (True, {"percentiles": [1, 99.8], "white": 4095})):
         config = OWN.replace(dataset="folder", data_dir=tmp_path, stretch=stretch, white=4095)
-        export("keras", "keras_impl", config, some_weights(config), tmp_path / "net")
+        export("keras", "keras_impl", config, some_weights(config), tmp_path / "net", overwrite=True)
         assert json.loads((tmp_path / "net/export.json").read_text())["stretch"] == about
         assert ("stretch yours before" in capsys.readouterr().out) == stretch
 
@@ -311,16 +311,32 @@ def quick(monkeypatch):
     return content
 
 
-def files_in(folder):
-    return sorted(name for file in folder.rglob("*") if ".unet" not in (name := str(file.relative_to(folder))))
+def contents(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_an_export_is_replaced_and_nothing_stays_beside_it(quick, tmp_path):
-    for text in ("first", "second"):
-        quick["text"] = text
-        export("keras", "keras_impl", OWN, {}, tmp_path / "new" / "net")
-        assert (tmp_path / "new" / "net" / "model.keras").read_text() == text
-    assert files_in(tmp_path) == ["new", "new/net", "new/net/export.json", "new/net/model.keras"]
+def test_an_export_is_replaced_if_told_to_and_nothing_else_is_touched(quick, tmp_path):
+    net = tmp_path / "new" / "net"
+    export("keras", "keras_impl", OWN, {}, net)
+    (net / "notes.txt").write_text("mine")
+    before, quick["text"] = contents(tmp_path), "second"
+    with pytest.raises(UserError, match=r"export.json is there already \(--overwrite replaces files\)"):
+        export("keras", "keras_impl", OWN, {}, net)
+    assert contents(tmp_path) == before
+    export("keras", "keras_impl", OWN, {}, net, overwrite=True)
+    assert contents(tmp_path) == before | {"new/net/model.keras": b"second"}
+    (net / "model.keras").unlink()
+    (net / "model.keras").mkdir()
+    with pytest.raises(UserError, match="model.keras is there already and is no file"):
+        export("keras", "keras_impl", OWN, {}, net, overwrite=True)
+    with pytest.raises(UserError, match="cannot write --output .*notes.txt: (File exists|Not a directory)"):
+        export("keras", "keras_impl", OWN, {}, net / "notes.txt")
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_the_files_of_an_export_are_known_before_it_is_made(kind, exported):
+    (folder, *_) = [exported[0] / "-".join(case) for case in HERE if case[0] == kind] or [pytest.skip(f"no {kind} here")]
+    assert contents(folder).keys() == {"export.json", *EXPORTS[kind]}
 
 
 @pytest.mark.parametrize(
@@ -328,24 +344,11 @@ def test_an_export_is_replaced_and_nothing_stays_beside_it(quick, tmp_path):
 )
 def test_failure_leaves_what_was_there(error, quick, tmp_path):
     export("keras", "keras_impl", OWN, {}, tmp_path / "net")
-    before = files_in(tmp_path)
+    before = contents(tmp_path)
     quick.update(text="half of it", error=error)
     with pytest.raises(UserError, match="cannot write --output .*net: .*(No space|disk full).*stays"):
-        export("keras", "keras_impl", OWN, {}, tmp_path / "net")
-    assert files_in(tmp_path) == before
-    assert (tmp_path / "net" / "model.keras").read_text() == "first"
-
-
-def test_folder_of_something_else_is_refused(quick, tmp_path):
-    export("keras", "keras_impl", OWN, {}, tmp_path / "net")
-    with pytest.raises(UserError, match="net holds something else"):
-        export("savedmodel", "lowlevel", OWN, {}, tmp_path / "net")
-    (tmp_path / "net" / "notes.txt").touch()
-    with pytest.raises(UserError, match="net holds something else"):
-        export("keras", "keras_impl", OWN, {}, tmp_path / "net")
-    assert "net/notes.txt" in files_in(tmp_path)
-    with pytest.raises(UserError, match="--output .*notes.txt is no folder"):
-        export("keras", "keras_impl", OWN, {}, tmp_path / "net" / "notes.txt")
+        export("keras", "keras_impl", OWN, {}, tmp_path / "net", overwrite=True)
+    assert contents(tmp_path) == before
 
 
 def test_keras_file_from_another_implementation_is_refused(tmp_path):
@@ -359,7 +362,7 @@ def test_what_onnx_needs_is_named_in_one_line(tmp_path, monkeypatch):
         UserError, match=r"^--export onnx needs a package more \(.*\): pip install tf2onnx==[\d.]+ onnx==[\d.]+$"
     ):
         export("onnx", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
-    assert not (tmp_path / "net").exists()
+    assert not contents(tmp_path)
 
 
 def test_the_lines_of_cpp_in_the_docs(tmp_path):
@@ -399,7 +402,7 @@ def test_a_litert_file_without_its_weights_is_not_written(tmp_path, monkeypatch)
     monkeypatch.setattr(prediction.export, "litert_predict", lambda path: lambda images: np.full([1, 93, 110, 1], np.nan))
     with pytest.raises(UserError, match="answers otherwise than the network, by nan: it was not written"):
         export("litert", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
-    assert not (tmp_path / "net").exists()
+    assert not contents(tmp_path)
 
 
 def test_windows_of_one_size():

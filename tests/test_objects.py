@@ -218,15 +218,13 @@ def test_measures():
 
 def test_more_objects_than_16_bits_number(tmp_path, capsys):
     labels = np.arange(70_000, dtype=np.int32).reshape(250, 280)
-    save_labels(tmp_path / "a.png", labels[:10])
+    paths = tmp_path / "a.png", tmp_path / "a.tif"
+    save_labels(*paths, labels[:10])
     assert np.asarray(Image.open(tmp_path / "a.png")).dtype == np.uint16
-    save_labels(tmp_path / "a.png", labels)
+    save_labels(*paths, labels)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.tif")), labels)
     assert "69999 objects are more than a PNG can number: a.tif" in capsys.readouterr().out
     assert not (tmp_path / "a.png").exists(), "the numbers of before are not beside it"
-    (tmp_path / "b.tif").write_text("mine")
-    save_labels(tmp_path / "b.png", labels[:10])
-    assert (tmp_path / "b.tif").read_text() == "mine"
 
 
 # --- the command ---
@@ -252,7 +250,15 @@ def bright(tmp_path, monkeypatch):
 
 
 def run(checkpoint, folder, *arguments):
-    command = ["--checkpoint", str(checkpoint), str(folder / "images"), "--output", str(folder / "out"), "--objects"]
+    command = [
+        "--checkpoint",
+        str(checkpoint),
+        str(folder / "images"),
+        "--output",
+        str(folder / "out"),
+        "--objects",
+        "--overwrite",
+    ]
     return predict.main([*command, *map(str, arguments)])
 
 
@@ -292,6 +298,10 @@ def test_settings_are_found_once_and_kept_beside_the_checkpoint(bright, tmp_path
     bright(seed=1)  # other weights: what is kept is of others
     run(checkpoint, tmp_path)
     assert "tried on" in capsys.readouterr().out
+    (tmp_path / "run/objects.json").write_text('{"annotations": []}')  # COCO has files of this name
+    run(checkpoint, tmp_path)
+    assert "not kept for the next time" in capsys.readouterr().err
+    assert (tmp_path / "run/objects.json").read_text() == '{"annotations": []}'
 
 
 def test_images_to_choose_on_are_enough_and_not_more(bright, monkeypatch):

@@ -11,18 +11,8 @@ from pathlib import Path
 import compare
 from common.cli import run_script
 from common.config import Config, UserError
-from common.output import (
-    HOST,
-    count_earlier,
-    discard,
-    first_foreign,
-    is_ours,
-    left_as,
-    record_all,
-    replacing,
-    scratch,
-    write_text,
-)
+from common.output import PART, RESULTS, prepare, refuse_existing, replacing, take_results, write_text
+from data.cache import try_lock
 from tests.fuzz.test_ownership import pretend_run
 from training.folder import take_new_folder
 
@@ -35,68 +25,56 @@ def refused(words):
     return pytest.raises(UserError, match=words)
 
 
-def test_what_is_ours_is_replaced_and_what_was_edited_is_not(tmp_path):
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+# --- one file ---
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, capsys):
     path = tmp_path / "new" / "a.txt"
     for text in ("first", "second"):
         write_text(path, text)
-        assert path.read_text() == text and is_ours(path)
-    path.write_text("mine")
-    with refused("a.txt was not written by this project, or was changed since"):
-        write_text(path, "third")
-    with refused("a.txt"):
-        discard(path)
-    assert path.read_text() == "mine"
-    path.write_text("first")  # as it was left once
-    write_text(path, "third")
-    assert path.read_text() == "third"
+        assert path.read_text() == text
+
+    def main():
+        with replacing(path) as part:
+            part.write_text("half")
+            assert part.parent == path.parent and part.name.startswith(PART) and path.read_text() == "second"
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
+    assert contents(path.parent) == {path: b"second"}
 
 
-def test_what_comes_while_it_is_written_stays(tmp_path):
-    with refused("a.txt"), replacing(tmp_path / "a.txt") as part:
-        part.write_text("ours")
-        (tmp_path / "a.txt").write_text("theirs")
-    assert (tmp_path / "a.txt").read_text() == "theirs"
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder", "pipe"])
+def test_what_is_there_is_refused(kind, tmp_path):
+    """With --overwrite only files may be there: a link would lead elsewhere."""
+    path, other = tmp_path / "a.txt", tmp_path / "other.txt"
+    other.write_text("mine")
+    make = {"file": path.touch, "link": lambda: path.symlink_to(other), "dangling link": lambda: path.symlink_to("none")}
+    (make | {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path)})[kind]()
+    for overwrite, words in ((None, "a.txt is there already: move it"), (False, r"already \(--overwrite replaces files\)")):
+        with refused(words):
+            refuse_existing([tmp_path / "none", path], overwrite)
+    if kind == "file":
+        return refuse_existing([path], overwrite=True)
+    with refused("a.txt is there already and is no file: move it away"):
+        prepare([path], overwrite=True)
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
-def test_what_is_no_file_is_refused(kind, tmp_path):
-    path, other = tmp_path / "a.txt", tmp_path / "other" / "b.txt"
-    if kind == "link":
-        other.parent.mkdir()
-        other.write_text("mine")
-        path.symlink_to(other)
-    elif kind == "dangling link":
-        path.symlink_to(tmp_path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        os.mkfifo(path)
-    with refused("not written by this project"):
-        write_text(path, "text")
-    assert kind != "link" or other.read_text() == "mine"
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    prepare([tmp_path / "new" / "a.txt"])
+    assert contents(tmp_path / "new") == {}
+    with refused("cannot write to .*file: File exists"):
+        prepare([tmp_path / "file" / "a.txt"])
 
 
-def test_a_mark_of_others_is_refused_and_what_is_torn_passes(tmp_path):
-    (tmp_path / "a" / ".unet").mkdir(parents=True)
-    (tmp_path / "a" / ".unet" / "mine").write_text("")
-    with refused("was not made by this project"):
-        write_text(tmp_path / "a" / "b.txt", "text")
-    write_text(tmp_path / "b.txt", "text")
-    with open(tmp_path / ".unet" / "written", "a") as file:
-        file.write('\n["c.txt", "123')  # a full disk
-    write_text(tmp_path / "c.txt", "text")
-    assert is_ours(tmp_path / "b.txt") and is_ours(tmp_path / "c.txt")
-
-
-def test_left_overs_go_and_those_of_a_running_process_stay(tmp_path):
-    mark = scratch(tmp_path)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    in_work, old = {f"{os.getpid()}-{HOST}-99.png", f"{dead.pid}-another{HOST}-0.png"}, f"1-another{HOST}-1.png"
-    for name in (f"{dead.pid}-{HOST}-0.png", old, *in_work):
-        (mark / name).write_text("half")
-    os.utime(mark / old, (0, 0))
-    assert {path.name for path in scratch(tmp_path).iterdir()} == {"written", *in_work}
+# --- the folder of a run ---
 
 
 def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -107,69 +85,63 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         pretend_run(tmp_path / "link", seed, resume=False)
     assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "link" / "config.json").read_text())["seed"] == 2
     assert json.loads((tmp_path / "run-1" / "config.json").read_text())["seed"] == 1
-    (run_dir / "notes.txt").write_text("mine")
-    with refused("notes.txt is not the run's as it wrote it: take another --run-dir"):
-        pretend_run(run_dir, 3, resume=False)
-    (run_dir / "notes.txt").unlink()
+    for name in ("notes.txt", "images/mine.png", "fold0/notes.txt", "events/mine", "mine/best.safetensors"):
+        path = run_dir / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        before = contents(tmp_path)
+        with refused("is not the run's: take another --run-dir"):
+            pretend_run(run_dir, 3, resume=False)
+        assert contents(tmp_path) == before
+        path.unlink()
+        if path.parent.name == "mine":
+            path.parent.rmdir()
     monkeypatch.chdir(run_dir)
     with refused("working directory"):
         pretend_run(Path("."), 3, resume=False)
+    monkeypatch.chdir(tmp_path)
+    with try_lock(run_dir / "lock"), refused("is in use by another process"):
+        pretend_run(run_dir, 3, resume=False)
     assert not (tmp_path / "run-2").exists()
+    (run_dir / f"{PART}1.safetensors").touch()  # of a process that was killed
+    pretend_run(run_dir, 2, resume=True)
+    assert not list(run_dir.glob(f"{PART}*"))
 
 
-def test_a_run_of_the_version_before_is_known(tmp_path):
-    """It had no `.unet/`, and its lock beside the files."""
-    for name in ("run", "foreign"):
-        pretend_run(tmp_path / name, 1, resume=False)
-        for path in (tmp_path / name / ".unet").iterdir():
-            path.unlink()
-        (tmp_path / name / ".unet").rmdir()
-        (tmp_path / name / ".lock").touch()
-    left_as.clear()  # what this process remembers
-    with refused("was not written by this project"):  # all options of now: a copy of a run, which may have been edited
-        pretend_run(tmp_path / "run", 2, resume=True)
-    (tmp_path / "run" / ".unet" / "lock").unlink()
-    (tmp_path / "run" / ".unet" / "written").unlink()
-    (tmp_path / "run" / ".unet").rmdir()
-    path = tmp_path / "run" / "config.json"
-    values = json.loads(path.read_text())
-    values.pop("stretch")
-    path.write_text(json.dumps(values))
-    pretend_run(tmp_path / "run", 2, resume=True)
-    pretend_run(tmp_path / "run", 3, resume=False)
-    assert (tmp_path / "run-1").exists()
-    (tmp_path / "foreign" / "config.json").write_text('{"mine": 1}')
-    with refused("config.json was not written by this project"):
-        take_new_folder(Config.of(run_dir=tmp_path / "foreign"))
+@pytest.mark.parametrize("name, text", [("a.png", ""), ("config.json", '{"mine": 1}'), ("config.json", "{}"), ("lock2", "")])
+def test_a_folder_of_something_else_is_no_place_for_a_run(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    for resume in (False, True):
+        with refused(f"holds {name} and no run: take another --run-dir, such as .*/run"):
+            take_new_folder(Config.of(run_dir=tmp_path, resume=resume))
+    assert contents(tmp_path) == before
+    pretend_run(tmp_path / "run", 1, resume=False)
 
 
-def test_reports_of_the_version_before_are_known(tmp_path):
-    (tmp_path / "parity.json").write_text(json.dumps({"checks": [], "losses": {}}))
-    (tmp_path / "graph.json").write_text(json.dumps({"mine": 1}))
-    count_earlier(tmp_path)
-    assert is_ours(tmp_path / "parity.json") and not is_ours(tmp_path / "graph.json")
-    with refused("graph.json"):
-        compare.main(["graph", "--run-dir", str(tmp_path)])
+def test_a_run_that_was_killed_before_its_first_file_is_no_obstacle(tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / f"{PART}0.json").touch()
+    pretend_run(tmp_path, 1, resume=False)
 
 
-def test_a_folder_that_was_recorded_knows_what_came_to_it(tmp_path):
-    (tmp_path / "net" / "assets").mkdir(parents=True)
-    (tmp_path / "net" / "model").write_text("model")
-    record_all(tmp_path / "net")
-    assert first_foreign(tmp_path / "net") is None
-    (tmp_path / "net" / "assets" / "mine").touch()
-    assert first_foreign(tmp_path / "net") == tmp_path / "net" / "assets" / "mine"
+# --- the results of compare.py ---
 
 
-def test_a_full_disk_names_the_file(tmp_path, capsys):
-    def main():
-        with replacing(tmp_path / "a.png") as part:
-            part.write_bytes(b"")
-            raise OSError(28, "No space left on device")
+def test_results_replace_results_and_nothing_else(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / RESULTS).write_text("of mine")
+    (tmp_path / "mine" / "graph.json").write_text("mine")
+    for folder in (tmp_path / "mine", tmp_path):
+        with refused("was not made by compare.py: name a new folder"):
+            compare.main(["graph", "--run-dir", str(folder)])
+    for _ in range(2):
+        take_results(tmp_path / "new")
+        write_text(tmp_path / "new" / "graph.json", "{}")
+    assert contents(tmp_path / "mine") == {tmp_path / "mine" / RESULTS: b"of mine", tmp_path / "mine" / "graph.json": b"mine"}
 
-    with pytest.raises(SystemExit):
-        run_script(main)
-    assert capsys.readouterr().err == f"error: {tmp_path / 'a.png'}: No space left on device\n"
+
+# --- Ctrl-C ---
 
 
 def test_ctrl_c_where_nothing_can_be_raised():

@@ -25,7 +25,7 @@ def examples(*images):
 def run(capsys, folder, *options, dataset="folder"):
     """-> (exit code, what was printed, overview.json)"""
     output = folder.parent / "output"
-    code = main(["--dataset", dataset, "--data-dir", str(folder), "--output", str(output), *options])
+    code = main(["--dataset", dataset, "--data-dir", str(folder), "--output", str(output), "--overwrite", *options])
     assert (output / "overview.png").stat().st_size > 10_000
     return code, capsys.readouterr().out, json.loads((output / "overview.json").read_text(encoding="utf-8"))
 
@@ -109,10 +109,20 @@ def test_unusable_input_is_one_line(tmp_path):
     for path in folder.glob("images/*"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="none of 3 images can be read; the first: .*0.png"):
-        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output")])
+        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
     with pytest.raises(UserError, match="nowhere"):
-        main(["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere"), "--output", str(tmp_path / "output")])
-    with pytest.raises(UserError, match="cannot write to --output .*0.png"):
+        main(
+            [
+                "--dataset",
+                "folder",
+                "--data-dir",
+                str(tmp_path / "nowhere"),
+                "--output",
+                str(tmp_path / "output"),
+                "--overwrite",
+            ]
+        )
+    with pytest.raises(UserError, match="cannot write to .*0.png"):
         main(["--images", "2", "--output", str(folder / "masks/0.png")])
 
 
@@ -213,7 +223,7 @@ def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
     assert "STEM-seg is the mask of STEM" in printed and "notes.docx" in printed
     save(folder / "3.png", NOISE[..., 0])
     with pytest.raises(UserError, match="3.png has no mask"):
-        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output")])
+        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
     code, printed, summary = run(capsys, folder, "--skip-bad")
     assert code == 1 and "3.png has no mask" in summary["problems"][0] and summary["images"] == 3
 

@@ -183,8 +183,9 @@ def folder(tmp_path):
     return path
 
 
-def run(checkpoint, *arguments, output):
-    return predict.main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, arguments)])
+def run(checkpoint, *arguments, output, overwrite=True):
+    more = ["--overwrite"] * overwrite
+    return predict.main(["--checkpoint", str(checkpoint), "--output", str(output), *map(str, arguments), *more])
 
 
 def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_path, capsys):
@@ -251,7 +252,7 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
     pages[1].save(tmp_path / "alone.png")
     run(trained(), tmp_path / "stack.tif", tmp_path / "alone.png", output=tmp_path / "out")
     names = ["alone.png", "stack_1.png", "stack_2.png", "stack_3.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".unet", *names]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert (tmp_path / "out" / "alone.png").read_bytes() == (tmp_path / "out" / "stack_2.png").read_bytes()
     assert capsys.readouterr().out.startswith("stack.tif[1]  60x60")
     masks = [Image.open(tmp_path / "out" / f"stack_{k}.png") for k in (1, 2, 3)]
@@ -303,16 +304,6 @@ def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, ca
     assert "foreground 0.0%" in captured.out
 
 
-def test_probabilities_where_no_disk_can_be_reserved(trained, folder, tmp_path, monkeypatch):
-    """macOS has no posix_fallocate."""
-    monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    run(trained(classes=3), folder / "a.png", "--probabilities", "--tile", "52", output=tmp_path / "out")
-    p = np.load(tmp_path / "out" / "probabilities" / "a.npy")
-    assert p.shape == (61, 90, 3) and p.dtype == np.float32
-    np.testing.assert_allclose(p.sum(-1), 1, atol=ROUNDING)
-    np.testing.assert_array_equal(read_mask(tmp_path / "out" / "a.png"), p.argmax(-1))
-
-
 def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
     """A limit on the size of files is met as a disk's end is; a mapped file would end the process there."""
     resource = pytest.importorskip("resource")
@@ -325,7 +316,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
             save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy", ".unet", "written"} and path.read_text() == "first"
+    assert {file.name for file in tmp_path.rglob("*")} == {"a.npy"} and path.read_text() == "first"
 
 
 @pytest.mark.parametrize(
@@ -396,6 +387,38 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
     assert rows["a.png"]["accuracy"] == pytest.approx(16 / 48)
     assert rows["a.png"]["iou"] == pytest.approx((0 / 16 + 16 / 48 + 0 / 16) / 3)
     assert rows["a.png"]["dice"] == pytest.approx(2 * 16 / 64 / 3)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tmp_path, capsys):
+    """It counts in no mean, with objects neither, and is not among the worst."""
+    for stem, values in (("a", [0, 1]), ("b", [classes + 1])):  # the last value is void
+        for part, array in (("images", noise(16, 16)[..., 0]), ("masks", np.resize(np.array(values, np.uint8), (16, 16)))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / part / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "classes": classes, "void_label": classes + 1}
+    objects = ["--objects", "--object-settings", 0.5, 0, 0, *(["--object-class", 1] if classes > 1 else [])]
+    run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", *objects, output=tmp_path / "out")
+    rows = read_metrics(tmp_path / "out")
+    assert all(map(np.isnan, rows["b.png"].values()))
+    np.testing.assert_equal(rows["mean of the images"], rows["a.png"])
+    assert not np.isnan([rows["a.png"][name] for name in ("dice", "iou", "accuracy", "ap")]).any()
+    assert "b.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["", "_segmentation", "_mask", "-seg"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_masks_are_found_as_the_training_finds_them(suffix, stored, trained, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for stem in ("a", "b", "é"):
+        noise_file(tmp_path / "images" / f"{stem}.png")
+        mask = tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png")  # as macOS has it
+        Image.fromarray(255 * (noise(60, 60)[..., 0] // 128)).save(mask)
+        if stored and suffix:  # what else has the name of the image is not its mask
+            Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "masks" / f"{stem}.png")
+    options = {"dataset": "folder", "data_dir": tmp_path, "mask_suffix": suffix} if stored and suffix else {}
+    run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", output=tmp_path / "out")
+    assert len(read_metrics(tmp_path / "out")) == 5
 
 
 def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
@@ -508,7 +531,11 @@ def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
         (None, ["images/b.tif", "--evaluate", "images/a.png", "--output", "."], None),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (lambda path: (path / "file").write_text(""), ["images", "--output", "file/out"], "cannot write to --output"),
+        (
+            lambda path: (path / "file").write_text(""),
+            ["images", "--output", "file/out"],
+            "cannot write to file/out: Not a directory",
+        ),
         (None, ["images", "--implementation", "torch"], "--implementation"),
     ],
 )
@@ -554,25 +581,28 @@ def test_weights_that_are_not_finite_are_refused(extra, tmp_path):
             predict.main(["--checkpoint", str(tmp_path / "w.safetensors"), "--output", str(tmp_path / "out"), *extra])
 
 
-def test_masks_drawn_or_corrected_by_hand_stay(trained, folder, tmp_path):
-    out = tmp_path / "out"
-    run(trained(), folder, "--overlay", output=out)
-    run(trained(), folder, "--overlay", output=out)  # its own it replaces
-    Image.open(out / "b.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(out / "b.png")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="b.png was not written by this project, or was changed since"):
-        run(trained(), folder, "--overlay", output=out)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+def test_what_comes_while_others_are_predicted_stays(trained, folder, tmp_path, monkeypatch):
+    def network(images):
+        (tmp_path / "out" / "b.png").write_text("mine")
+        return images
+
+    monkeypatch.setattr(predict, "make_predict", lambda *_: network)
+    with pytest.raises(UserError, match="b.png is there already"):
+        run(trained(), folder, output=tmp_path / "out", overwrite=False)
+    assert (tmp_path / "out" / "b.png").read_text() == "mine" and (tmp_path / "out" / "a.png").exists()
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "evaluation/confusion.csv", "objects.csv"])
-def test_tables_of_the_user_are_seen_before_the_work(name, trained, folder, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["b.png", "overlays/a.png", "objects/c.tif", "metrics.csv", "evaluation/confusion.csv", "objects.csv"]
+)
+def test_what_is_there_is_seen_before_the_work(name, trained, folder, tmp_path):
     out = tmp_path / "out"
-    (out / name).parent.mkdir(parents=True)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
     (out / name).write_text("mine")
-    with pytest.raises(UserError, match=f"{name} was not written by this project"):
-        run(trained(), folder, "--evaluate", folder, "--objects", "--object-settings", "0.5", "0.5", "0", output=out)
-    assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+    arguments = [folder, "--overlay", "--evaluate", folder, "--objects", "--object-settings", "0.5", "0.5", "0"]
+    with pytest.raises(UserError, match=rf"{name} is there already \(--overwrite replaces files\)"):
+        run(trained(), *arguments, output=out, overwrite=False)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / name] and (out / name).read_text() == "mine"
 
 
 def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys):
@@ -602,6 +632,8 @@ def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys)
 
 def test_options_of_an_export_go_with_their_kind(tmp_path):
     for words, reason in (
+        ("", "name images to predict, or a kind of --export, and not both"),
+        ("a.png --export keras", "name images to predict, or a kind of --export, and not both"),
         ("--export onnx --quantize int8", "--quantize goes with --export litert"),
         ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
         ("a.png --object-class car", "--object-class go with --objects"),
@@ -611,9 +643,3 @@ def test_options_of_an_export_go_with_their_kind(tmp_path):
     ):
         with pytest.raises(UserError, match=reason):
             predict.main([*words.split(), "--checkpoint", "x", "--output", str(tmp_path)])
-
-
-def test_images_or_export_and_not_both(tmp_path):
-    for images in ([], ["a.png", "--export", "keras"]):
-        with pytest.raises(UserError, match="name images to predict, or a kind of --export, and not both"):
-            predict.main([*images, "--checkpoint", "x", "--output", str(tmp_path)])

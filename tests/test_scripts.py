@@ -265,7 +265,7 @@ def test_folder_end_to_end(implementation, folder, tmp_path):
         (["compare.py", "relay", "--jit"], ["--jit"]),
         (["compare.py", "relay", "--epochs", "5"], ["--epochs"]),
         (["compare.py", "seeds", "--schedule", "cosine"], ["--schedule", "train script"]),
-        (["compare.py", "parity", "--save", "README.md"], ["README.md", "not written by this project"]),
+        (["compare.py", "parity", "--save", "README.md"], ["README.md", "is there already: move it away"]),
         (["-m", "lowlevel.train", "--dataset", "folder", "--data-dir", "d", "--colors", "nothing.txt"], ["No such file"]),
         (["compare.py", "runs", "nowhere"], ["nowhere"]),
         (["-m", "lowlevel.train", "--data-dir", "nowhere"], ["--dataset folder"]),

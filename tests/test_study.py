@@ -221,6 +221,6 @@ def test_command_line():
 def test_a_page_is_not_written_over_something_else(tmp_path):
     notes = tmp_path / "notes.html"
     notes.write_text("mine")
-    with pytest.raises(UserError, match="notes.html was not written by this project"):
+    with pytest.raises(UserError, match="notes.html is there already"):
         main(["--output", str(notes)])
     assert notes.read_text() == "mine"

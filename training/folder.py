@@ -6,22 +6,21 @@ import os
 import re
 from pathlib import Path
 
-from common.checkpoint import load_metadata
 from common.config import Config, UserError
-from common.output import first_foreign, is_counted, record_names, refuse_foreign, scratch, write_text, written_in
+from common.output import PART, write_text
 from data.cache import try_lock
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
-FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png")
-STEP = r"step-(\d+)\.safetensors"
-UNCOUNTED = r"(fold\d+/)?events(/events\.out\.tfevents\..*)?"  # TensorFlow writes them
-# what else the version before left in the folder of a run, which kept no count
-EARLIER = rf"{UNCOUNTED}|\.lock|cache(/[0-9a-f]{{20}}(\.lock|\.part)?(/.*)?)?"
+FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
+CACHE = "cache-of-the-folds"
+FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{CACHE}(/.*)?"
+KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS}|{re.escape(PART)}.*)|fold\d+")
 
 
 def take_folder(run_dir):
     """Makes the folder of a run, and locks it until the result is closed. Raises: UserError when another process has it."""
-    lock = try_lock(scratch(run_dir) / "lock")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(run_dir / "lock")
     if not lock:
         raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
     return lock
@@ -32,11 +31,12 @@ def set_aside(run_dir):
 
     Raises: UserError when something in it is not the run's, or somebody works in it.
     """
-    reason = "would have to be renamed, but {}: take another --run-dir"
+    names = ((path, path.relative_to(run_dir).as_posix()) for path in sorted(run_dir.rglob("*")))
+    reason = next((f"{path} is not the run's" for path, name in names if not KNOWN.fullmatch(name)), None)
     if Path.cwd().is_relative_to(run_dir):
-        raise UserError(f"{run_dir} holds an earlier run and " + reason.format("is or contains the working directory"))
-    if foreign := first_foreign(run_dir, EARLIER):
-        raise UserError(f"{run_dir} holds an earlier run and " + reason.format(f"{foreign} is not the run's as it wrote it"))
+        reason = "it is or contains the working directory"
+    if reason:
+        raise UserError(f"{run_dir} holds an earlier run and would have to be renamed, but {reason}: take another --run-dir")
     names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
     kept = next(name for name in names if not os.path.lexists(name))
     run_dir.rename(kept)
@@ -44,52 +44,35 @@ def set_aside(run_dir):
 
 
 def take_new_folder(config):
-    """`take_folder`; what an earlier run left there is set aside, unless `config.training.resume` goes on with it.
+    """`take_folder`, with config.json in it; an earlier run there is set aside, unless --resume goes on with it.
 
-    Raises: UserError also for a file in the way of the run's that this project did not write.
+    Raises: UserError also for a folder that holds anything but a run, and for one that cannot be set aside.
     """
     run_dir, resume, checkpoint = config.training.run_dir.resolve(), config.training.resume, config.training.checkpoint
-    if not is_counted(run_dir):
-        count_earlier(run_dir)
-    holds_run = "last.safetensors" in written_in(run_dir) or is_counted(run_dir / "fold0")
-    folders = checkpoint.resolve().parents if checkpoint and not resume else []
-    if run_dir in folders[: None if holds_run else 1]:
+    holds_run = is_run(run_dir)
+    names = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
+    if not holds_run and (others := [name for name in names if name != "lock" and not name.startswith(PART)]):
+        raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")
+    if holds_run and checkpoint and not resume and run_dir in checkpoint.resolve().parents:
         raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
     lock = take_folder(run_dir)
-    try:
-        if holds_run and not resume:
-            set_aside(run_dir)
-            lock.close()
-            lock = take_folder(run_dir)
-        steps = [path.name for path in run_dir.iterdir() if re.fullmatch(STEP, path.name)]
-        # these two may have been edited: a run that goes on reads them, and writes them only if it has something else to say
-        refuse_foreign(run_dir / name for name in [*FILES, *steps] if not (resume and name in ("config.json", "split.json")))
-    except BaseException:
+    if holds_run and not resume:
+        set_aside(run_dir)
         lock.close()
-        raise
+        lock = take_folder(run_dir)
+    for part in run_dir.glob(f"{PART}*"):  # of a process that was killed
+        part.unlink()
+    if not (run_dir / "config.json").exists():  # first of all: the folder is known by it
+        write_config(config)
     return lock
 
 
-def count_earlier(run_dir):
-    """Counts as written what a run of the version before left, which kept no count.
-
-    It is known by a config.json that holds every option of then and not all of now, beside a checkpoint of a train script or a
-    fold with one.
-    """
+def is_run(run_dir):
+    """Whether a folder is that of a run: by a config.json with its options."""
     try:
-        if not 40 <= len(read_config(run_dir)) < len(Config().kept.as_dict()):
-            return
-        checkpoints = [path for path in (run_dir / "last.safetensors", run_dir / "best.safetensors") if path.is_file()]
-        folds = [path for path in run_dir.glob("fold*") if re.fullmatch(r"fold\d+", path.name) and path.is_dir()]
-        if not (folds or checkpoints) or not all({"config", "implementation"} <= load_metadata(p).keys() for p in checkpoints):
-            return
+        return {"filters", "depth", "run_dir"} <= read_config(run_dir).keys()
     except UserError:
-        return
-    scratch(run_dir)
-    record_names(run_dir, [path for path in run_dir.iterdir() if path.name in FILES or re.fullmatch(STEP, path.name)])
-    for fold in folds:
-        if not is_counted(fold):
-            count_earlier(fold)
+        return False
 
 
 def read_config(run_dir):
@@ -111,6 +94,5 @@ def read_config(run_dir):
 def write_config(config):
     """config.json, which --resume reads."""
     run_dir, values = config.training.run_dir, config.kept.as_dict()
-    if (run_dir / "config.json").exists() and config.training.resume and read_config(run_dir) == values:
-        return  # it may have been edited
-    write_text(run_dir / "config.json", json.dumps(values, indent=2) + "\n")
+    if not (run_dir / "config.json").exists() or read_config(run_dir) != values:
+        write_text(run_dir / "config.json", json.dumps(values, indent=2) + "\n")

@@ -11,7 +11,7 @@ from common.config import UserError
 from common.device import tf
 from common.losses import probabilities, segmentation_loss
 from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
-from common.output import discard, is_ours, replacing, write_csv, written_in
+from common.output import replacing, write_csv
 from common.padding import any_size
 from common.pictures import (
     class_names,
@@ -103,15 +103,8 @@ def predict_some(config, validation, eval_step):
     return found
 
 
-def write_examples(run_dir, validation, classes, anew):
-    """Some of the drawn images that validate as images/*.png, their masks as masks/*.png: to predict, to open, to evaluate.
-
-    anew: those of a run that ended before its first checkpoint, and so was not set aside, are not of this one.
-    """
-    for folder in (run_dir / "images", run_dir / "masks") if anew else ():
-        for name in written_in(folder):
-            if is_ours(folder / name):
-                discard(folder / name)
+def write_examples(run_dir, validation, classes):
+    """Some of the drawn images that validate as images/*.png, their masks as masks/*.png: to predict, to open, to evaluate."""
     for name, image, mask in itertools.islice(zip(validation.names, validation.images, validation.masks), PICTURES):
         mask = mask * np.uint8(255) if classes <= 2 else mask
         for folder, values in (("images", image[..., 0] if image.shape[-1] == 1 else image), ("masks", mask)):

@@ -95,15 +95,16 @@ class Run:
         """Makes or opens the run's folder, and loads what it goes on with."""
         config = self.config
         try:
-            self.lock = take_new_folder(config)
-            if self.options.resume and self.last.exists():
-                self._restore(self.last)
-            elif self.options.checkpoint:
+            goes_on = self.options.resume and self.last.exists()
+            if self.options.checkpoint and not goes_on:  # before the folder is made: the file may not fit
                 self._start_from(self.options.checkpoint)
+            self.lock = take_new_folder(config)
+            if goes_on:
+                self._restore(self.last)
             self._write_split()
             write_config(config)
             if config.data.dataset == "synthetic":
-                write_examples(self.run_dir, self.validation, config.network.classes, anew=not self.options.resume)
+                write_examples(self.run_dir, self.validation, config.network.classes)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
 

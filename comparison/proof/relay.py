@@ -8,7 +8,7 @@ import json
 
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Size, UserError
-from common.output import discard, write_text
+from common.output import write_text
 from common.weights import assign_weights
 from comparison import columns
 from comparison.proof.ways import EXACT_CONSTANTS
@@ -44,12 +44,12 @@ def run(config, args):
         batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
         changed = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
         baton = folder / f"relay-{precision}.safetensors"
-        discard(baton)
+        baton.unlink(missing_ok=True)
         for k, name in enumerate(runners):
             ended = train(name, changed, training, range(k, k + 1), baton)
         for name in runners:
             alone = folder / f"relay-{precision}-{name}.safetensors"
-            discard(alone)
+            alone.unlink(missing_ok=True)
             values = train(name, changed, training, range(len(runners)), alone)
             worst = max(ended, key=lambda weight: np.abs(ended[weight] - values[weight]).max())
             d = float(np.abs(ended[worst] - values[worst]).max())

@@ -24,7 +24,6 @@ import compare
 import predict
 from common.checkpoint import COLUMNS, read_checkpoint
 from common.config import Config, UserError
-from common.output import is_ours, write_text, written_in
 from common.weights import initial_weights
 from data import cache
 from data.files import count_bands, count_pages, read_image, read_mask, read_objects
@@ -224,11 +223,6 @@ FILES = {
     "split, types": (read_lists, [("split.json", as_json)], SPLIT),
     "history": (lambda path: read_history(path.parent), [("history.csv", HISTORY)], None),
     "colors": (read_table, [("colors.txt", COLOURS)], None),
-    "written": (
-        lambda path: [written_in(path.parents[1]), is_ours(path.parents[1] / "a.txt")],
-        [(".unet/written", None)],
-        None,
-    ),
 }
 
 
@@ -283,16 +277,12 @@ def try_files(tried, rng, inputs):
         folder.mkdir()
 
         def attempt(suffix, data, name=name, reader=reader, folder=folder):
-            path = folder / (suffix if not suffix.startswith(".") or "/" in suffix else f"file{suffix}")
-            path.parent.mkdir(exist_ok=True)
+            path = folder / (f"file{suffix}" if suffix.startswith(".") else suffix)
             path.write_bytes(data)
             before = snapshot(folder)
             tried.call(name, data, reader, path)
             tried.unchanged(folder, before, name, data)
 
-        if name == "written":
-            write_text(folder / "a.txt", "text")
-            seeds = [(".unet/written", (folder / ".unet" / "written").read_bytes())]
         if value is None:
             for _ in range(inputs):
                 suffix, data = rng.choice(seeds)
@@ -334,7 +324,7 @@ def try_cache(tried, rng, inputs):
     layout = Layout(items, lambda item, channels, size: (PIXELS[..., :1], PIXELS[..., 1]))
     config = Config.of(dataset="folder", data_dir=folder, cache=folder / "kept")
     cache.prepare(layout, items, 1, config)
-    (kept,) = (path for path in (folder / "kept").iterdir() if path.is_dir() and path.name != ".unet")
+    (kept,) = (path for path in (folder / "kept").iterdir() if path.is_dir())
     seeds = {path: path.read_bytes() for path in kept.iterdir()}
 
     def read():

@@ -6,15 +6,17 @@ import random
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config
-from common.output import first_foreign
+from common.output import PART
 from common.weights import initial_weights
+from prediction import EXPORTS
 from tests.fuzz.test_ownership import Variable
 from tests.test_resume import Nursery
-from training.folder import EARLIER
+from training.folder import KNOWN
 
 import numpy as np
 import pytest
@@ -89,9 +91,9 @@ def pictures(folder, n):
     return folder
 
 
-def whole(folder, n=None):
-    """That every picture and array in `folder` can be read, and that nothing half lies beside them."""
-    found = [path for path in folder.rglob("*") if ".unet" not in path.parts and path.is_file()]
+def whole(folder):
+    """That every picture and array in `folder` can be read, and that nothing half lies there under a name of its own."""
+    found = [path for path in folder.rglob("*") if not path.name.startswith(PART) and path.is_file()]
     for path in found:
         np.load(path) if path.suffix == ".npy" else Image.open(path).load() if path.suffix == ".png" else path.read_text()
     assert {path.suffix for path in found} <= {".png", ".npy", ".csv"}
@@ -108,21 +110,8 @@ def test_in_predict(trained, tmp_path):
         whole(out)
         assert (out / "mine.png").read_bytes() == (images / "0.png").read_bytes() and (out / "notes.csv").read_text() == "mine"
 
-    Forks(tmp_path, "predict").kills(
-        "predict",
-        images,
-        "--checkpoint",
-        trained,
-        "--output",
-        out,
-        "--overlay",
-        "--probabilities",
-        "--evaluate",
-        images,
-        check=check,
-    )
-    for folder in (out, out / "overlays", out / "probabilities"):
-        assert {path.name for path in (folder / ".unet").iterdir()} == {"written"}, "no half file stays"
+    arguments = [images, "--checkpoint", trained, "--output", out, "--overlay", "--probabilities", "--evaluate", images]
+    Forks(tmp_path, "predict").kills("predict", *arguments, "--overwrite", check=check)
 
 
 @pytest.mark.slow
@@ -131,30 +120,16 @@ def test_in_export(kind, trained, tmp_path):
     out = tmp_path / "exported"
 
     def check():
-        """The export before or the one after: whole, under its name, or set aside between the two renames."""
-        folder = out if out.exists() else tmp_path / ".unet" / f"replaced-{out.name}"
-        assert json.loads((folder / "export.json").read_text())["kind"] == kind
-        names = {path.name for path in folder.iterdir()} - {".unet"}
-        assert names == ({"export.json", "model.keras"} if kind == "keras" else names | {"saved_model.pb", "variables"})
-        assert first_foreign(folder) is None
+        """Each file is whole, and with an export.json all of them are there."""
+        names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+        if "export.json" in names:
+            assert json.loads((out / "export.json").read_text())["kind"] == kind and names >= set(EXPORTS[kind])
+        if kind == "keras" and "model.keras" in names:
+            assert zipfile.ZipFile(out / "model.keras").testzip() is None
 
-    Forks(tmp_path, "predict").kills("predict", "--checkpoint", trained, "--export", kind, "--output", out, check=check)
-    left = {path.name for path in (tmp_path / ".unet").iterdir()}
-    assert left == {"written"}, "no half export stays"
-
-
-@pytest.mark.slow
-def test_between_the_renames_of_an_export(trained, tmp_path):
-    """The one moment in which no folder has the name: the next export finds the old one."""
-    from common.output import scratch
-    from prediction.export import export
-
-    config = Config.of(filters=2, depth=1, channels=1, classes=1)
-    export("keras", "keras_impl", config, initial_weights(config.network), tmp_path / "net")
-    (tmp_path / "net").rename(scratch(tmp_path) / "replaced-net")
-    with pytest.raises(Exception):  # noqa: B017  whatever it is: weights of another network
-        export("keras", "keras_impl", config, {}, tmp_path / "net")
-    assert (tmp_path / "net" / "model.keras").exists()
+    arguments = ["--checkpoint", trained, "--export", kind, "--output", out, "--overwrite"]
+    Forks(tmp_path, "predict").kills("predict", *arguments, check=check)
+    assert (out / "export.json").exists()
 
 
 @pytest.mark.slow
@@ -168,7 +143,7 @@ def test_in_writing_the_cache(tmp_path):
     for _ in range(KILLS):
         forks.run("lowlevel.train", *command, after=chance.uniform(0, 0.4))
         for kept in (tmp_path / "cache").glob("*"):
-            if kept.is_dir() and kept.suffix != ".part" and kept.name != ".unet":
+            if kept.is_dir() and kept.suffix != ".part":
                 assert {path.name for path in kept.iterdir()} == {"pixels", "index.npz"}
         assert {path: path.read_bytes() for path in before} == before
     code, _ = forks.run("lowlevel.train", *command)
@@ -192,7 +167,8 @@ def test_in_cross_validation(tmp_path):
                 options = ["--resume", "--run-dir", run_dir]
         code, _ = nursery.train(*options)
         assert code == 0, nursery.log.read_text()
-    assert first_foreign(run_dir, EARLIER) is None and not list(tmp_path.glob("killed-*"))
+    names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")]
+    assert all(KNOWN.fullmatch(name) and PART not in name for name in names) and not list(tmp_path.glob("killed-*"))
     for k in range(3):
         both = [load_checkpoint(tmp_path / name / f"fold{k}" / "last.safetensors") for name in ("whole", "killed")]
         for name, value in both[0][0].items():
