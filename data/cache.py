@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 VERSION = 7  # of the format, and of how files are decoded
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of images, by their bits
 INDEX = np.dtype(
     [  # what is known of an item; all 0 where it was left out
         ("size", np.int64, 2),  # height and width
@@ -57,8 +58,9 @@ class Prepared:
     def __init__(self, file, channels, mask_type, index, left_out):
         self.file, self.channels, self.mask_type = file, channels, np.dtype(mask_type)
         self.index, self.left_out = index, left_out
-        bytes_per_pixel = channels * index["bits"] // 8 + self.mask_type.itemsize
-        self.starts = np.concatenate([[0], np.cumsum(index["size"].prod(axis=1) * bytes_per_pixel)]).tolist()
+        pixels = index["size"].prod(axis=1)
+        sizes = [pixels * channels * index["bits"] // 8, pixels * self.mask_type.itemsize]  # bytes of images, of masks
+        self.starts = np.cumsum([0, *np.transpose(sizes).ravel()]).tolist()  # of image, mask, image, mask, ...
 
     def size(self, i):
         return Size(*self.index["size"][i].tolist())
@@ -71,13 +73,11 @@ class Prepared:
 
     def image(self, i):
         """uint8, uint16 or float32 [H, W, channels], the values of the file"""
-        dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[int(self.index["bits"][i])]
-        return self._read(self.starts[i], (*self.size(i), self.channels), dtype)
+        return self._read(self.starts[2 * i], (*self.size(i), self.channels), DTYPES[int(self.index["bits"][i])])
 
     def mask(self, i):
         """uint8 [H, W], the values of the file, or int32 where they number objects"""
-        height, width = self.size(i)
-        return self._read(self.starts[i + 1] - self.mask_type.itemsize * height * width, (height, width), self.mask_type)
+        return self._read(self.starts[2 * i + 1], self.size(i), self.mask_type)
 
     def is_whole(self, i):
         """Whether image and mask are those that were written."""
@@ -96,23 +96,23 @@ def prepare(layout, items, channels, config):
 
     Raises: UserError for the first file that cannot be read, unless `config.data.skip_bad`; for a disk that is full.
     """
-    mask_type, data = np.int32 if layout.objects else np.uint8, config.data
+    data, mask_type = config.data, np.int32 if layout.objects else np.uint8
+    options = layout, items, channels, data.image_size, data.skip_bad
     if not data.cache:
         with _explained(tempfile.gettempdir()):
             file = tempfile.TemporaryFile(buffering=0)
-            found = decode(layout, items, channels, data.image_size, data.skip_bad, file)
-            return Prepared(file, channels, mask_type, *found)
+            return Prepared(file, channels, mask_type, *decode(*options, file))
     folder = data.cache / _key(items, channels, config)
+    part, lock = folder.with_suffix(".part"), folder.with_suffix(".lock")
     with _explained(data.cache):
         data.cache.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
+        with try_lock(lock) or _wait_for(lock):
             if not folder.exists():
-                part = folder.with_suffix(".part")
                 shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-                part.mkdir()
                 try:
+                    part.mkdir()
                     with open(part / "pixels", "wb", buffering=0) as file:
-                        index, left_out = decode(layout, items, channels, data.image_size, data.skip_bad, file)
+                        index, left_out = decode(*options, file)
                         os.fsync(file.fileno())
                     np.savez(part / "index.npz", index=index, left_out=np.array(json.dumps(list(left_out.items()))))
                     os.rename(part, folder)
@@ -123,7 +123,7 @@ def prepare(layout, items, channels, config):
             index, left_out = arrays["index"], dict(json.loads(str(arrays["left_out"])))
         prepared = Prepared(open(folder / "pixels", "rb", buffering=0), channels, mask_type, index, left_out)
         progress = tqdm(range(len(items)), "checking the cache", unit=" images", delay=1, leave=False, disable=None)
-        changed = [items[i].name for i, whole in enumerate(in_parallel(prepared.is_whole, progress)) if not whole]
+        changed = [item.name for item, whole in zip(items, in_parallel(prepared.is_whole, progress)) if not whole]
         if changed:
             raise ValueError(f"the pixels of {listed(changed, 3)} are not those that were written")
     except Exception as error:  # nearly anything may come out of a damaged file
@@ -145,34 +145,25 @@ def decode(layout, items, channels, size, skip_bad, file=None):
         except UserError as error:
             return error
         learned = as_classes(part_touching(mask) if layout.objects else mask)
-        bits = 8 * image.itemsize
-        part = image[::4, ::4]  # a sixteenth tells whether there is colour
-        known = (
-            mask.shape,
-            bits,
-            image.min(),
-            np.median(image) if bits == 32 else 0,
-            image.max(),
-            channels == 3 and has_color(part),
-            mask.max() if layout.objects else 0,
-            Image.fromarray(learned).histogram(),  # a tenth of the time of np.bincount
-            _checksums(image, mask),
-        )
-        return image, mask, known
+        middle = np.median(image) if image.dtype == np.float32 else 0
+        color = channels == 3 and has_color(image[::4, ::4])  # a sixteenth tells
+        counts = Image.fromarray(learned).histogram()  # a tenth of the time of np.bincount
+        of_image = mask.shape, 8 * image.itemsize, image.min(), middle, image.max(), color
+        return image, mask, (*of_image, mask.max() * layout.objects, counts, _checksums(image, mask))
 
     progress = tqdm(items, "decoding" if file else "reading", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(in_parallel(read, progress)):
-        if isinstance(found, UserError):
-            if not skip_bad:
-                progress.close()
-                raise UserError(f"{found} (--skip-bad goes on without it)")
+        if not isinstance(found, UserError):
+            *arrays, index[i] = found
+            for values in arrays if file else ():
+                buffer = memoryview(np.ascontiguousarray(values)).cast("B")
+                while buffer:  # a write may take less than all
+                    buffer = buffer[file.write(buffer) :]
+        elif skip_bad:
             left_out[i] = str(found)
-            continue
-        image, mask, index[i] = found
-        for values in (image, mask) if file else ():
-            buffer = memoryview(np.ascontiguousarray(values)).cast("B")
-            while buffer:  # a write may take less than all
-                buffer = buffer[file.write(buffer) :]
+        else:
+            progress.close()
+            raise UserError(f"{found} (--skip-bad goes on without it)")
     if len(left_out) == len(items):
         raise UserError(f"none of {len(items)} images can be read; the first: {left_out[0]}")
     return index, left_out
@@ -182,16 +173,11 @@ def in_parallel(function, values):
     """`map` in as many threads as there are cores, in order, with few results waiting. Pillow decodes without the GIL."""
     with ThreadPoolExecutor(CORES) as pool:
         pending = collections.deque()
-        try:
-            for value in values:
-                pending.append(pool.submit(function, value))
-                if len(pending) > 2 * CORES:
-                    yield pending.popleft().result()
-            while pending:
+        for value in values:
+            pending.append(pool.submit(function, value))
+            if len(pending) > 2 * CORES:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        yield from (future.result() for future in pending)
 
 
 def _key(items, channels, config):
@@ -227,20 +213,15 @@ def try_lock(path):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        return None
+        return file.close()
     return file
 
 
-@contextlib.contextmanager
-def _lock(path):
-    """One process at a time."""
-    file = try_lock(path)
-    if not file:
-        print("another process is decoding these images: waiting for it", flush=True)
-        fcntl.flock(file := open(path, "w"), fcntl.LOCK_EX)
-    with file:
-        yield
+def _wait_for(path):
+    """`try_lock`, once whoever has locked it lets go."""
+    print("another process is decoding these images: waiting for it", flush=True)
+    fcntl.flock(file := open(path, "w"), fcntl.LOCK_EX)
+    return file
 
 
 @contextlib.contextmanager
