@@ -23,7 +23,7 @@ CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
 NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
-TILT = np.pi / 18  # elastic, mirror, recolor: rotated by so much at most, since photographs have a top and a bottom
+TILT = (-np.pi / 18, np.pi / 18)  # elastic, mirror, recolor: photographs have a top and a bottom
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
 CUT = 0.5  # share of the images that are cut in two before
@@ -51,19 +51,16 @@ def augment(image, mask, size, kind, rng, white=255):
 
     Raises: ValueError when the crop is larger than the image.
     """
-    if kind == "paper":
-        return deform(image, mask, size, rng, white=white)
-    if kind == "elastic":
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), mirrors=(1,), white=white)
-    if kind == "mirror":
-        return deform(image, mask, size, rng, angles=(-TILT, TILT), white=white)
+    if kind in ("none", "flips"):
+        image, mask = random_crop(image, mask, size, rng)
+        return flips(image, mask, rng) if kind == "flips" else (image, mask)
     if kind == "recolor":
         # Before the sampling, which then blends the pixels along an outline as a camera does. Of a large image only the part
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
-        return deform(recolor(image, as_classes(mask), rng, white), mask, size, rng, angles=(-TILT, TILT), white=white)
-    image, mask = random_crop(image, mask, size, rng)
-    return flips(image, mask, rng) if kind == "flips" else (image, mask)
+        image = recolor(image, as_classes(mask), rng, white)
+    angles, mirrors = (0, 2 * np.pi) if kind == "paper" else TILT, (1,) if kind == "elastic" else (-1, 1)
+    return deform(image, mask, size, rng, angles, mirrors, white)
 
 
 def random_crop(image, mask, size, rng):
@@ -82,10 +79,8 @@ def flips(image, mask, rng):
     A square has 8: four right-angle rotations, each as it is or mirrored. Of these only 4 keep the shape of an image that
     is not square (mirrored in x, in y, in both, in neither), and only those are drawn for it: a batch has one shape.
     """
-    square = image.shape[0] == image.shape[1]
-    turns = rng.integers(4) if square else 2 * rng.integers(2)
-    mirrored = rng.integers(2)
-    return _turned(image, turns, mirrored), _turned(mask, turns, mirrored)
+    turns, mirrored = rng.integers(4) if image.shape[0] == image.shape[1] else 2 * rng.integers(2), rng.integers(2)
+    return tuple(_turned(values, turns, mirrored) for values in (image, mask))
 
 
 def _turned(values, turns, mirrored):
@@ -94,10 +89,10 @@ def _turned(values, turns, mirrored):
     if turns % 2:  # OpenCV turns no pixels of 5, 7, 9 bytes, ...
         values = cv2.transpose(values) if values[0, 0].nbytes <= 4 else np.ascontiguousarray(values.swapaxes(0, 1))
     code = FLIPS[turns][mirrored]
-    return (values if code is None else cv2.flip(values, code)).reshape(shape)  # NumPy's views are slow to read
+    return (values if code is None else cv2.flip(values, code)).reshape(shape)  # NumPy's views are five times as slow to read
 
 
-def deform(image, mask, size, rng, angles=(0, 2 * np.pi), mirrors=(-1, 1), white=255):
+def deform(image, mask, size, rng, angles, mirrors, white=255):
     """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
     Arguments, results and errors as in `augment`, and `angles`, the least and the largest, and `mirrors`, one of which
@@ -129,7 +124,7 @@ def recolor(image, mask, rng, white=255):
     if channels == 3 and rng.random() < GRAY:
         image = np.repeat(to_gray(image), 3, axis=-1)
     part = random_part(mask.shape, rng) if rng.random() < CUT else np.ones(mask.shape, bool)
-    recolored = np.ascontiguousarray(image).copy()
+    recolored = np.array(image, order="C")
     for value in np.flatnonzero(np.bincount(mask.ravel())):
         for region in (mask == value) & part, (mask == value) & ~part:
             if rng.random() < RECOLOR:
