@@ -8,6 +8,8 @@ from common.config import UserError
 from common.output import write_text
 from common.streams import SPLIT, generator
 
+SIDES = ("train", "val")
+
 
 def split(items, config):
     """Indices into `items`, objects with `name`, `group` and `part`: {"train": [...], "val": [...]}, both sorted, none empty.
@@ -18,37 +20,52 @@ def split(items, config):
 
     Raises: UserError for lists that do not fit the data, for too few images or groups, and for groups on both sides.
     """
-    if config.data.split:
-        return _whole(items, _given(items, config.data.split), config)
-    published = {part: [i for i, item in enumerate(items) if item.part == part] for part in ("train", "val", "", "test")}
-    if published["val"] and not config.data.folds:
-        if not published["train"]:
-            raise UserError(f"{config.data.data_dir} has images to validate on, but none to train on in train/")
-        return _whole(items, {part: published[part] for part in ("train", "val")}, config)
-    usable = sorted(published["train"] + published["val"] + published[""])
-    units = _units([items[i] for i in usable], config)  # lists of positions in `usable`
+    data, given = config.data, {part: [i for i, item in enumerate(items) if item.part == part] for part in SIDES}
+    if data.split:
+        given = _given(items, data.split)
+    elif not given["val"] or data.folds:
+        return _drawn(items, config)
+    elif not given["train"]:
+        raise UserError(f"{data.data_dir} has images to validate on, but none to train on in train/")
+    if data.group:
+        train, val = (set(groups_of([items[i] for i in given[part]], config)) for part in SIDES)
+        if both := sorted(train & val):
+            source = f"--split {data.split}" if data.split else f"train/ and val/ in {data.data_dir}"
+            raise UserError(
+                f"{source} put {len(both)} of {len(train | val)} groups of --group {data.group!r} on both sides: "
+                f"{listed(both, 3)}; --folds N splits anew and keeps groups together, or leave --group out"
+            )
+    return given
+
+
+def _drawn(items, config):
+    """A split by chance, of all but the test part."""
+    data, folds = config.data, config.data.folds
+    usable = [i for i, item in enumerate(items) if item.part != "test"]
+    units = {}  # what must stay together: lists of indices, one for every group, or one for every image
+    for i, group in zip(usable, groups_of([items[i] for i in usable], config)):
+        units.setdefault(group or (i,), []).append(i)
     if len(usable) < 2:
+        raise UserError(f"{data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate")
+    if len(units) < (folds or 2):
         raise UserError(
-            f"{config.data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate"
-        )
-    if len(units) < (config.data.folds or 2):
-        raise UserError(
-            f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {config.data.folds or 2} parts: "
+            f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {folds or 2} parts: "
             "use fewer --folds, or another --group"
         )
-    order = [units[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
-    folds = config.data.folds
-    held_back = _fold(order, folds)[config.data.fold or 0] if folds else _share(order, config.data.validation)
-    held_back = {usable[k] for unit in held_back for k in unit}
-    return {"train": [i for i in usable if i not in held_back], "val": sorted(held_back)}
-
-
-def _units(items, config):
-    """What must stay together: lists of indices, one for every group, or one for every image."""
-    units = {}
-    for i, group in enumerate(groups_of(items, config)):
-        units.setdefault(group or (i,), []).append(i)
-    return list(units.values())
+    order = [list(units.values())[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
+    held_back = []
+    if folds:  # with nearly as many images each: the largest unit first, always to the smallest fold
+        parts = [[] for _ in range(folds)]
+        for unit in sorted(order, key=len, reverse=True):
+            min(parts, key=len).extend(unit)
+        held_back = parts[data.fold or 0]
+    else:  # about the share that is wanted: one unit at least, and never all
+        wanted, left = round(data.validation * len(usable)), len(order) - 1
+        for unit in order:
+            if left and len(held_back) + len(unit) <= wanted:
+                held_back, left = held_back + unit, left - 1
+        held_back = held_back or min(order, key=len)
+    return {"train": sorted(set(usable) - set(held_back)), "val": sorted(held_back)}
 
 
 def groups_of(items, config):
@@ -60,11 +77,11 @@ def groups_of(items, config):
     if not pattern:
         return [item.group for item in items]
     try:
-        compiled = re.compile(pattern)
+        compiled, reason = re.compile(pattern), ""
     except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it: {error}") from None
+        compiled, reason = re.compile(""), f": {error}"
     if not compiled.groups:
-        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it")
+        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it{reason}")
     matches = [compiled.search(item.name.removeprefix(f"{item.part}/")) for item in items]
     if None in matches:
         raise UserError(f"--group {pattern!r} matches nothing in {items[matches.index(None)].name}")
@@ -74,60 +91,28 @@ def groups_of(items, config):
     return groups
 
 
-def _whole(items, parts, config):
-    """`parts`, if none of the groups that --group matches is in both. Raises: UserError."""
-    if config.data.group:
-        train, val = (set(groups_of([items[i] for i in parts[part]], config)) for part in ("train", "val"))
-        if both := sorted(train & val):
-            source = f"--split {config.data.split}" if config.data.split else f"train/ and val/ in {config.data.data_dir}"
-            raise UserError(
-                f"{source} put {len(both)} of {len(train | val)} groups of --group {config.data.group!r} on both sides: "
-                f"{listed(both, 3)}; --folds N splits anew and keeps groups together, or leave --group out"
-            )
-    return parts
-
-
-def _share(order, share):
-    """Units that hold about `share` of the images: one at least, and never all."""
-    wanted = round(share * sum(map(len, order)))
-    chosen = []
-    for unit in order:
-        if sum(map(len, chosen)) + len(unit) <= wanted and len(chosen) < len(order) - 1:
-            chosen.append(unit)
-    return chosen or [min(order, key=len)]
-
-
-def _fold(order, folds):
-    """`folds` lists of units with nearly as many images each: the largest unit first, always to the smallest fold."""
-    parts = [[] for _ in range(folds)]
-    for unit in sorted(order, key=len, reverse=True):
-        min(parts, key=lambda part: sum(map(len, part))).append(unit)
-    return parts
-
-
 def _read(path):
-    """split.json: {"train": [name], "val": [name], "checksums": {name: text}}; the lists alone do for --split.
+    """{"train": [name], "val": [name]} of a JSON file, and what else is in it, or of the train.txt and val.txt in a folder.
 
     Raises: OSError, or ValueError for anything else.
     """
+    if path.is_dir():
+        texts = {part: (path / f"{part}.txt").read_text(encoding="utf-8") for part in SIDES}
+        return {part: [line.strip() for line in text.splitlines() if line.strip()] for part, text in texts.items()}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        lists = [found[part] for part in ("train", "val")]
+        lists = [found[part] for part in SIDES]
     except (RecursionError, TypeError, KeyError):
         lists = [None]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise ValueError('it is no split: JSON with the lists "train" and "val" is')
+        raise ValueError("no split")
     return found
 
 
 def _given(items, path):
-    """The split that stands in a JSON file, as `write_split` made it, or in the train.txt and val.txt of a folder."""
+    """The split that stands in `path`, which `_read` takes."""
     try:
-        if path.is_dir():
-            texts = {part: (path / f"{part}.txt").read_text(encoding="utf-8") for part in ("train", "val")}
-            lists = {part: [line.strip() for line in text.splitlines() if line.strip()] for part, text in texts.items()}
-        else:
-            lists = {part: _read(path)[part] for part in ("train", "val")}
+        lists = _read(path)
     except OSError as error:
         raise UserError(f"cannot read --split {error.filename or path}: {error.strerror}") from None
     except ValueError:
@@ -138,16 +123,22 @@ def _given(items, path):
         file = item.name.rsplit("/", 1)[-1]
         for name in {item.name, file, file.rsplit(".", 1)[0]}:
             index[name] = None if name in index else i  # None: of several images
-    for part, names in lists.items():
-        for name in names:
+    for part in SIDES:
+        for name in lists[part]:
             if index.get(name) is None:
                 raise UserError(f"--split {path}: {name} ({part}) is {'several images' if name in index else 'no image'} there")
-        if not names:
+        if not lists[part]:
             raise UserError(f"--split {path} lists no images for {part!r}")
-    found = {part: sorted({index[name] for name in names}) for part, names in lists.items()}
+    found = {part: sorted({index[name] for name in lists[part]}) for part in SIDES}
     if both := set(found["train"]) & set(found["val"]):
         raise UserError(f"--split {path} has {items[min(both)].name} on both sides")
     return found
+
+
+def _listed(training, validation):
+    """What split.json holds of two `Examples`: their names, and the checksums of each image and its mask."""
+    names, checksums = training.names + validation.names, training.checksums + validation.checksums
+    return {"train": training.names, "val": validation.names, "checksums": dict(zip(names, checksums))}
 
 
 def check_split(path, training, validation):
@@ -156,24 +147,21 @@ def check_split(path, training, validation):
     Raises: UserError for other images, or for some that are not as they were, and their masks.
     """
     try:
-        found = _read(path)
-        had = found["checksums"].items()
+        had = _read(path)
+        before = had["checksums"].items()
     except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(f"{path} cannot be read, and --resume needs the images that it lists: start a new run") from None
-    if [found["train"], found["val"]] != [training.names, validation.names]:
+    now = _listed(training, validation)
+    if any(had[part] != now[part] for part in SIDES):
         raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
-    now = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
-    changed = [name for name, checksum in now.items() if (name, checksum) not in had]
-    if changed:
+    if changed := [name for name, checksum in now["checksums"].items() if (name, checksum) not in before]:
         raise UserError(
-            f"{len(changed)} of {len(now)} images, or their masks, are not as they were in the run of {path.parent}: "
-            f"{listed(changed, 3)}; --resume needs the data as it was; --checkpoint {path.parent / 'last.safetensors'} with "
-            "another --run-dir starts a new run from its weights"
+            f"{len(changed)} of {len(now['checksums'])} images, or their masks, are not as they were in the run of "
+            f"{path.parent}: {listed(changed, 3)}; --resume needs the data as it was; --checkpoint "
+            f"{path.parent / 'last.safetensors'} with another --run-dir starts a new run from its weights"
         )
 
 
 def write_split(path, training, validation):
     """Writes JSON that `--split` reads, so that a later run or an evaluation uses the same images. Both are `Examples`."""
-    found = {"train": training.names, "val": validation.names}
-    found["checksums"] = dict(zip(training.names + validation.names, training.checksums + validation.checksums))
-    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_listed(training, validation), indent=1, ensure_ascii=False) + "\n")
