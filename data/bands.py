@@ -1,6 +1,11 @@
-"""Images that Pillow does not know: TIFFs of many bands, colours of 16 bits, and arrays that NumPy has saved."""
+"""Opens image files of every kind: by Pillow, and what Pillow does not know, TIFFs of many bands, colours of 16 bits, arrays.
 
+scikit-image's reader shows palette masks as colours, takes a TIFF of three pages for RGB and cannot unpack LZW.
+"""
+
+import logging
 import threading
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,13 +15,20 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
+FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
 MAX_VALUES = 400_000_000  # width x height x bands of a file that is read: as many threads decode at once as there are cores
 SMALLER, MASK = 1, 4  # NewSubfileType of pages that are previews or masks of others
 # NumPy reads a header by ast.literal_eval, which in Python 3.11 now and then fails in several threads at once:
 # "AST constructor recursion depth mismatch"
 PARSING = threading.Lock()
-WHITE_IS_0, CMYK = 0, 5  # PhotometricInterpretation
+WHITE_IS_0, CMYK = 0, 5  # PhotometricInterpretation, the tag 262
 COLORED = (2, 4, 6)  # colour type of a PNG: RGB, gray or RGB with transparency
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: `_check_size` does it here
+warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).addHandler(logging.NullHandler())  # what they would print beside the one line of the error
 
 
 class Raster(NamedTuple):
@@ -24,19 +36,21 @@ class Raster(NamedTuple):
 
     height: int  # as it is stored
     width: int
-    count: int  # of the bands
-    read: Callable[[], np.ndarray]  # -> [H, W, bands], upright
+    count: int  # of the bands; 3 for all that may have colour
+    # (mode, size) -> values [H, W, bands] as they lie in the file, the EXIF orientation by which `upright` turns them, and the
+    # box of them that is the image, for resizing, or None for all. mode "L" or "RGB" lets a JPEG be decoded as gray or colour,
+    # and smaller, but no smaller than `size`, upright; "P" keeps the indices of a palette with colours, else they are RGB.
+    read: Callable
 
 
-def open_bands(path, page=None):
-    """-> `Raster`, or None for what Pillow reads: files of other kinds, and gray or 8-bit RGB, with transparency or without.
+def open_raster(path, page=None):
+    """-> `Raster`.
 
     What a fourth sample in a TIFF is says its tag ExtraSamples: transparency, or anything, which makes it a band.
 
-    page: of several in a TIFF, from 0. None: it must hold one.
+    page: of several, from 0. None: it must hold one, or else reading it raises UserError.
 
-    Raises: UserError for arrays that are no image, for TIFFs that hold several images or count from white, and for what is
-    too large to read.
+    Raises: UserError for arrays that are no image, for what no decoder has, and for what is too large to read.
     """
     with open(path, "rb") as file:
         start = file.read(26)
@@ -47,18 +61,80 @@ def open_bands(path, page=None):
         found = _open_tiff(path, page)
     elif start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED:
         found = _open_png(path)
-    if found:
-        check_size(path, found.width, found.height, found.count)
+    if not found:
+        return _open_by_pillow(path, page)
+    _check_size(path, found.width, found.height, found.count)
     return found
 
 
-def check_size(path, width, height, bands):
-    """Raises: UserError for an image that would take too much memory, by its header."""
+def _check_size(path, width, height, bands):
     if width * height * bands > MAX_VALUES:
         raise UserError(
             f"{path} is {width}x{height} pixels of {counted(bands)} by its header, more than {MAX_VALUES // 10**6} million "
             "values: cut it into tiles, or remove it if it is damaged"
         )
+
+
+def _check_pages(path, n):
+    if n != 1:
+        raise UserError(f"{path} holds {n} images: save each as a file of its own")
+
+
+def _check_png(path):
+    """Raises: SyntaxError for a wrong byte, which decoders let pass: 1 in 10 would draw another picture."""
+    with Image.open(path, formats=["PNG"]) as image:
+        image.verify()
+
+
+def _check_alpha(path, bands, alpha):
+    """alpha: the values of the band that is transparency among so many, or the least and the largest of them."""
+    if np.ptp(alpha):
+        raise UserError(
+            f"{path} has {counted(bands)}, and one is not the same everywhere: as transparency it would be dropped; "
+            "save the image without it, as gray or RGB; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
+        )
+
+
+def _open_by_pillow(path, page):
+    def opened():
+        image = Image.open(path, formats=FORMATS)
+        if page is not None:
+            image.seek(page)
+        return image
+
+    def read(mode=None, size=None):
+        with opened() as image:
+            image.filename = ""  # else Pillow maps a gray TIFF into memory, and does not turn it
+            jpeg, box = image.format in ("JPEG", "MPO"), None  # MPO: a phone's JPEG with a preview behind it
+            if page is None and not jpeg:
+                _check_pages(path, getattr(image, "n_frames", 1))
+            if image.format == "PNG":
+                _check_png(path)
+            if not jpeg:
+                image.load()  # PNG may hold its orientation at the end; TIFF comes upright
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            if jpeg and mode in ("L", "RGB"):
+                # 1 less: libjpeg rounds up, a quarter of 1918 is 480. Of these 479.5 are the image, and in the box.
+                smallest = size and [max(n - 1, 1) for n in (size if orientation in SIDEWAYS else size[::-1])]
+                _, box = image.draft(mode, smallest) or (None, None)
+            image.load()
+        if image.mode[-1] in "Aa":
+            _check_alpha(path, len(image.getbands()), image.getextrema()[-1])
+        if image.mode == "P" and mode == "P":
+            palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+            if (palette == palette[:, :1]).all():  # gray levels, and no indices
+                image = image.point(np.pad(palette[:, 0], (0, 256 - len(palette))).tolist())
+        elif image.mode not in ("1", "L", "F", "RGB") and not image.mode.startswith("I"):
+            image = image.convert("RGB")
+        values = np.asarray(image)
+        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == WHITE_IS_0:  # in 8 bits Pillow does it
+            values = 65535 - values
+        return np.atleast_3d(values), orientation, box
+
+    with opened() as image:
+        gray = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+        _check_size(path, *image.size, len(image.getbands()))
+        return Raster(image.height, image.width, 1 if gray else 3, read)
 
 
 def _open_array(path):
@@ -69,7 +145,7 @@ def _open_array(path):
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, bands], of numbers")
     if shape[0] < min(shape[1:]):  # no image of several bands is as narrow as that
         raise UserError(f"{path} is {list(shape)}: bands come last, [H, W, bands]; save np.moveaxis(array, 0, -1)")
-    return Raster(*shape, lambda: array.reshape(shape))
+    return Raster(*shape, lambda *_: (array.reshape(shape), None, None))
 
 
 def _open_png(path):
@@ -77,30 +153,26 @@ def _open_png(path):
     with Image.open(path, formats=["PNG"]) as image:
         width, height = image.size
 
-    def read():
-        check_png(path)
+    def read(*_):
+        _check_png(path)
         with Image.open(path, formats=["PNG"]) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation)  # it may stand at the end, behind the pixels
-        return upright(_without(path, _by_opencv(path), [3]), orientation)
+        return _by_opencv(path), orientation, None
 
     return Raster(height, width, 3, read)
 
 
-def check_png(path):
-    """Raises: SyntaxError for a wrong byte, which decoders let pass: 1 in 10 would draw another picture."""
-    with Image.open(path, formats=["PNG"]) as image:
-        image.verify()
-
-
 def _by_opencv(path):
-    """uint16 [H, W, 3 or 4]: RGB, and transparency."""
+    """uint16 [H, W, 3], without transparency."""
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise ValueError("its pixels cannot be decoded")
-    return cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[-1] == 4 else cv2.COLOR_BGR2RGB)
+    _check_alpha(path, 4, values[..., 3:] if values.shape[-1] == 4 else 0)
+    return cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2RGB)
 
 
 def _open_tiff(path, wanted):
+    """`Raster`, or None for what Pillow reads: gray and 8-bit RGB, with transparency or without, CMYK, and what is damaged."""
     from tifffile import TiffFile  # takes 0.1 s
 
     try:
@@ -122,12 +194,12 @@ def _open_tiff(path, wanted):
         is_pillows = False  # it would not turn them around
     if is_pillows or photometric == CMYK or kind not in "uif":
         return None
-    if len(pages) != 1 and wanted is None:
-        raise UserError(f"{path} holds {len(pages)} images of {counted(bands)}: save each as a file of its own")
-    if photometric == WHITE_IS_0:
-        raise UserError(f"{path} holds {counted(bands)} of which 0 is white: save it with 0 as black")
 
-    def read():
+    def read(*_):
+        if wanted is None:
+            _check_pages(path, len(pages))
+        if photometric == WHITE_IS_0:
+            raise UserError(f"{path} holds {counted(bands)} of which 0 is white: save it with 0 as black")
         try:
             with TiffFile(path) as file:
                 values = file.pages[pages[0] if wanted is None else wanted].asarray()
@@ -135,32 +207,24 @@ def _open_tiff(path, wanted):
             if "imagecodecs" not in str(error):
                 raise
             if (bands, dtype, planar, wanted) == (3, np.uint16, False, None):
-                return _without(path, _by_opencv(path), alpha)  # which turns it, too
+                return _by_opencv(path), None, None  # which turns it, too
             raise UserError(
                 f"{path} is compressed in a way that takes one more package: pip install imagecodecs, or save it with another "
                 "compression, such as deflate"
             ) from None
         values = np.moveaxis(values, 0, -1) if planar and samples > 1 else values.reshape(height, width, samples)
-        return upright(_without(path, values, alpha), orientation)
+        for k in alpha:
+            _check_alpha(path, samples, values[..., k])
+        return np.delete(values, alpha, axis=-1), orientation, None
 
     return Raster(height, width, bands, read)
-
-
-def _without(path, values, alpha):
-    """[H, W, C] but for the channels `alpha`, where it has them. Raises: UserError if what they hold varies."""
-    alpha = [k for k in alpha if k < values.shape[-1]]
-    if any(np.ptp(values[..., k]) for k in alpha):
-        raise UserError(
-            f"{path} has transparency that varies, beside {counted(values.shape[-1] - len(alpha))}: save the image without it"
-        )
-    return np.delete(values, alpha, axis=-1) if alpha else values
 
 
 def upright(values, orientation):
     """[H, W, ...] turned as its EXIF orientation says, 1 to 8; others, and None, are 1."""
     if orientation not in range(2, 9):
         return values
-    if orientation > 4:
+    if orientation in SIDEWAYS:
         values = values.swapaxes(0, 1)
     return np.ascontiguousarray(
         values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]

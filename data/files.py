@@ -1,35 +1,24 @@
-"""Decodes image files with Pillow: the values of each kind of file in 8 or 16 bits as they are stored, and what is refused.
-
-scikit-image's reader shows palette masks as colours, takes a TIFF of three pages for RGB and cannot unpack LZW.
-"""
+"""What image files hold: values of 8 or 16 bits as they are stored, and what is refused. `data.bands` opens the files."""
 
 import contextlib
-import logging
 import os
 import re
 import stat
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from common.config import VOID, Names, Size, UserError
-from data.bands import check_png, check_size, counted, open_bands, upright
+from data.bands import FORMATS, SIDEWAYS, counted, open_raster, upright
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.Image import Resampling
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp", ".npy")
-FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
 MAX_NUMBER = 2**24  # in label images; a table of all numbers is made
 STRETCHED = (1, 99.8)  # percentiles: of pixels, a hundredth may be dust and background, and of the objects some are glints
 TOP = 65535  # what floats become at most
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow would warn from 2**26.4 pixels and refuse from twice that: `check_size` does it here
-warnings.filterwarnings("ignore", module="PIL")  # on metadata that no pixel depends on, and before errors
-for library in ("PIL", "tifffile"):
-    logging.getLogger(library).addHandler(logging.NullHandler())  # what they would print beside the one line of the error
 
 
 class Colors(NamedTuple):
@@ -55,8 +44,8 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
     image, image_size, stored = _read_image(image_path, channels, size, page)
-    mask, mask_size = _read_objects(mask_path, size, page) if objects else _read_mask(mask_path, size, page, colors)
-    if image_size != mask_size:
+    mask = read_objects(mask_path, None, page) if objects else read_mask(mask_path, None, page, colors)
+    if image_size != (mask_size := Size(*mask.shape)):
         turned = "they must have one size"
         if mask_size == stored:
             turned = (
@@ -64,7 +53,8 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
                 "turn the mask, or save the photo without the orientation"
             )
         raise UserError(f"{image_path} is {image_size} pixels, but its mask {mask_path} is {mask_size}: {turned}")
-    return image, mask
+    mask = _nearest(mask, size)
+    return image, _numbered(mask) if objects else mask
 
 
 def read_image(path, channels, size=None, page=None):
@@ -87,10 +77,7 @@ def count_bands(path):
     Raises: UserError if it cannot be read.
     """
     with readable(path):
-        if found := open_bands(path):
-            return found.count
-        with Image.open(path, formats=FORMATS) as image:
-            return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
+        return open_raster(path).count
 
 
 def has_color(image):
@@ -106,22 +93,20 @@ def on_scale(image, white, name):
 
     Raises: UserError for more than 8 bits where `white` is None; the message calls the image `name`.
     """
-    if image.dtype == np.uint8:
-        if white is None:
-            return image
-        return np.rint(np.arange(256) * (white / 255)).astype(_depth_of(white))[image]
     if white is None:
+        if image.dtype == np.uint8:
+            return image
         raise UserError(
             f"{name} has {'16 bits' if image.dtype == np.uint16 else 'floats'}, but the images to train on had 8 bits, so "
             "nothing says what is white in it: save it with 8 bits as they were, or train with such images"
         )
+    top = TOP if isinstance(white, float) else white
+    kind = np.uint8 if top <= 255 else np.uint16
+    if image.dtype == np.uint8:
+        return np.rint(np.arange(256) * (top / 255)).astype(kind)[image]
     if image.dtype == np.float32:
-        return np.rint(np.minimum(image, white) * np.float32(TOP / white)).astype(np.uint16)
-    return np.minimum(image, white).astype(_depth_of(white))
-
-
-def _depth_of(white):
-    return np.uint8 if white <= 255 else np.uint16
+        return np.rint(np.minimum(image, white) * np.float32(top / white)).astype(kind)
+    return np.minimum(image, white).astype(kind)
 
 
 def look_up(curves, image):
@@ -171,7 +156,17 @@ def read_mask(path, size=None, page=None, colors=None):
 
     Raises: UserError for what cannot be read, for colours that nobody named, and for numbers other than 0, 1, 2, ... 255.
     """
-    return _read_mask(path, size, page, colors)[0]
+    values = _read_values(path, page, colors)
+    if values.dtype != np.uint8:
+        with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+            whole = values.astype(np.uint8)
+        whole[values == 65535] = 255  # white in 16 bits
+        wrong = values[(whole != values) & (values != 65535)]
+        if wrong.size:
+            hint = "; or --objects, if its numbers tell objects apart" if (wrong == np.rint(wrong)).all() else ""
+            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
+        values = whole
+    return _nearest(values, size)
 
 
 def read_objects(path, size=None, page=None):
@@ -184,7 +179,41 @@ def read_objects(path, size=None, page=None):
     Raises: UserError for what cannot be read, for values that number nothing, for masks of several sizes, and for a folder
     without masks.
     """
-    return _read_objects(path, size, page)[0]
+    if path.is_dir():
+        values = None
+        for file in image_files(path):
+            mask = read_mask(file)
+            if (held := np.count_nonzero(np.bincount(mask.ravel()))) > 2:
+                raise UserError(f"{file} holds {held} values: the mask of one object holds 0 and 255")
+            values = np.zeros(mask.shape, np.int32) if values is None else values
+            if mask.shape != values.shape:
+                sizes = f"{Size(*mask.shape)} pixels, but other masks in {path} are {Size(*values.shape)}"
+                raise UserError(f"{file} is {sizes}: they must have one size")
+            values[(mask > 0) & (values == 0)] = values.max() + 1
+        if values is None:
+            raise UserError(f"{path} holds no masks: it takes one for each object")
+    else:
+        values = _read_values(path, page)
+        least, most = values.min(), values.max()
+        if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
+            raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
+    return _numbered(_nearest(values.astype(np.int32, copy=False), size))
+
+
+def _numbered(objects):
+    """int32 [H, W], numbers with gaps, as where objects vanished in resizing -> 1 to n in the same order."""
+    occurs = np.zeros(objects.max() + 1, np.int32)
+    occurs[objects] = 1
+    occurs[0] = 0
+    return occurs.cumsum(dtype=np.int32)[objects]
+
+
+def _nearest(mask, size):
+    """The nearest pixels [height, width] of a mask: between classes 1 and 3 there is no class 2."""
+    if not size:
+        return mask
+    rows, columns = (np.int64((np.arange(n) + 0.5) * m / n) for n, m in zip(size, mask.shape))
+    return mask[rows][:, columns]
 
 
 def count_pages(path):
@@ -232,14 +261,6 @@ def readable(path):
         raise UserError(f"cannot read {path}: {reason}") from error
 
 
-def _jpeg_scale(size, wanted):
-    """How many times smaller a JPEG can be decoded, for a part of the work, and be no smaller than `wanted`: 1, 2, 4 or 8.
-
-    libjpeg rounds up: a quarter of 1918 is 480. Pillow by itself would take a half for that.
-    """
-    return next((k for k in (8, 4, 2) if all(-(-n // k) >= m for n, m in zip(size, wanted))), 1)
-
-
 def is_jpeg(path):
     """Whether a file is a JPEG by its first bytes, whatever its name says; by its name if it cannot be read."""
     try:
@@ -247,52 +268,6 @@ def is_jpeg(path):
             return file.read(3) == b"\xff\xd8\xff"
     except OSError:
         return Path(path).suffix.lower() in (".jpg", ".jpeg")
-
-
-def _load(path, page, size, resample, draft, convert):
-    """Decodes a file that Pillow reads, turns it upright and resizes it.
-
-    Args:
-        size: `Size` of the result, upright, or None.
-        draft: "L" or "RGB" lets a JPEG be decoded as gray, and smaller as long as it is not smaller than `size`; None does not.
-        convert: what is done to the Pillow image before it is resized.
-
-    Returns: [H, W] or [H, W, 3], `Size` of the file's image upright, and as it is stored.
-    """
-    with Image.open(path, formats=FORMATS) as image:
-        image.filename = ""  # else Pillow maps a gray TIFF into memory, and does not turn it
-        jpeg = image.format in ("JPEG", "MPO")  # MPO: a phone's JPEG with a preview behind it
-        if page is not None:
-            image.seek(page)
-        width, height = image.size
-        check_size(path, width, height, len(image.getbands()))
-        if page is None and not jpeg and getattr(image, "n_frames", 1) > 1:
-            raise UserError(f"{path} holds {image.n_frames} images: save each as a file of its own")
-        if image.format == "PNG":
-            check_png(path)
-        if not jpeg:
-            image.load()  # PNG may hold its orientation at the end; TIFF comes upright
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        sideways = orientation in (5, 6, 7, 8)
-        wanted = size and (tuple(size) if sideways else size[::-1])
-        box = None
-        if draft and jpeg:
-            scale = _jpeg_scale(image.size, wanted) if wanted else 1
-            _, box = image.draft(draft, (width // scale, height // scale)) or (None, None)
-        image.load()
-    if image.mode[-1] in "Aa" and np.ptp(image.getextrema()[-1]):
-        raise UserError(
-            f"{path} has {len(image.getbands())} bands, and the last is not the same everywhere: as transparency it would be "
-            "dropped; save the image without it, as gray or RGB; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
-        )
-    if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # as in 8 bits, where Pillow does it
-        image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16, copy=False))
-    image = convert(image)
-    if size:
-        # the box: of 1918 pixels a quarter is 480, but only 479.5 of them are the image
-        image = image.resize(wanted, resample, box)
-    stored = Size(height, width)
-    return upright(np.asarray(image), orientation), Size(width, height) if sideways else stored, stored
 
 
 def _as_stored(path, values):
@@ -309,22 +284,17 @@ def _as_stored(path, values):
 
 def _read_image(path, channels, size, page):
     """-> uint8, uint16 or float32 [H, W, channels], `Size` in the file upright, and as stored."""
-
-    def plain(image):
-        if image.mode == "F" or image.mode.startswith("I"):
-            return Image.fromarray(_as_stored(path, np.asarray(image)))
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
     with readable(path):
-        if found := open_bands(path, page):
-            values = found.read()
-            images = [Image.fromarray(_as_stored(path, values[..., k])) for k in range(found.count)]
-            images = [image.resize(size[::-1], Resampling.BILINEAR) for image in images] if size else images
-            pixels = np.stack([np.asarray(image) for image in images], axis=-1)
-            whole, stored = Size(*values.shape[:2]), Size(found.height, found.width)
-        else:
-            pixels, whole, stored = _load(path, page, size, Resampling.BILINEAR, "RGB" if channels == 3 else "L", plain)
-            pixels = np.atleast_3d(pixels)
+        found = open_raster(path, page)
+        values, orientation, box = found.read("RGB" if channels == 3 else "L", size)
+        values, stored = _as_stored(path, values), Size(found.height, found.width)
+        whole = Size(*stored[::-1]) if orientation in SIDEWAYS else stored
+        if size:
+            shape = size if orientation in SIDEWAYS else size[::-1]  # width, height
+            whole_rgb = values.dtype == np.uint8 and values.shape[-1] == 3  # others Pillow takes band by band
+            parts = [values] if whole_rgb else np.moveaxis(values, -1, 0)
+            values = np.dstack([Image.fromarray(part).resize(shape, Resampling.BILINEAR, box) for part in parts])
+        pixels = upright(values, orientation)
     held = pixels.shape[-1]
     if held == channels:
         return pixels, whole, stored
@@ -335,102 +305,39 @@ def _read_image(path, channels, size, page):
     return np.repeat(pixels, 3, axis=-1) if channels == 3 else to_gray(pixels), whole, stored
 
 
-def _read_mask(path, size, page, colors):
-    """-> uint8 [H, W], and its `Size` in the file upright."""
-    values, size = _read_values(path, size, page, colors)
-    if values.dtype != np.uint8:
-        with np.errstate(invalid="ignore"):  # what is no number equals nothing below
-            whole = values.astype(np.uint8)
-        whole[values == 65535] = 255  # white in 16 bits
-        wrong = values[(whole != values) & (values != 65535)]
-        if wrong.size:
-            hint = "; or --objects, if its numbers tell objects apart" if (wrong == np.rint(wrong)).all() else ""
-            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
-        values = whole
-    return values.astype(np.uint8, copy=False), size
-
-
-def _read_objects(path, size, page):
-    """-> int32 [H, W], 0 and 1 to n, and its `Size` in the file upright."""
-    if path.is_dir():
-        return _read_single_objects(path, size)
-    values, size = _read_values(path, size, page)
-    least, most = values.min(), values.max()
-    if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
-        raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
-    table = np.zeros(int(most) + 1, np.int32)
-    numbers = values.astype(np.int32)
-    table[numbers] = 1
-    table[0] = 0
-    return table.cumsum(dtype=np.int32)[numbers], size
-
-
-def _read_single_objects(folder, size):
-    """`_read_objects` of a folder of masks of one object each."""
-    numbers, shape, n = None, None, 0
-    for path in image_files(folder):
-        values, found = _read_mask(path, size, None, None)
-        if (held := np.count_nonzero(np.bincount(values.ravel()))) > 2:
-            raise UserError(f"{path} holds {held} values: the mask of one object holds 0 and 255")
-        if numbers is None:
-            numbers, shape = np.zeros(values.shape, np.int32), found
-        if found != shape:
-            raise UserError(f"{path} is {found} pixels, but other masks in {folder} are {shape}: they must have one size")
-        new = (values > 0) & (numbers == 0)
-        n += new.any()  # what lies under others altogether, or vanished in resizing, has no number
-        numbers[new] = n
-    if numbers is None:
-        raise UserError(f"{folder} holds no masks: it takes one for each object")
-    return numbers, shape
-
-
-def _read_values(path, size, page, colors=None):
-    """-> the numbers of a mask as they are stored [H, W], and its `Size` in the file upright."""
-
-    def plain(image):
-        if image.mode == "P" and not colors:
-            palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-            if (palette == palette[:, :1]).all():
-                image = image.point(np.pad(palette[:, 0], (0, 256 - len(palette))).tolist())  # gray levels, and no indices
-            return image
-        is_gray = image.mode in ("1", "L", "F") or image.mode.startswith("I")
-        return image if is_gray and not colors else image.convert("RGB")
-
+def _read_values(path, page, colors=None):
+    """-> the numbers of a mask as they are stored [H, W]."""
     with readable(path):
-        # the nearest pixel: between classes 1 and 3 there is no class 2
-        if found := open_bands(path, page):
-            values = found.read()
-            whole = Size(*values.shape[:2])
-            if size:
-                rows, columns = (np.int64((np.arange(n) + 0.5) * m / n) for n, m in zip(size, whole))
-                values = values[np.ix_(rows, columns)]
-        else:
-            values, whole, _ = _load(path, page, size, Resampling.NEAREST, None, plain)
-    values = np.atleast_3d(values)
+        values, orientation, _ = open_raster(path, page).read(None if colors else "P")
+        values = upright(values, orientation)
     if colors and values.shape[-1] in (1, 3):
-        values = values >> 8 if values.dtype == np.uint16 else values
-        return _class_of_colors(np.broadcast_to(values, (*values.shape[:2], 3)), path, colors), whole
+        values = values >> 8 if values.dtype == np.uint16 else _as_stored(path, values)
+        return _class_of_colors(np.broadcast_to(values, (*values.shape[:2], 3)), path, colors)
     if (values[..., 1:] != values[..., :1]).any():
         raise UserError(
             f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
             "if its colours stand for classes, name them with --colors FILE"
         )
-    return np.array(values[..., 0], np.uint8 if values.dtype.kind == "b" else None), whole
+    return np.array(values[..., 0], np.uint8 if values.dtype.kind == "b" else None)
 
 
 def _class_of_colors(rgb, path, colors):
     """uint8 [H, W, 3] -> class indices uint8 [H, W]. Raises: UserError for a colour without a class."""
-    codes, places, counts = np.unique(rgb.astype(np.int32) @ (65536, 256, 1), return_inverse=True, return_counts=True)
-    known = {(red * 256 + green) * 256 + blue: index for (red, green, blue), index in colors.indices.items()}
-    unknown = np.array([code not in known for code in codes.tolist()])
+    codes = rgb.astype(np.int32) @ (65536, 256, 1)
+    table = sorted((np.dot(color, (65536, 256, 1)), index) for color, index in colors.indices.items())
+    known, classes = np.array(table).T
+    places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    found, unknown = classes.astype(np.uint8)[places], known[places] != codes
     if unknown.any() and not colors.rest_is_void:
-        red, rest = divmod(int(codes[unknown][counts[unknown].argmax()]), 65536)
-        more = f" and {unknown.sum() - 1} more colours" if unknown.sum() > 1 else ""
+        others, counts = np.unique(codes[unknown], return_counts=True)
+        red, rest = divmod(int(others[counts.argmax()]), 65536)
+        more = f" and {len(others) - 1} more colours" if len(others) > 1 else ""
         advice = "add a line for it, or take what is not named for void with --void-label 255"
         if is_jpeg(path):
             advice = "JPEG does not keep a mask's colours, save it as PNG"
         raise UserError(
-            f"{path} has {counts[unknown].max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which "
+            f"{path} has {counts.max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which "
             f"{colors.path} does not name: {advice}"
         )
-    return np.array([known.get(code, VOID) for code in codes.tolist()], np.uint8)[places.reshape(rgb.shape[:2])]
+    found[unknown] = VOID
+    return found
