@@ -37,18 +37,24 @@ def mask_meaning(present, items, config, layout):
     Raises: UserError for values that fit nothing, naming the files that are unlike the others, for JPEG masks whose values are
     smeared, and for masks without a foreground.
     """
-    void, held = config.data.void_label, present.any(axis=0)
-    values = config.data.mask_values
+    values, void, held = config.data.mask_values, config.data.void_label, present.any(axis=0)
+    jpeg = np.array([is_jpeg(item.mask) for item in items], bool)
     if layout.classes is not None or values:
         classes, indices, note = _fixed(present, items, config, layout)
     else:
-        labelled = present.copy()
-        labelled[:, [] if void is None else void] = False
-        classes, indices, note = _found(labelled, items, config)
+        present = _without(present, [] if void is None else [void])
+        classes, indices, note = _found(present, items, config, jpeg)
         by_class = sorted((index, value) for value, index in indices.items() if index != VOID)
         if len(by_class) == max(classes, 2) and not set(indices) <= {0, 1, VOID}:
             found = Values(value for _, value in by_class)
             values = found if found != tuple(range(len(found))) else None
+    smeared = jpeg & (present.sum(axis=1) > 1)
+    # of black and white JPEG leaves enough, and a smeared colour has no name
+    if smeared.any() and not config.data.colors and len(indices) < 256 and set(indices) != {0, VOID}:
+        raise UserError(
+            f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file of class indices: JPEG does not keep "
+            "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
+        )
     if void is None and held[VOID] and indices.get(VOID) == VOID:
         void = VOID
     table = np.full(256, VOID, np.uint8)
@@ -68,78 +74,88 @@ def mask_meaning(present, items, config, layout):
 
 
 def _fixed(present, items, config, layout):
-    """What a layout says about its masks -> (classes, {value: class index}, note)."""
+    """What a layout or --mask-values says about masks -> (classes, {value: class index}, note)."""
     values = config.data.mask_values
     classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout.classes
     known = {**classes, config.data.void_label: VOID}
     n = 1 + max(index for index in known.values() if index != VOID)
-    wrong = present.copy()
-    wrong[:, [value for value in known if value is not None]] = False
+    wrong = _without(present, [value for value in known if value is not None])
     if wrong.any():
         item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(classes)))
         raise UserError(
             f"{_of_all(wrong.any(axis=1))}{item.mask} holds the value {wrong.any(axis=0).argmax()}, but "
             f"{'--mask-values' if values else f'--dataset {config.data.dataset}'} has {allowed}: mend it"
         )
-    if not config.data.colors:  # a smeared colour has no name
-        _refuse_smeared(present, items, _are_jpeg(items))
     note = f"classes {layout.class_names}" if n <= 4 else f"{n} classes"
     if values:
         note = f"{n} classes from mask values {_span(values)}"
     return config.network.classes or (1 if n == 2 else n), classes, note
 
 
-def _found(present, items, config):
-    """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label."""
+def _found(present, items, config, jpeg):
+    """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label.
+
+    The first of the `_ways` that takes all masks; but what JPEG has made of black and white is no class indices.
+    """
     values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
-    top = max(values, default=0)
     if classes is None and len(values) < 2:  # `mask_meaning` says so
         return 1, dict.fromkeys(values, 0), ""
-    jpeg = _are_jpeg(items)
-    if classes in (None, 1, 2):
-        if values <= {0, 1}:
-            _refuse_smeared(present, items, jpeg)
-            return classes or 1, {0: 0, 1: 1}, "mask values 0/1"
-        if values <= {0, 255}:
-            return classes or 1, {0: 0, 255: 1}, "mask values 0/255 read as 0/1"
-        if top > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
-            # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
-            return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
-
-    indices = values - {VOID} if config.data.void_label is None else values  # beside class indices 255 is void
-    standing = _standing(classes, config.data.void_label, max(indices, default=0))
-    n, absent = len(standing), sorted(set(standing) - indices)
-    if classes:
-        fits = indices <= set(standing) and (len(indices) > 1 or VOID not in values)  # 0 and 255 are no two classes of many
-    else:  # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
-        fits = n <= 200 and len(absent) <= n / 4
-    if fits and (n > 2 or standing != [0, 1]):
-        _refuse_smeared(present, items, jpeg)
-        note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
-        if absent and not classes:
-            note += f" without {listed(list(map(str, absent)), 3)}"
-        if not classes and len(items) >= 10:  # a class that one mask has may be a slip of the pen
-            single = [value for value in sorted(indices) if present[:, value].sum() == 1]
-            note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
-        if not classes and config.data.dataset == "folder" and _count_on(present):
+    ways = _ways(present, config)
+    words, standing, beside = next((way for way in ways if values <= {*way[1], *way[2]}), ("", [], []))
+    if standing in ([0, 1], [0, VOID]):
+        note = "mask values 0/1" if standing == [0, 1] else "mask values 0/255 read as 0/1"
+        return classes or 1, {standing[0]: 0, standing[1]: 1}, note
+    if classes in (None, 1, 2) and max(values) > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
+        # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
+        return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
+    indices = sorted(values - {*beside})
+    if not standing or len(indices) < 2 and VOID in values:  # 0 and 255 are no two classes of many
+        raise _misfit(present, items, config, jpeg, ways)
+    n, absent = len(standing), [str(value) for value in standing if value not in values]
+    note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
+    if not classes:
+        note += f" without {listed(absent, 3)}" if absent else ""
+        single = [value for value in indices if present[:, value].sum() == 1] if len(items) >= 10 else []
+        # a class that one mask has may be a slip of the pen
+        note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
+        if config.data.dataset == "folder" and _count_on(present):
             note += ", which may be numbers of objects: if so, --objects"
-        return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
-    raise _misfit(present, items, config, jpeg)
+    return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
+
+
+def _ways(present, config):
+    """[(words, values that stand for the classes in order, what may occur beside them)], in which masks are read."""
+    classes, void, ways = config.network.classes, config.data.void_label, []
+    beside = [VOID] if void is None else []  # of class indices 255 is void
+    if classes in (None, 1, 2):
+        ways = [("0 and 1", [0, 1], []), ("0 and 255", [0, VOID], [])]
+    # 0, 1, 2 and so on but for the void label: a class of no pixels in its place would be learnt and shown for nothing
+    numbers = [value for value in range(VOID) if value != void]
+    if classes:
+        counted = [numbers[: max(classes, 2)]]
+    else:
+        tops = {int(np.flatnonzero(row[:VOID])[-1]) for row in present if row[:VOID].any()}
+        counted = [[value for value in numbers if value <= top] for top in sorted(tops)]
+    for standing in counted:
+        within = present[~_without(present, [*standing, *beside]).any(axis=1)]
+        # a small data set may lack a class or two; 0, 38, 75 are no indices, and 250 values are smoothed edges or a photo
+        fits = classes or len(standing) <= 200 and within[:, standing].any(axis=0).mean() >= 0.75
+        if fits and len(standing) > 1 and standing != [0, 1]:
+            ways.append((_span(standing), standing, beside))
+    return ways
+
+
+def _without(present, values):
+    """bool [n, 256], the values that each mask holds beside `values`."""
+    beside = present.copy()
+    beside[:, values] = False
+    return beside
 
 
 def _count_on(present):
     """Whether masks look like label images: many hold 1 to k without a gap, for a k that is seldom the same."""
     tops = [int(row.sum()) for row in present[:, 1:] if row.any() and row[: row.sum()].all()]
     return len(tops) > 0.8 * present[:, 1:].any(axis=1).sum() and max(tops) > 3 and len(set(tops)) > max(1, len(tops) // 4)
-
-
-def _standing(classes, void, top):
-    """The values that stand for classes, in order: 0, 1, 2 and so on but for `void`; so many, or up to `top`.
-
-    A class of no pixels in the place of void would be learnt, weighed and shown for nothing.
-    """
-    values = [value for value in range(VOID) if value != void]
-    return values[: max(classes, 2)] if classes else [value for value in values if value <= top]
 
 
 def _span(values):
@@ -150,84 +166,57 @@ def _span(values):
     return listed(list(map(str, values)), 8)
 
 
-def _are_jpeg(items):
-    """bool [n]: which of the masks are JPEG files."""
-    return np.array([is_jpeg(item.mask) for item in items], bool)
-
-
-def _refuse_smeared(present, items, jpeg):
-    """JPEG mixes neighbouring values: of 0 and 1 or of classes nothing reliable is left. Raises: UserError."""
-    smeared = jpeg & (present.sum(axis=1) > 1)
-    if smeared.any():
-        raise UserError(
-            f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file of class indices: JPEG does not keep "
-            "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
-        )
-
-
 def _of_all(odd):
     """How many of all masks, as the beginning of a message; "" for the only one."""
     return f"{odd.sum()} of {len(odd)} masks: " if len(odd) > 1 else ""
 
 
-def _unlike(present, config):
-    """Which masks hold what most do not: bool [n], and what most hold, in words."""
-    classes, ways = config.network.classes, {}
-    void = [VOID] if config.data.void_label is None else []  # beside class indices 255 is void
-    if classes in (None, 1, 2):
-        ways = {"0 and 1": [0, 1], "0 and 255": [0, VOID]}
-    else:
-        standing = _standing(classes, config.data.void_label, 0)
-        ways[_span(standing)] = [*standing, *void]
-    if classes is None:
-        tops = {int(np.flatnonzero(row[:VOID])[-1]) for row in present if row[:VOID].any()}
-        for top in sorted(top for top in tops if 2 <= top < 200):
-            within = ~present[:, top + 1 : VOID].any(axis=1)
-            if present[within, : top + 1].any(axis=0).mean() >= 0.75:
-                ways[f"0 to {top}"] = [*range(top + 1), *void]
-    outside = {}
-    for way, allowed in ways.items():
-        wrong = present.copy()
-        wrong[:, allowed] = False
-        outside[way] = wrong.any(axis=1)
-    most = min(ways, key=lambda way: outside[way].sum())
-    return outside[most], most
-
-
-def _misfit(present, items, config, jpeg):
+def _misfit(present, items, config, jpeg, ways):
     """The `UserError` for values that are no class indices, about the masks that are unlike the others."""
-    classes, (odd, most) = config.network.classes, _unlike(present, config)
-    informative = present[:, 1:].any(axis=1)  # a mask of 0 alone fits any reading
-    few = 0 < 2 * odd.sum() < informative.sum()
+    classes = config.network.classes
+    outside = {words: _without(present, [*standing, *beside]).any(axis=1) for words, standing, beside in ways}
+    most = min(outside, key=lambda words: outside[words].sum())  # what most masks hold
+    odd = outside[most]
+    few = 0 < 2 * odd.sum() < present[:, 1:].any(axis=1).sum()  # a mask of 0 alone fits any reading
     first = int(odd.argmax())
     values = set(np.flatnonzero(present.any(axis=0)).tolist())
     held = np.flatnonzero(present[first]).tolist()
     shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
-    top = max((value for value in values if value < VOID), default=0)
+    top = max(values - {VOID}, default=0)
     stray = values - set(np.flatnonzero(present[~odd].any(axis=0)).tolist())
+    allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
     if classes:
-        allowed = f"but --classes {classes} takes " + (
-            "0/1 or 0/255, the same in all masks" if classes <= 2 else _span(_standing(classes, config.data.void_label, 0))
-        )
-    else:
-        allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
+        takes = "0/1 or 0/255, the same in all masks" if classes <= 2 else ways[-1][0]
+        allowed = f"but --classes {classes} takes {takes}"
     if few:
         allowed += f", and the other {len(odd) - odd.sum()} hold {most}"
-    if jpeg[first]:
-        advice = "JPEG does not keep a mask's values, save it as PNG"
-    elif values <= {0, 1, VOID} and classes in (None, 1, 2):
-        advice = "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled"
-    elif classes and top < max(classes, 2):
-        advice = "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled"
-    elif top < 200 and len(values - {VOID}) >= (top + 1) / 2:  # else most of the classes would not occur
-        needed = len(_standing(None, config.data.void_label, top))
-        advice = f"if they are class indices, set --classes {needed}, otherwise mend the mask"
-    elif few and len(stray) == 1:
-        advice = f"mend the mask, or --void-label {min(stray)} if that marks what nobody labelled"
-    elif len(held) > 32:
-        advice = "save it without smoothed edges"
-    else:
-        advice = "mend the mask" if few else "if gray levels or colours stand for classes, name them with --colors FILE"
+    needed = top + 1 - (config.data.void_label is not None and config.data.void_label <= top)
+    advice = next(
+        text
+        for applies, text in (
+            (jpeg[first], "JPEG does not keep a mask's values, save it as PNG"),
+            (
+                values <= {0, 1, VOID} and classes in (None, 1, 2),
+                "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled",
+            ),
+            (
+                classes and top < max(classes, 2),
+                "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled",
+            ),
+            (  # else most of the classes would not occur
+                top < 200 and len(values - {VOID}) >= (top + 1) / 2,
+                f"if they are class indices, set --classes {needed}, otherwise mend the mask",
+            ),
+            (
+                few and len(stray) == 1,
+                f"mend the mask, or --void-label {min(stray, default=0)} if that marks what nobody labelled",
+            ),
+            (len(held) > 32, "save it without smoothed edges"),
+            (few, "mend the mask"),
+            (True, "if gray levels or colours stand for classes, name them with --colors FILE"),
+        )
+        if applies
+    )
     if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not jpeg[first] and not classes:
         advice += ", or --objects if each number is an object"
     return UserError(
