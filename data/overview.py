@@ -54,16 +54,11 @@ def overlay(image, mask, classes):
     return image + opacity[..., None] * (mask_colors(as_classes(mask), max(classes, 2)) - image)
 
 
-def _legend(names, indices):
-    """`legend` of overlays, which leave class 0 as it is."""
-    return [
-        (name, color) if k else (f"{name} (not tinted)", "none") for k, (name, color) in zip(indices, legend(names, indices))
-    ]
-
-
-def _all_values(config):
-    """Those of the classes, with VOID if anything is void."""
-    return [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
+def _legend(names, config, values=None):
+    """`legend` of overlays, which leave class 0 as it is. values: by default those of the classes, and VOID if anything is."""
+    values = values or [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
+    entries = zip(values, legend(names, values))
+    return [entry if value else (f"{entry[0]} (not tinted)", "none") for value, entry in entries]
 
 
 def draw_augmentations(path, training, config):
@@ -71,20 +66,30 @@ def draw_augmentations(path, training, config):
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-    classes, rows = config.network.classes, []
 
     def picture(image, mask):
-        mask = mask if config.data.objects else in_values(mask, config)
-        return overlay(in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale), mask, classes)
+        return overlay(
+            for_the_eye(image, config), mask if config.data.objects else in_values(mask, config), config.network.classes
+        )
 
-    for i in np.unique(np.linspace(0, len(training.names) - 1, ROWS).astype(int)):
+    rows = []
+    for i in _spread(len(training.names), ROWS):
         image, mask = training.images[i], training.masks[i]
         row = [(f"{training.names[i]}\n{Size(*mask.shape)}", picture(image, mask))]
-        for epoch in range(VERSIONS):
-            row.append((f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))))
+        row += [(f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))) for epoch in range(VERSIONS)]
         rows.append(row)
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
-    draw_grid(path, rows, title, _legend(names_of_values(config), _all_values(config)))
+    draw_grid(path, rows, title, _legend(names_of_values(config), config))
+
+
+def for_the_eye(image, config):
+    """[H, W, C] on the scale of the data set -> the bands to show, uint8 [H, W, 3]."""
+    return in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
+
+
+def _spread(n, most):
+    """At most so many of n numbers, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, most).astype(int)).tolist()
 
 
 def draw_overview(path, layout, items, meaning, values, config):
@@ -92,22 +97,21 @@ def draw_overview(path, layout, items, meaning, values, config):
 
     meaning: of the mask `values` that occur; None if it is unclear. config: with what `survey` found filled in.
     """
-    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, PICTURES).astype(int))]
+    chosen = [items[i] for i in _spread(len(items), PICTURES)]
     if meaning:
         table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
-        names, indices = names_of_values(config), _all_values(config)
+        explained = _legend(names_of_values(config), config)
     else:
         table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
-        names, indices = map(str, table), values[:LEGEND]
+        explained = _legend(map(str, table), config, values[:LEGEND])
     pictures = []
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, read_as(config.network.channels), None)
         image = on_scale(image, config.data.white, item.name)
-        image = stretched(image, config.data.scale) if config.data.stretch else image
-        image = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
+        image = for_the_eye(stretched(image, config.data.scale) if config.data.stretch else image, config)
         pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
-    draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", _legend(names, indices))
+    draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", explained)
 
 
 # --- what there is ---
@@ -133,19 +137,18 @@ def survey(layout, config):
     items, index = [layout.items[k] for k in good], index[good]
     sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
 
-    meaning, parts = None, {}
+    def told(function, *args):
+        """What it returns, or None and a line among the problems."""
+        try:
+            return function(*args)
+        except UserError as error:
+            problems.append(str(error))
+
     white, depth = find_white(index, items, config)
     found = config.replace(white=white)
-    try:
-        meaning = mask_meaning(counts > 0, items, config, layout)
-    except UserError as error:
-        problems.append(str(error))
-    else:
+    if meaning := told(mask_meaning, counts > 0, items, config, layout):
         found = filled_in(found, layout, meaning)
-    try:
-        parts = split(layout.items, config)  # with those that cannot be read: so does the loader
-    except UserError as error:
-        problems.append(str(error))
+    parts = told(split, layout.items, config) or {}  # with those that cannot be read: so does the loader
     for item, row in zip(items, index):
         if row["darkest"] == row["brightest"]:
             problems.append(f"{item.name}: all pixels of the image are equal")
@@ -191,27 +194,16 @@ def survey(layout, config):
     if meaning:
         training = {layout.items[i].name for i in parts.get("train", ())}
         training = [i for i, item in enumerate(items) if item.name in training]
-        summary |= _frequencies(counts, meaning, training, found.data.class_names)
-    return summary, items, meaning, found
-
-
-def _frequencies(counts, meaning, training, names):
-    """How often each class occurs.
-
-    counts: [n, 256] pixels of each mask value. training: those of the n images to train on, which decide the weights.
-    """
-    n = max(meaning.classes, 2)
-    pixels = np.stack([counts[:, meaning.table == c].sum(axis=1) for c in range(n)], axis=1)  # [images, classes]
-    try:
-        weights = list(balanced_weights(pixels[training])) if training else [None] * n
-    except UserError:  # nothing is labelled
+        n = max(meaning.classes, 2)
+        pixels = np.stack([counts[:, meaning.table == c].sum(axis=1) for c in range(n)], axis=1)  # [images, classes]
         weights = [None] * n
-    shares = pixels.sum(axis=0) / max(pixels.sum(), 1)
-    rows = zip(class_names(names, n), shares.tolist(), np.count_nonzero(pixels, axis=0).tolist(), weights, strict=True)
-    return {
-        "void_pixels": float(1 - pixels.sum() / counts.sum()),
-        "class_frequencies": [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows],
-    }
+        if pixels[training].any():  # else nothing is labelled
+            weights = list(balanced_weights(pixels[training]))  # which the images to train on decide
+        shares, images = pixels.sum(axis=0) / max(pixels.sum(), 1), np.count_nonzero(pixels, axis=0)
+        rows = zip(class_names(found.data.class_names, n), shares.tolist(), images.tolist(), weights, strict=True)
+        summary["void_pixels"] = float(1 - pixels.sum() / counts.sum())
+        summary["class_frequencies"] = [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows]
+    return summary, items, meaning, found
 
 
 def needs(sizes, names, config):
@@ -260,27 +252,22 @@ def describe(s, source):
     """The lines to print of the summary `s`."""
     bad = s["images"] - s["readable"]
     yield f"{source}: {s['images']} images with masks" + (f", {bad} of them cannot be read" if bad else "")
-    lines = {}
-    if s["published_parts"]:
-        lines["published"] = ", ".join(f"{n} {part}" for part, n in s["published_parts"].items())
-    if s["split"]:
-        lines["split"] = f"{s['split']['train']} to train on, {s['split']['val']} to validate"
-    if s["groups"]:
-        n = s["groups"].values()
-        lines["groups"] = f"{len(n)} of {min(n)} to {max(n)} images; each stays on one side of the split"
-    lines["sizes"] = f"{s['median']}, all of them"
-    if len(s["sizes"]) > 1:
-        lines["sizes"] = f"{s['smallest']} to {s['largest']}, median {s['median']}, {len(s['sizes'])} distinct"
+    of, groups, n = s["split"], s["groups"].values(), s["objects"]
     kinds = {"gray": s["readable"] - s["color_images"], "RGB": s["color_images"]}
-    channels = "1 channel" if s["channels"] == 1 else f"{s['channels']} channels"
-    shown = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n) if s["channels"] in (1, 3) else f"{s['channels']} bands"
-    lines["images"] = f"{shown}; the network reads {channels}" + (s["depth"] and f"; {s['depth']}")
+    kinds = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n) if s["channels"] in (1, 3) else f"{s['channels']} bands"
+    reads = f"the network reads {s['channels']} channel{'s' * (s['channels'] > 1)}"
+    distinct = f"{s['smallest']} to {s['largest']}, median {s['median']}, {len(s['sizes'])} distinct"
     values = [str(value) for value in s["mask_values"]]
-    lines["masks"] = s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}"
-    if n := s["objects"]:
-        lines["objects"] = f"{sum(n):,}, {min(n)} to {max(n)} in an image, median {int(np.median(n))}"
-    for label, text in lines.items():
-        yield f"  {label:<11}{text}"
+    lines = {
+        "published": ", ".join(f"{n} {part}" for part, n in s["published_parts"].items()),
+        "split": of and f"{of['train']} to train on, {of['val']} to validate",
+        "groups": groups and f"{len(groups)} of {min(groups)} to {max(groups)} images; each stays on one side of the split",
+        "sizes": distinct if len(s["sizes"]) > 1 else f"{s['median']}, all of them",
+        "images": "; ".join(filter(None, [kinds, reads, s["depth"]])),
+        "masks": s["masks"] or f"unclear, they hold {len(values)} values: {listed(values, 12)}",
+        "objects": n and f"{sum(n):,}, {min(n)} to {max(n)} in an image, median {int(np.median(n))}",
+    }
+    yield from (f"  {label:<11}{text}" for label, text in lines.items() if text)
     if s["classes"]:
         width = max(len(row["name"]) for row in s["class_frequencies"])
         yield f"  {'classes':<11}{'':<{width}}  pixels   in images  balanced weight"
