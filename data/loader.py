@@ -68,17 +68,65 @@ def load_examples(config):
 
     Raises: UserError for files that make no data set, and for images that do not fit the network, the crop or the batch.
     """
-    config, training, validation, notes, over = _read(config)
+    layout = open_layout(config)
+    _check_run_dir(config, layout)
+    parts, asked, data_dir = split(layout.items, config), config.network.channels, config.data.data_dir
+    items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
+    channels = asked or find_channels(layout)
+    # cells are drawn anew: the key of a cache is made of files
+    prepared = prepare(layout, items, channels, config if data_dir else config.replace(cache=None))
+    good = [k for k in range(len(items)) if k not in prepared.left_out]
+    index, usable = prepared.index, [items[k] for k in good]
+    meaning = mask_meaning(index["counts"][good] > 0, usable, config, layout)
+    white, depth = find_white(index[good], usable, config)
+    config = filled_in(config, layout, meaning).replace(white=white, mask_suffix=layout.mask_suffix, channels=channels)
+    table = meaning.table
+
+    def image(k):
+        values = on_scale(prepared.image(k), white, items[k].name)
+        return stretched(values, config.data.scale) if config.data.stretch else values
+
+    def mask(k):
+        return cv2.LUT(as_classes(prepared.mask(k)), table)  # ten times as fast as table[...]
+
+    left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
+    for part, wanted in parts.items():
+        wanted = {layout.items[i].name for i in wanted}
+        numbers = [k for k in good if items[k].name in wanted]
+        if not numbers:
+            raise UserError(f"{data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
+        names, sizes = [items[k].name for k in numbers], [prepared.size(k) for k in numbers]
+        checksums = ["{:08x}{:08x}".format(*index["checksums"][k]) for k in numbers]
+        objects = Stored(prepared.mask, numbers) if layout.objects else ()
+        chosen.append(Examples(names, Stored(image, numbers), Stored(mask, numbers), sizes, left_out, checksums, objects))
+    training, validation = chosen
+    if config.training.class_weights == Weights():
+        counts = np.zeros((len(training.names), 256), np.int64)
+        np.add.at(counts, (slice(None), table), index["counts"][training.images.numbers])
+        config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
-    pixels = f"{small if small == large else f'{small} to {large}'} {config.network.bands}"
     fitted = {grow(config, size, fits=True) for size in training.sizes}
-    if not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}:
-        notes.append(f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times")
-    counted = f"{len(training.names)} images to train on, {len(validation.names)} to validate"
-    say(f"{config.data.data_dir or 'synthetic cells'}: {', '.join([counted, pixels, *notes])}")
-    for line in [*over, *(f"left out: {line}" for line in training.left_out)]:
+    mirrored = not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}
+    n_objects, apart = index["objects"], sum(item.part == "test" for item in layout.items)
+    few = config.data.dataset == "folder" and n_objects.max() < 2
+    few = ", one in a mask at most: if the masks hold classes, leave --objects out" if few else ""
+    notes = [
+        f"{len(training.names)} images to train on, {len(validation.names)} to validate",
+        f"{small if small == large else f'{small} to {large}'} {config.network.bands}",
+        depth,
+        meaning.note,
+        layout.note,
+        layout.objects and f"{n_objects.sum():,} objects{few}",
+        layout.mask_suffix and f"STEM{layout.mask_suffix} is the mask of STEM",
+        config.data.group and f"{len(set(groups_of(items, config)))} groups by --group, each on one side",
+        apart and f"{apart} of the test part left alone",
+        asked == 1 and find_channels(layout) == 3 and "converted to gray (--channels 3 keeps the colour)",
+        mirrored and f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times",
+    ]
+    say(f"{data_dir or 'synthetic cells'}: {', '.join(filter(None, notes))}")
+    for line in [*layout.over, *(f"left out: {line}" for line in left_out)]:
         say(line)
     return config, training, validation
 
@@ -123,16 +171,15 @@ def find_white(index, items, config):
         )
     top = float(peaks[deep].max())
     if floats.any():
-        darkest, name = float(index["darkest"][floats].min()), items[int(np.where(deep, peaks, -1).argmax())].name
+        little, problem = f"of which little is left with {white or 1:g} as white: ", ""
         if not white and top > 1:
             problem = "outside of 0 to 1, so nothing says what is white"
         elif top / (white or 1) * TOP < LEVELS:
-            problem = f"of which little is left with {white or 1:g} as white: fewer than {LEVELS} levels"
+            problem = f"{little}fewer than {LEVELS} levels"
         elif white and np.mean(index["middle"][floats] > white) > 0.5:
-            problem = f"of which little is left with {white:g} as white: most are above it"
-        else:
-            problem = ""
+            problem = f"{little}most are above it"
         if problem:
+            darkest, name = float(index["darkest"][floats].min()), items[int(np.where(deep, peaks, -1).argmax())].name
             raise UserError(
                 f"the images hold floats of {darkest:.6g} to {top:.6g}, as in {name}, {problem}: name it with --white {top:.6g}"
             )
@@ -147,59 +194,6 @@ def find_white(index, items, config):
     if not deep.all():
         note += f", in {np.count_nonzero(~deep)} of 8 bits 255"
     return white, note
-
-
-def _read(config):
-    """-> (config, training, validation, [notes for the line about the data], [further lines])."""
-    layout = open_layout(config)
-    _check_run_dir(config, layout)
-    parts = split(layout.items, config)
-    items = [layout.items[i] for i in sorted(parts["train"] + parts["val"])]
-    asked = config.network.channels
-    channels = asked or find_channels(layout)
-    # cells are drawn anew: the key of a cache is made of files
-    prepared = prepare(layout, items, channels, config if config.data.data_dir else config.replace(cache=None))
-    good = [k for k in range(len(items)) if k not in prepared.left_out]
-    index, usable = prepared.index, [items[k] for k in good]
-    meaning = mask_meaning(index["counts"][good] > 0, usable, config, layout)
-    white, depth = find_white(index[good], usable, config)
-    config = filled_in(config, layout, meaning).replace(white=white, mask_suffix=layout.mask_suffix, channels=channels)
-    table = meaning.table
-
-    def image(k):
-        values = on_scale(prepared.image(k), white, items[k].name)
-        return stretched(values, config.data.scale) if config.data.stretch else values
-
-    left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
-    for part in ("train", "val"):
-        wanted = {layout.items[i].name for i in parts[part]}
-        numbers = [k for k in good if items[k].name in wanted]
-        if not numbers:
-            raise UserError(f"{config.data.data_dir}: nothing is left to {part} on; the first that was left out: {left_out[0]}")
-        names, sizes = [items[k].name for k in numbers], [prepared.size(k) for k in numbers]
-        checksums = ["{:08x}{:08x}".format(*index["checksums"][k]) for k in numbers]
-        images = Stored(image, numbers)
-        objects = Stored(prepared.mask, numbers) if layout.objects else ()
-        masks = Stored(lambda k: cv2.LUT(as_classes(prepared.mask(k)), table), numbers)  # ten times as fast as table[...]
-        chosen.append(Examples(names, images, masks, sizes, left_out, checksums, objects))
-    if config.training.class_weights == Weights():
-        counts = np.zeros((len(chosen[0].names), 256), np.int64)
-        np.add.at(counts, (slice(None), table), index["counts"][chosen[0].images.numbers])
-        config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
-    notes = [note for note in (depth, meaning.note, layout.note) if note]
-    if layout.objects:
-        notes.append(f"{index['objects'].sum():,} objects")
-        if config.data.dataset == "folder" and index["objects"].max() < 2:
-            notes[-1] += ", one in a mask at most: if the masks hold classes, leave --objects out"
-    if layout.mask_suffix:
-        notes.append(f"STEM{layout.mask_suffix} is the mask of STEM")
-    if config.data.group:
-        notes.append(f"{len(set(groups_of(items, config)))} groups by --group, each on one side")
-    if apart := sum(item.part == "test" for item in layout.items):
-        notes.append(f"{apart} of the test part left alone")
-    if asked == 1 and find_channels(layout) == 3:
-        notes.append("converted to gray (--channels 3 keeps the colour)")
-    return config, *chosen, notes, layout.over
 
 
 def _check_run_dir(config, layout):
