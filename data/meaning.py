@@ -251,9 +251,9 @@ def read_colors(config):
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        name, *numbers = line.rsplit(None, 3)
-        color = tuple(int(text) if re.fullmatch(r"\d{1,3}", text) else 256 for text in numbers)
-        if len(color) < 3 or max(color) > 255 or "," in name:
+        match = re.fullmatch(r"([^,]+?)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})", line)
+        name, color = (match[1], tuple(map(int, match.groups()[1:]))) if match else ("", (256,))
+        if max(color) > 255:
             raise UserError(
                 f"--colors {path}, line {number}: {reprlib.repr(line)} must be a name and three numbers 0 to 255: sky 0 128 255"
             )

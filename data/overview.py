@@ -68,9 +68,8 @@ def draw_augmentations(path, training, config):
     """
 
     def picture(image, mask):
-        return overlay(
-            for_the_eye(image, config), mask if config.data.objects else in_values(mask, config), config.network.classes
-        )
+        mask = mask if config.data.objects else in_values(mask, config)
+        return overlay(for_the_eye(image, config), mask, config.network.classes)
 
     rows = []
     for i in _spread(len(training.names), ROWS):
@@ -159,11 +158,8 @@ def survey(layout, config):
     advice = [*layout.over, *filter(None, [layout.note]), *advice]
     if layout.mask_suffix:
         advice.append(f"STEM{layout.mask_suffix} is the mask of STEM")
-    n = len(parts["train"]) if parts else config.training.batch_size
-    if n < config.training.batch_size:
-        advice.append(
-            f"{n} images to train on do not fill a batch of {config.training.batch_size}: use --batch-size {n} or less"
-        )
+    if parts and (n := len(parts["train"])) < (batch := config.training.batch_size):
+        advice.append(f"{n} images to train on do not fill a batch of {batch}: use --batch-size {n} or less")
     colored = int(index["color"].sum())
     if channels in (1, 3) and 0 < colored < len(items):
         advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
@@ -214,12 +210,8 @@ def needs(sizes, names, config):
     smallest = crop or Size(min_size(config.network), min_size(config.network))
     small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(grow(config, size), smallest))]
     if small:
-        needed = (
-            f"--crop-size {crop}"
-            if crop
-            else f"{smallest}, the least for --depth {config.network.depth} --padding {config.network.padding}"
-        )
-        problems.append(f"{len(small)} images are smaller than {needed}: {listed(small, 5)}")
+        least = f"{smallest}, the least for --depth {config.network.depth} --padding {config.network.padding}"
+        problems.append(f"{len(small)} images are smaller than {f'--crop-size {crop}' if crop else least}: {listed(small, 5)}")
     # windows of 256 pixels, or the largest that the network takes and all images have; 512 pixels for a typical image
     window = next((n for n in range(min(*grow(config, low), 256), step, -1) if not missing(n, config.network)), step)
     shrink = max(1, max(middle) / 512)

@@ -74,8 +74,8 @@ def asked_for(config):
     """
     crop, lost = config.data.crop_size or Size(0, 0), margin(config.network.depth, config.network.padding)
     size = config.data.image_size or Size(*(max(128, side - lost) for side in crop))
-    look = dict(classes=config.network.classes, channels=config.network.channels)
-    return dict(n=config.data.images, size=size, seed=config.seed, **look)
+    network = config.network
+    return dict(n=config.data.images, size=size, seed=config.seed, classes=network.classes, channels=network.channels)
 
 
 _ahead = {}  # what is drawn -> the end of a pipe through which it comes
@@ -127,9 +127,11 @@ def scene(size, rng):
         places = (rows + 1) * stride + columns + 1
         free = ~near[places]  # the rest lies under other cells, or would touch them
         if not free.all():
-            if free.mean() < 0.75 or not _is_connected(rows[free], columns[free]):
-                continue
             rows, columns, places = rows[free], columns[free], places[free]
+            piece = np.zeros(np.ptp([rows, columns], axis=1) + 1, bool)
+            piece[rows - rows.min(), columns - columns.min()] = True
+            if free.mean() < 0.75 or label(piece)[1] != 1:  # one piece hangs together by more than corners
+                continue
         centres, radii = np.vstack([centres, centre]), np.append(radii, radius)
         brightness.append(rng.uniform(0.35, 1))
         cells[rows, columns] = len(radii)
@@ -140,13 +142,6 @@ def scene(size, rng):
         if np.count_nonzero(cells) >= wanted:
             break
     return np.array(brightness)[cells], nucleus, cells
-
-
-def _is_connected(rows, columns):
-    """Whether these pixels are one piece that hangs together by more than corners."""
-    piece = np.zeros((np.ptp(rows) + 1, np.ptp(columns) + 1), bool)
-    piece[rows - rows.min(), columns - columns.min()] = True
-    return label(piece)[1] == 1
 
 
 def _outline(centre, short, long, angle, rng):

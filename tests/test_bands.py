@@ -7,7 +7,7 @@ from common.config import Bands, Config, Size, UserError
 from common.pictures import shown_bands
 from data import bands, overview
 from data.augment import augment
-from data.files import count_bands, read_image, read_mask
+from data.files import count_bands, on_scale, read_image, read_mask
 from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.images import Source, predict_mask, save_overlay
@@ -275,6 +275,10 @@ def test_the_white_of_floats_is_white(tmp_path, capsys):
     floats_of(tmp_path / "other", 4.0)
     predict_mask(lambda w: w[..., :1], Source(tmp_path / "other/images/0.npy", None, "0"), config, 64, False)
     assert "0.npy: 50.00% of its values lie above 2, the white of the training" in capsys.readouterr().err
+
+
+def test_8_bits_among_floats_end_at_white():
+    np.testing.assert_array_equal(on_scale(np.array([0, 51, 255], np.uint8), 0.5, "a.png"), [0, 65535 // 5, 65535])
 
 
 def test_files_of_other_bands_are_named(tmp_path):
