@@ -59,10 +59,9 @@ def open_raster(path, page=None):
         found = _open_array(path)
     elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         found = _open_tiff(path, page)
-    elif start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED:
-        found = _open_png(path)
     if not found:
-        return _open_by_pillow(path, page)
+        deep = start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED
+        return _open_by_pillow(path, page, deep)
     _check_size(path, found.width, found.height, found.count)
     return found
 
@@ -95,7 +94,9 @@ def _check_alpha(path, bands, alpha):
         )
 
 
-def _open_by_pillow(path, page):
+def _open_by_pillow(path, page, deep):
+    """deep: a PNG of colours of 16 bits, of which Pillow keeps 8."""
+
     def opened():
         image = Image.open(path, formats=FORMATS)
         if page is not None:
@@ -120,6 +121,8 @@ def _open_by_pillow(path, page):
             image.load()
         if image.mode[-1] in "Aa":
             _check_alpha(path, len(image.getbands()), image.getextrema()[-1])
+        if deep:
+            return _by_opencv(path), orientation, box
         if image.mode == "P" and mode == "P":
             palette = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
             if (palette == palette[:, :1]).all():  # gray levels, and no indices
@@ -146,20 +149,6 @@ def _open_array(path):
     if shape[0] < min(shape[1:]):  # no image of several bands is as narrow as that
         raise UserError(f"{path} is {list(shape)}: bands come last, [H, W, bands]; save np.moveaxis(array, 0, -1)")
     return Raster(*shape, lambda *_: (array.reshape(shape), None, None))
-
-
-def _open_png(path):
-    """Colours of 16 bits, of which Pillow keeps 8."""
-    with Image.open(path, formats=["PNG"]) as image:
-        width, height = image.size
-
-    def read(*_):
-        _check_png(path)
-        with Image.open(path, formats=["PNG"]) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation)  # it may stand at the end, behind the pixels
-        return _by_opencv(path), orientation, None
-
-    return Raster(height, width, 3, read)
 
 
 def _by_opencv(path):

@@ -126,11 +126,13 @@ def scene(size, rng):
         rows, columns = polygon(*_outline(centre, radius / stretch, radius * stretch, angle, rng), size)
         places = (rows + 1) * stride + columns + 1
         free = ~near[places]  # the rest lies under other cells, or would touch them
+        if free.mean() < 0.75:
+            continue
         if not free.all():
             rows, columns, places = rows[free], columns[free], places[free]
             piece = np.zeros(np.ptp([rows, columns], axis=1) + 1, bool)
             piece[rows - rows.min(), columns - columns.min()] = True
-            if free.mean() < 0.75 or label(piece)[1] != 1:  # one piece hangs together by more than corners
+            if label(piece)[1] != 1:  # one piece hangs together by more than corners
                 continue
         centres, radii = np.vstack([centres, centre]), np.append(radii, radius)
         brightness.append(rng.uniform(0.35, 1))
