@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+from common import recorded
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
@@ -322,7 +323,8 @@ class Run:
 
     def _metadata(self):
         kept = self.config.kept.as_dict()
-        return {"implementation": self.implementation, "config": kept, "steps_per_epoch": self.steps_per_epoch}
+        known = {"implementation": self.implementation, "config": kept, "environment": recorded()}
+        return known | {"steps_per_epoch": self.steps_per_epoch}
 
     def _save(self):
         """Writes last.safetensors."""
