@@ -1,9 +1,9 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on."""
 
+import contextlib
 import math
 import signal
 import sys
-import threading
 import time
 
 from common import recorded
@@ -58,13 +58,21 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(config, training)
         self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
-        self.losses = []  # of the steps of this epoch
-        self.read = 0  # how many of them are numbers and finite; the others may still be on the device
+        self.losses = []  # of the steps of this epoch; the last of them may still be on the device
         self.rows = []  # of history.csv
-        self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
         self.stop, self.signal = hosts.StopSignal(), 0  # what this host has got; what all hosts stop by
         self.last = self.run_dir / "last.safetensors"
+        self.handlers = contextlib.ExitStack()  # of signals
+
+    @property
+    def best(self):
+        """The row with the best validation dice, the first of equals; None before there is one."""
+        return max(self.rows, key=lambda row: row["val_dice"], default=None)
+
+    @property
+    def done(self):
+        return self.step >= self.all_steps or stops_early(self.config, self.rows)
 
     def __enter__(self):
         config = self.config
@@ -75,8 +83,6 @@ class Run:
             self._open_folder()
         self.step, self.losses, self.rows = hosts.from_chief(lambda: [self.step, self.losses, self.rows])
         hosts.copy_from_chief({**self.weights, **self.state})
-        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
-        self.done = self.step >= self.all_steps or stops_early(config, self.rows)
         self.batches = training_batches(config, self.training, first_step=self.step)
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
@@ -84,9 +90,8 @@ class Run:
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
-        self.handlers = {}  # after the strategy, which has set its own
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
-            self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # after the strategy, which has set its own
+        self.handlers.enter_context(hosts.handling(self._ask_to_stop, signal.SIGINT, signal.SIGTERM))
         self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
         self._start_epoch()
         self._set_rate()
@@ -111,18 +116,14 @@ class Run:
 
     def __exit__(self, *exception):
         self.progress.close()
-        self._restore_handlers()
+        self.handlers.close()
         if self.chief:
             self.events.close()
             self.lock.close()
 
-    def _restore_handlers(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
     def _ask_to_stop(self, number, frame):
         self.stop.arrived = number
-        self._restore_handlers()  # a second Ctrl-C stops at once
+        self.handlers.close()  # a second Ctrl-C stops at once
         print(f"\n{signal.Signals(number).name}: finishing this step", file=sys.stderr, flush=True)
 
     def _restore(self, path):
@@ -196,11 +197,10 @@ class Run:
 
     def steps(self):
         """The batches until the run is done: images [N, H, W, C] in 0..1, masks [N, H, W, 1] of classes, or 2 with weights."""
-        if not self.done:
-            for images, masks in self.batches:
-                yield images, masks
-                if self.done:
-                    return
+        for images, masks in () if self.done else self.batches:
+            yield images, masks
+            if self.done:
+                return
 
     def end_step(self, loss):
         """Counts a step, and does what is due after it: validation, checkpoints, stopping.
@@ -247,13 +247,11 @@ class Run:
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
         self.checked = time.perf_counter()
-        self.losses[self.read :] = [float(loss) for loss in self.losses[self.read :]]
+        self.losses = [float(loss) for loss in self.losses]
         self.progress.set_postfix(loss=f"{np.mean(self.losses):.4f}", refresh=False)
-        for k in range(self.read, len(self.losses)):
-            if not math.isfinite(self.losses[k]):
-                step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k
-                self._refuse(f"the loss is {self.losses[k]}", step)
-        self.read = len(self.losses)
+        for k, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                self._refuse(f"the loss is {loss}", (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k)
 
     def _check_weights(self):
         """Raises: UserError when a weight is not finite: the gradients of a step since the last look were not."""
@@ -282,10 +280,9 @@ class Run:
             "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
-        is_best = self.best is None or row["val_dice"] > self.best["val_dice"]
-        self.losses, self.read, self.best = [], 0, row if is_best else self.best
+        self.losses = []
         self.rows.append(row)
-        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
+        is_best = self.best is row
         if self.chief:
             write_history(self.run_dir, self.rows)
             if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
