@@ -42,16 +42,16 @@ for name, why in REFUSED.items():
 os.environ |= PINNED
 
 
+def by_ctrl_c(error):
+    """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
+    return isinstance(error, KeyboardInterrupt) or error is not None and by_ctrl_c(error.__cause__ or error.__context__)
+
+
 def quietly(hook):
     """`hook`, of `sys`, but for Ctrl-C: where the scripts still import their modules, nothing else can answer it."""
 
     def answer(*what):
-        error = what[0].exc_value if len(what) == 1 else what[1]
-        chain = []
-        while error is not None and error not in chain:
-            chain.append(error)
-            error = error.__cause__ or error.__context__
-        if not any(isinstance(error, KeyboardInterrupt) for error in chain):
+        if not by_ctrl_c(what[0].exc_value if len(what) == 1 else what[1]):
             return hook(*what)
         print("\nstopped; what was saved before stays", file=sys.stderr, flush=True)
         if len(what) == 1:  # it came where nothing can be raised, and not from here either

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import signal
 import sys
 import typing
 from pathlib import Path
 from typing import Literal
 
+from common import by_ctrl_c
 from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
@@ -113,32 +113,20 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    pressed = []  # Ctrl-C: an import that it interrupts may end with another error than KeyboardInterrupt
-
-    def interrupt(number, frame):
-        pressed.append(number)
-        signal.default_int_handler(number, frame)
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, interrupt)
     try:
         sys.exit(main())
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
-    except (KeyboardInterrupt, Exception) if pressed else KeyboardInterrupt:  # noqa: B030
-        print("\nstopped; what was saved before stays", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if by_ctrl_c(error):
+            print("\nstopped; what was saved before stays", file=sys.stderr)
+            sys.exit(130)
         if (line := in_a_line(error)) is None:
             raise
         say(f"error: {line}", sys.stderr)
         sys.exit(2)
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

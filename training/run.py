@@ -61,7 +61,7 @@ class Run:
         self.losses = []  # of the steps of this epoch; the last of them may still be on the device
         self.rows = []  # of history.csv
         self.rate = None  # the learning rate that the optimizer has
-        self.stop, self.signal = hosts.StopSignal(), 0  # what this host has got; what all hosts stop by
+        self.stop = hosts.StopSignal()
         self.last = self.run_dir / "last.safetensors"
         self.handlers = contextlib.ExitStack()  # of signals
 
@@ -92,7 +92,7 @@ class Run:
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
         # after the strategy, which has set its own
         self.handlers.enter_context(hosts.handling(self._ask_to_stop, signal.SIGINT, signal.SIGTERM))
-        self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
+        self.traced = False  # the first step of a process traces and compiles: the clock starts after it
         self._start_epoch()
         self._set_rate()
         return self
@@ -176,9 +176,7 @@ class Run:
             write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
-        self.started = self.checked = time.perf_counter()
-        if self.timed is not None:
-            self.timed = 0
+        self._start_clock()
         self.progress = tqdm(
             total=self.steps_per_epoch * self.options.batch_size,
             initial=self.step % self.steps_per_epoch * self.options.batch_size,
@@ -187,6 +185,10 @@ class Run:
             leave=False,
             disable=True if self.done or not self.chief else None,  # None: no bar in a file or a pipe
         )
+
+    def _start_clock(self):
+        self.started = self.checked = time.perf_counter()
+        self.started_at = self.step
 
     def _set_rate(self):
         """Gives the optimizer the learning rate of the next step."""
@@ -210,9 +212,9 @@ class Run:
         Raises: UserError when a loss or a weight is not finite; Stopped when a signal has asked for it.
         """
         self._count(loss)
-        self.signal = self.stop.heard()
+        asked = self.stop.heard()
         epoch_ends = self.step % self.steps_per_epoch == 0
-        saves = self.signal or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
+        saves = asked or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
         if epoch_ends or saves:
             self._check_losses()
             self._check_weights()
@@ -220,8 +222,8 @@ class Run:
             saves |= self._end_epoch()  # a run that goes on has made the steps that led to its best
         if self.chief and (saves or self.done):
             self._save()
-        if self.signal:
-            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
+        if asked:
+            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", asked)
         if not self.done:
             self._set_rate()
 
@@ -230,19 +232,15 @@ class Run:
         self.losses.append(loss)
         self.step += 1
         self.progress.update(self.options.batch_size)
-        if self.timed is None:
+        if not self.traced:
             float(loss)
-            self._draw_augmentations()  # and not earlier: Matplotlib takes its time to start
-            self.started, self.timed = time.perf_counter(), 0
-        else:
-            self.timed += self.options.batch_size
+            if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
+                with expendable(self.run_dir / "augmentations.png"):  # not earlier: Matplotlib takes its time to start
+                    draw_augmentations(self.run_dir / "augmentations.png", self.training, self.config)
+            self.traced = True
+            self._start_clock()
         if time.perf_counter() - self.checked > 0.25:
             self._check_losses()
-
-    def _draw_augmentations(self):
-        if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
-            with expendable(self.run_dir / "augmentations.png"):
-                draw_augmentations(self.run_dir / "augmentations.png", self.training, self.config)
 
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
@@ -269,7 +267,7 @@ class Run:
 
     def _end_epoch(self):
         """Validates, and writes history.csv and, if the validation dice is the best so far, best.safetensors: then True."""
-        seconds = time.perf_counter() - self.started
+        seconds, images = time.perf_counter() - self.started, (self.step - self.started_at) * self.options.batch_size
         self.progress.close()
         row = {
             "epoch": self.step // self.steps_per_epoch,
@@ -277,7 +275,7 @@ class Run:
             "loss": float(np.mean(self.losses)),
             **hosts.from_chief(lambda: {f"val_{name}": value for name, value in self._evaluate()[0].items()}),
             "learning_rate": self.rate,
-            "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
+            "images_per_second": images / seconds if images else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
         self.losses = []
@@ -297,7 +295,7 @@ class Run:
 
     def _print_epoch(self, row):
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
-        speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
+        speed = f"  {row['images_per_second']:6.1f} images/s" if row["images_per_second"] > 0 else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
             f"validation: loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
@@ -333,7 +331,7 @@ class Run:
         if self.chief:
             self._report()
         hosts.from_chief(lambda: None)  # the others stay until the chief is ready
-        if self.stop.arrived and not self.signal:  # while pictures were drawn: of a cross-validation there may be more to do
+        if self.stop.arrived:  # while pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.stop.arrived)
 
     def _report(self):
