@@ -119,13 +119,13 @@ def run_script(main):
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (KeyboardInterrupt, Exception) as error:
         if by_ctrl_c(error):
             print("\nstopped; what was saved before stays", file=sys.stderr)
             sys.exit(130)
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if (line := in_a_line(error)) is None:
             raise
         say(f"error: {line}", sys.stderr)
