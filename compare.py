@@ -16,6 +16,8 @@ import importlib
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHONSAFEPATH leave it out
+
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
 from common.config import UserError, flag
 from common.output import prepare, take_results

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHONSAFEPATH leave it out
+
 from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError, flag

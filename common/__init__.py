@@ -1,33 +1,57 @@
 """What the three implementations share, and the environment that all of them need.
 
-Every module of the project imports `common` before anything else, so this is where the switches are set that TensorFlow and
-Keras read only once. TensorFlow itself is imported by `common.device`, and not before it is needed.
+Every module of the project imports `common` before anything else, so what TensorFlow and Keras read of the environment is
+settled here. TensorFlow itself is imported by `common.device`, and not before it is needed.
 No module of this package chooses between TensorFlow's APIs.
 """
 
 import os
 import sys
 
-# tf.layers lives in tf-keras; TensorFlow reads this switch when its Keras is first touched.
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
+# What an environment can change, by what becomes of it. Keras 3 (keras/src/backend/config.py) and tf-keras read theirs when
+# they are imported, TensorFlow and CUDA at the first operation. TF_CONFIG is read, or refused, by `training.hosts`.
+PINNED = {
+    "TF_USE_LEGACY_KERAS": "1",  # tf.layers lives in tf-keras
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_NNX_ENABLED": "0",
+    # no folder, and none can be made there: no keras.json says another floatx, epsilon or image_data_format, or is written
+    "KERAS_HOME": os.path.join(os.devnull, "keras"),
+}
+REFUSED = {  # unless it is empty or as pinned
+    "KERAS_BACKEND": "all three implementations run on TensorFlow: unset it",
+    "KERAS_MAX_EPOCHS": "that would end Keras's `fit` early: unset it, and use --epochs",
+    "KERAS_MAX_STEPS_PER_EPOCH": "that would end Keras's `fit` early: unset it, and use fewer images",
+}
+# Recorded with each run and each measurement, by their beginnings: threads, kernels, and how they round. Not all that begins
+# with TF_ or NVIDIA_: Terraform's variables, and keys, may be secrets.
+RECORDED = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE") + tuple(
+    f"TF_{name}"
+    for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
+)
 
-if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    # `import keras` would load the other backend, or fail, long before any main() could say why.
-    backend = os.environ["KERAS_BACKEND"]
-    print(f"error: KERAS_BACKEND is {backend!r}, but all three implementations run on TensorFlow: unset it", file=sys.stderr)
-    raise SystemExit(2)
+
+def recorded():
+    """name -> value of what the environment holds of `RECORDED`."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}
+
+
+for name, why in REFUSED.items():
+    if (value := os.environ.pop(name, "")) not in ("", PINNED.get(name)):  # said here: `import keras` comes before any main()
+        print(f"error: {name} is {value!r}, but {why}", file=sys.stderr)
+        raise SystemExit(2)
+os.environ |= PINNED
+
+
+def by_ctrl_c(error):
+    """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
+    return isinstance(error, KeyboardInterrupt) or error is not None and by_ctrl_c(error.__cause__ or error.__context__)
 
 
 def quietly(hook):
     """`hook`, of `sys`, but for Ctrl-C: where the scripts still import their modules, nothing else can answer it."""
 
     def answer(*what):
-        error = what[0].exc_value if len(what) == 1 else what[1]
-        chain = []
-        while error is not None and error not in chain:
-            chain.append(error)
-            error = error.__cause__ or error.__context__
-        if not any(isinstance(error, KeyboardInterrupt) for error in chain):
+        if not by_ctrl_c(what[0].exc_value if len(what) == 1 else what[1]):
             return hook(*what)
         print("\nstopped; what was saved before stays", file=sys.stderr, flush=True)
         if len(what) == 1:  # it came where nothing can be raised, and not from here either

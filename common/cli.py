@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import signal
 import sys
 import typing
 from pathlib import Path
 from typing import Literal
 
+from common import by_ctrl_c
 from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
@@ -31,39 +31,37 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(prog, description, names=None):
-    """A `Parser` with the options of `add_config`."""
-    parser = Parser(prog=prog, usage="%(prog)s [options]", description=description)
-    add_config(parser, names)
-    return parser
-
-
-def add_config(parser, names=None):
-    """Adds in groups an option for every field of `Config` and --preset, or for `names` of them alone.
+    """A `Parser` with, in groups, an option for every field of `Config` and --preset, or for `names` of them alone.
 
     What has no option keeps its default, or what `parser.set_defaults` says.
     """
+    parser = Parser(prog=prog, usage="%(prog)s [options]", description=description)
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    for name in [*FIRST, *(name for name in FIELDS if name not in FIRST)]:
-        if names is not None and name not in names:
+    for name in dict.fromkeys((*FIRST, *FIELDS)):
+        group, field = FIELDS.get(name, (None, None))
+        if names is not None and name not in names or field and field.metadata.get("hidden"):
             continue
-        if name == "preset":
-            groups["first"].add_argument("--preset", choices=PRESETS, help="Ronneberger et al. 2015; options beside it count")
-            continue
-        of, field = FIELDS[name]
-        if field.metadata.get("hidden"):
-            continue
-        kind, text, bounds = kind_of(field), field.metadata["help"], range_of(field)
-        notes = [bounds] * ("to" in bounds or "below" in bounds) + ["default: %(default)s"] * (field.default is not None)
-        if kind is bool:
-            twin = any(name in preset for preset in PRESETS.values())  # what a preset switches on can be switched off
-            options = dict(action=argparse.BooleanOptionalAction if twin else "store_true")
-        elif typing.get_origin(kind) is Literal:
-            options = dict(choices=typing.get_args(kind))
+        group = groups["first" if name in FIRST else group]
+        if field:
+            group.add_argument(flag(name), default=field.default, **as_option(field))
         else:
-            metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
-            options = dict(type=getattr(kind, "parse", kind), metavar=metavar)
-        text += f" ({'; '.join(notes)})" if notes and kind is not bool and not text.endswith(")") else ""
-        groups["first" if name in FIRST else of].add_argument(flag(name), default=field.default, help=text, **options)
+            group.add_argument("--preset", choices=PRESETS, help="Ronneberger et al. 2015; options beside it count")
+    return parser
+
+
+def as_option(field):
+    """What `add_argument` takes for a field."""
+    kind, text, bounds = kind_of(field), field.metadata["help"], range_of(field)
+    if kind is bool:
+        twin = any(field.name in preset for preset in PRESETS.values())  # what a preset switches on can be switched off
+        return dict(help=text, action=argparse.BooleanOptionalAction if twin else "store_true")
+    notes = [bounds] * ("to" in bounds or "below" in bounds) + ["default: %(default)s"] * (field.default is not None)
+    if notes and not text.endswith(")"):
+        text += f" ({'; '.join(notes)})"
+    if typing.get_origin(kind) is Literal:
+        return dict(help=text, choices=typing.get_args(kind))
+    metavar = {Path: "PATH", int: "N", float: "X", str: "TEXT", ColorTable: "FILE"}.get(kind, kind.__name__.upper())
+    return dict(help=text, type=getattr(kind, "parse", kind), metavar=metavar)
 
 
 def parse(parser, argv):
@@ -115,32 +113,20 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    pressed = []  # Ctrl-C: an import that it interrupts may end with another error than KeyboardInterrupt
-
-    def interrupt(number, frame):
-        pressed.append(number)
-        signal.default_int_handler(number, frame)
-
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, interrupt)
     try:
         sys.exit(main())
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
-    except (KeyboardInterrupt, Exception) if pressed else KeyboardInterrupt:  # noqa: B030
-        print("\nstopped; what was saved before stays", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if by_ctrl_c(error):
+            print("\nstopped; what was saved before stays", file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         if (line := in_a_line(error)) is None:
             raise
         say(f"error: {line}", sys.stderr)
         sys.exit(2)
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -86,22 +86,17 @@ def check(part):
 def _from_json(name, value):
     """The value of the field `name` as JSON has it. Raises: UserError for one that the field does not take."""
     field = FIELDS[name][1]
-    kind, fits = kind_of(field), False
-    if value is None and isinstance(field.type, types.UnionType):
-        return None
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        if typing.get_origin(kind) is Literal:
-            fits = value in typing.get_args(kind)
-        elif kind in (bool, int, str):
-            fits = type(value) is kind
-        elif kind is float:
-            either = int in typing.get_args(field.type)  # white may be an int
-            value, fits = value if either else float(value), type(value) in (int, float)
-        elif isinstance(value, str) and "\0" not in value:
-            value, fits = kind(value) if kind in (Path, ColorTable) else kind.parse(value), True
-    if not fits:
-        raise UserError(f"{name!r} is {reprlib.repr(value)[:100]}, which {flag(name)} does not take")
-    return value
+    kind, kinds = kind_of(field), typing.get_args(field.type)
+    with contextlib.suppress(TypeError, ValueError, OverflowError, AttributeError):  # the last: of a kind without `parse`
+        if value is None and types.NoneType in kinds or typing.get_origin(kind) is Literal and value in kinds:
+            return value
+        if kind in (bool, int, str) and type(value) is kind:
+            return value
+        if kind is float and type(value) in (int, float):
+            return value if int in kinds else float(value)  # white may be an int
+        if isinstance(value, str) and "\0" not in value:
+            return kind(value) if kind in (Path, ColorTable) else kind.parse(value)
+    raise UserError(f"{name!r} is {reprlib.repr(value)[:100]}, which {flag(name)} does not take")
 
 
 @dataclasses.dataclass(frozen=True)

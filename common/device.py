@@ -78,17 +78,13 @@ def start_tensorflow():
     if has_driver:
         open_cusolver()
     noise = r"WARNING: All log messages before absl|[IW]\d{4} " + ("" if has_driver else r"|E\d{4} .*(cuda|CUDA)")
-    collects = gc.isenabled()
     gc.disable()  # modules do not become garbage: looking for it would take a fifth of the time
-    try:
-        with filtered_stderr(noise):
-            import tensorflow as tf
+    with filtered_stderr(noise):
+        import tensorflow as tf
 
-            gpus = tf.config.list_physical_devices("GPU")
-        gc.freeze()  # and it is not looked for among them again
-    finally:
-        if collects:
-            gc.enable()
+        gpus = tf.config.list_physical_devices("GPU")
+    gc.freeze()  # and it is not looked for among them again
+    gc.enable()
     if has_driver and not gpus:  # the warning that matters most, in words that help
         install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
         print(f"warning: TensorFlow does not find the libraries for this machine's NVIDIA GPU: {install}", file=sys.stderr)

@@ -47,23 +47,20 @@ def draw_curves(path, histories):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6))
-    for axes, title, columns in zip(
-        figure.subplots(1, 3),
-        ("loss", "dice", "pixel accuracy"),
-        ({"loss": "training", "val_loss": "validation"}, {"val_dice": "validation"}, {"val_accuracy": "validation"}),
-    ):
+    figure, several = Figure(figsize=(13, 3.6)), len(histories) > 1
+    panels = {"loss": ("loss", "val_loss"), "dice": ("val_dice",), "pixel accuracy": ("val_accuracy",)}
+    for axes, (title, columns) in zip(figure.subplots(1, 3), panels.items()):
         for k, (label, rows) in enumerate(histories.items()):
-            for column, split in columns.items():
+            for column in columns:
+                split = "validation" if column.startswith("val_") else "training"
                 dashes = ("-", (0, (6, 3)), (0, (2, 2)))[k % 3]  # so that curves that lie on each other all show
                 axes.plot(
-                    [row["epoch"] for row in rows],
-                    [row[column] for row in rows],
+                    *zip(*((row["epoch"], row[column]) for row in rows)),
                     linestyle=":" if split == "training" else dashes,
                     linewidth=3 - k % 3,
                     marker="o" if len(rows) == 1 else None,
-                    color=f"C{k}" if len(histories) > 1 or split == "validation" else "0.5",
-                    label=f"{label}, {split}" if len(histories) > 1 else split,
+                    color=f"C{k}" if several or split == "validation" else "0.5",
+                    label=f"{label}, {split}" if several else split,
                 )
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

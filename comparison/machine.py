@@ -9,13 +9,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from common import recorded
 from common.device import device_name, tf
-
-# of the environment, that change figures; not all that begins with TF_ or NVIDIA_: Terraform's, and keys, may be secrets
-VARIABLES = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE") + tuple(
-    f"TF_{name}"
-    for name in ("CPP_", "CUDNN_", "DETERMINISTIC_", "DISABLE_", "ENABLE_", "FORCE_", "GPU_", "NUM_", "USE_", "XLA_")
-)
 
 
 def has_tf32():
@@ -60,7 +55,7 @@ def environment():
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
         },
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(VARIABLES)},
+        "variables": recorded(),
         "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }

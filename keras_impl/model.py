@@ -14,8 +14,6 @@ from common.weights import assign_weights, initial_weights
 import keras
 from keras import layers
 
-keras.config.set_image_data_format("channels_last")  # whatever ~/.keras/keras.json says
-
 
 def UNet(network):
     """model(images, training=False) -> logits: [N, H, W, channels] in 0..1 -> [N, H, W, classes].

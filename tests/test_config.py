@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from common import recorded
 from common.cli import GROUPS, make_parser, parse, read_config
 from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, UserError, flag, kind_of, marked, range_of
 from common.values import Addresses, Bands, ColorTable, Names, Size, Values, Weights
@@ -30,16 +32,8 @@ def test_flat_names_make_the_groups():
 def test_names_are_in_one_group_only():
     assert len(FIELDS) == sum(len(dataclasses.fields(part)) for part in (Config().network, Config().training, Config().data))
     assert all(set(preset) <= FIELDS.keys() for preset in PRESETS.values())
-    assert set(marked("found")) == {
-        "channels",
-        "classes",
-        "void_label",
-        "class_names",
-        "class_weights",
-        "white",
-        "mask_suffix",
-        "mask_values",
-    }
+    found = "channels classes void_label class_names class_weights white mask_suffix mask_values"
+    assert set(marked("found")) == set(found.split())
 
 
 def test_a_network_needs_no_data_set():
@@ -217,3 +211,29 @@ def test_words_before_the_end_of_tensorflows_start_are_heard(tmp_path, end, code
     program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import common.device"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == code and "AVX instructions" in done.stderr and "All log messages" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, code, words",
+    [
+        ({"KERAS_HOME": "{tmp_path}", "KERAS_BACKEND": "", "KERAS_NNX_ENABLED": "1"}, 0, "float32 channels_last 1e-07 " * 2),
+        ({"KERAS_BACKEND": "jax"}, 2, "error: KERAS_BACKEND is 'jax', but all three"),
+        ({"KERAS_MAX_EPOCHS": "1"}, 2, "error: KERAS_MAX_EPOCHS is '1', but .* use --epochs"),
+        ({"KERAS_MAX_STEPS_PER_EPOCH": "1"}, 2, "error: KERAS_MAX_STEPS_PER_EPOCH is '1', but .* use fewer images"),
+    ],
+)
+def test_the_environment_changes_no_number(variables, code, words, tmp_path):
+    (tmp_path / "keras.json").write_text('{"floatx": "float16", "epsilon": 1e-3, "image_data_format": "channels_first"}')
+    program = "import common, keras, tf_keras; "
+    program += "[print(c.floatx(), c.image_data_format(), c.epsilon(), end=' ') for c in (keras.config, tf_keras.backend)]"
+    variables = {name: value.format(tmp_path=tmp_path) for name, value in variables.items()}
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == code and re.match(words, done.stdout if code == 0 else done.stderr), done
+
+
+def test_what_changes_speed_and_last_places_is_recorded(monkeypatch):
+    names = ("TF_DETERMINISTIC_OPS", "TF_ENABLE_ONEDNN_OPTS", "NVIDIA_TF32_OVERRIDE", "TF_XLA_FLAGS", "OMP_NUM_THREADS")
+    for name in (*names, "TF_TOKEN_example_com", "NVIDIA_API_KEY"):
+        monkeypatch.setenv(name, "1")
+    assert set(names) <= recorded().keys() and not {"TF_TOKEN_example_com", "NVIDIA_API_KEY"} & recorded().keys()

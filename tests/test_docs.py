@@ -181,7 +181,7 @@ MATRIX = {
     "batch statistics": ("moving_mean.assign(moving", "x = layers.batch_normalization(", "else layers.BatchNormalization"),
     "dropout state": ("state.assign_add(", "state.assign_add(", "layers.Dropout("),
     "gradients": ("tape.gradient(", "tf.gradients(", "model.fit("),
-    "optimizer": ("class Adam(", "class Adam(tf.compat.v1.train.AdamOptimizer)", "keras.optimizers.Adam("),
+    "optimizer": ("class Adam", "class Adam(tf.compat.v1.train.AdamOptimizer)", "keras.optimizers.Adam("),
     "loop": ("in run.steps()", "in run.steps()", "model.fit("),
     "checkpoints": ("**optimizer.state", "optimizer.get_slot(", "= optimizer.variables"),
 }

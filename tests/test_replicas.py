@@ -104,9 +104,15 @@ def test_a_cluster_tells_who_is_who(monkeypatch):
     assert told.workers == ("a:1", "b:1", "c:1") and told.worker == 2
     given = Config.of(workers=Addresses(["x:1", "y:1"]), worker=0)
     assert with_cluster(given) == given, "the command line counts"
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": 3}')
-    with pytest.raises(UserError, match="TF_CONFIG does not say"):
-        with_cluster(Config())
+    for kind in ("evaluator", "ps"):
+        task = {"type": kind, "index": 0}
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {**cluster, kind: ["d:1"]}, "task": task}))
+        with pytest.raises(UserError, match=f"TF_CONFIG makes this host '{kind}': only the chief and the workers train"):
+            with_cluster(Config())
+    for damaged in ('{"cluster": 3}', "{}", "x"):
+        monkeypatch.setenv("TF_CONFIG", damaged)
+        with pytest.raises(UserError, match="TF_CONFIG does not say.*: unset it"):
+            with_cluster(Config())
 
 
 def test_a_run_keeps_no_hosts():
@@ -205,7 +211,7 @@ def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
     host = subprocess.run(
         [sys.executable, "-c", program, *OPTIONS, *hosts], cwd=ROOT, capture_output=True, text=True, timeout=90
     )
-    assert host.returncode and re.search(rf"no word within 15 seconds from worker 1 \({addresses[1]}\)", host.stderr)
+    assert host.returncode == 1 and re.search(rf"no word within 15 seconds from worker 1 \({addresses[1]}\)", host.stderr)
 
 
 @pytest.mark.slow

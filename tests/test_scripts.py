@@ -280,12 +280,6 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
         assert word in lines[0]
 
 
-def test_another_keras_backend_is_refused():
-    result = script("-m", "keras_impl.train", KERAS_BACKEND="jax")
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1 and "KERAS_BACKEND" in result.stderr
-
-
 def test_not_a_number_names_step_and_files(implementation, folder, tmp_path):
     run_dir = tmp_path / "run"
     code = comparison.load(implementation)

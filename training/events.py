@@ -16,7 +16,7 @@ class EventWriter:
     """Writes an event file into `folder`: `tensorboard --logdir runs` shows every run below it."""
 
     def __init__(self, folder):
-        self.folder, self.writer = folder, None
+        self.folder = folder
         try:
             self.writer = tf.summary.create_file_writer(os.fsencode(folder))  # names that are no UTF-8, too
         except tf.errors.OpError as error:  # something else has that name
@@ -35,13 +35,10 @@ class EventWriter:
         self._write("images", tagged, step)
 
     def close(self):
-        if self.writer:
-            self.writer.close()
+        self.writer.close()
 
     def _write(self, plugin, tagged, step):
         """tagged: tag -> what TensorBoard's `plugin` takes: a number, or width, height and PNG as strings."""
-        if not self.writer:
-            return
         metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": plugin})
         try:
             with self.writer.as_default(step):
@@ -53,4 +50,4 @@ class EventWriter:
 
     def _give_up(self, error):
         say(f"warning: no more events for TensorBoard in {self.folder}: {error.message.strip()}", sys.stderr)
-        self.writer = None
+        self.writer = tf.summary.create_noop_writer()

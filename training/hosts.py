@@ -8,13 +8,14 @@ validates and writes; the others know what they need to from it.
 import argparse
 import contextlib
 import dataclasses
-import hashlib
+import faulthandler
 import json
 import os
 import signal
 import socket
 import sys
 import time
+import zlib
 from pathlib import Path
 
 from common.cli import OUT_OF_MEMORY
@@ -34,11 +35,15 @@ def with_cluster(config):
         return config
     try:
         told = json.loads(os.environ["TF_CONFIG"])
-        jobs, task = told["cluster"], told["task"]
-        first = 0 if task["type"] == "chief" else len(jobs.get("chief", []))
-        workers, worker = Addresses.parse(",".join(jobs.get("chief", []) + jobs.get("worker", []))), first + int(task["index"])
+        jobs, kind, index = told["cluster"], told["task"]["type"], int(told["task"]["index"])
+        chiefs = jobs.get("chief", [])
+        workers = Addresses.parse(",".join(chiefs + jobs.get("worker", [])))
     except (argparse.ArgumentTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"TF_CONFIG does not say which workers there are and which this is: {error!r}") from None
+        how = "unset it, or give --workers and --worker"
+        raise UserError(f"TF_CONFIG does not say which workers there are and which this is ({error!r}): {how}") from None
+    if kind not in ("chief", "worker"):  # the chief validates, and no host holds the weights of others
+        raise UserError(f"TF_CONFIG makes this host {kind!r}: only the chief and the workers train, start nothing on it")
+    worker = index if kind == "chief" else len(chiefs) + index
     return config.replace(workers=workers, worker=worker)
 
 
@@ -64,9 +69,9 @@ def spread(config):
     try:
         with _waiting(training):
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-        with scope(strategy):
-            with _waiting(training):
+            with scope(strategy):
                 agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
+        with scope(strategy):
             if not is_chief():
                 sys.stdout = open(os.devnull, "w")
             yield
@@ -99,29 +104,42 @@ def find_devices(training):
 
 
 @contextlib.contextmanager
-def _waiting(training):
-    """What is inside waits for the other hosts: after `WAIT` seconds, or at Ctrl-C, this process ends.
-
-    Another process watches the time, since TensorFlow lets no thread and no handler of Python run meanwhile.
-    """
-    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is there yet to be saved
-    waiting, end = os.getpid(), time.monotonic() + WAIT
-    watch = os.fork()
-    while watch == 0:
-        time.sleep(0.2)
-        if os.getppid() != waiting:
-            os._exit(0)
-        if time.monotonic() > end:
-            _give_up(training, f"within {WAIT} seconds", ends=waiting)
+def handling(handler, *numbers):
+    """Meanwhile `handler` answers the signals with these numbers."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        os.kill(watch, signal.SIGKILL)
-        os.waitpid(watch, 0)
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _give_up(training, when, error=None, ends=None):
+@contextlib.contextmanager
+def _waiting(training):
+    """What is inside waits for the other hosts: after `WAIT` seconds, or at Ctrl-C, this process ends.
+
+    Another process watches the time and says who is missing, since TensorFlow lets no thread and no handler of Python run
+    meanwhile; a thread of C that lets it do so for 5 seconds ends this one.
+    """
+    with open(os.devnull, "w") as null, handling(signal.SIG_DFL, signal.SIGINT):  # nothing is there yet to be saved
+        waiting, end = os.getpid(), time.monotonic() + WAIT
+        watch = os.fork()
+        while watch == 0:
+            time.sleep(0.2)
+            if os.getppid() != waiting:
+                os._exit(0)
+            if time.monotonic() > end:
+                _give_up(training, f"within {WAIT} seconds")
+        faulthandler.dump_traceback_later(WAIT + 5, exit=True, file=null)  # the exit code is 1
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            os.kill(watch, signal.SIGKILL)
+            os.waitpid(watch, 0)
+
+
+def _give_up(training, when, error=None):
     """Ends this process with one line on who is missing: nothing else would end while it waits for another host."""
     silent = []
     for k, address in enumerate(training.workers):
@@ -132,34 +150,29 @@ def _give_up(training, when, error=None, ends=None):
         except (OSError, UnicodeError):  # no such name, or none that can be one
             silent.append(f"worker {k} ({address})")
     who = ", ".join(silent) or f"one of the workers ({error.message.splitlines()[0][:100] if error else 'all answer by now'})"
-    how = (
-        "start all with the same --workers" if error is None else "what was saved before stays; --resume on all goes on with it"
-    )
+    how = "what was saved before stays; --resume on all goes on with it" if error else "start all with the same --workers"
     print(f"\nerror: worker {training.worker}: no word {when} from {who}: {how}", file=sys.stderr, flush=True)
-    if ends:
-        os.kill(ends, signal.SIGKILL)
     os._exit(1)  # TensorFlow's own end would wait for the others
+
+
+def _place():
+    """(the number of this host, how many there are)"""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    return (resolver.task_id, resolver.cluster_spec().num_tasks("worker")) if resolver else (0, 1)
 
 
 def is_chief():
     """Whether this process prints, validates and writes: the first host, or the only one."""
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    return resolver is None or resolver.task_id == 0
+    return _place()[0] == 0
 
 
 def described():
     """The devices in words, behind the name of one: "" where there is but one."""
-    strategy = tf.distribute.get_strategy()
-    n, hosts = strategy.num_replicas_in_sync, len(_workers())
+    n, hosts = tf.distribute.get_strategy().num_replicas_in_sync, _place()[1]
     if n == 1:
         return ""
     cpu = "" if tf.config.list_physical_devices("GPU") else ", copies of this CPU, to try it out"
     return f", on {n} devices{f' of {hosts} hosts' if hosts > 1 else cpu}"
-
-
-def _workers():
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    return resolver.cluster_spec().as_dict()["worker"] if resolver else [""]
 
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
@@ -169,42 +182,41 @@ def _sum_of_replicas(values):
 
 
 def _sum(values):
-    """The sum over all hosts of `values` [n], in float64."""
-    here = tf.distribute.get_strategy().num_replicas_in_sync // len(_workers())
-    return _sum_of_replicas(tf.constant(values, tf.float64)).numpy() / here
+    """The sum over all hosts of `values`, an array of one shape on all, in float64."""
+    here = tf.distribute.get_strategy().num_replicas_in_sync // _place()[1]
+    return _sum_of_replicas(tf.constant(np.ravel(values), tf.float64)).numpy().reshape(np.shape(values)) / here
+
+
+def _of_chief(values):
+    """`values` as the chief has them; on the others their shape counts alone."""
+    return _sum(values if is_chief() else np.zeros(np.shape(values)))
 
 
 def from_chief(make):
     """What make() gives on the chief, on every host: anything that JSON holds."""
-    if len(_workers()) == 1:
+    if _place()[1] == 1:
         return make()
-    text = np.frombuffer(json.dumps(make()).encode(), np.uint8) if is_chief() else np.zeros(0)
-    length = int(_sum([len(text)])[0])
-    text = _sum(text if is_chief() else np.zeros(length))
+    text = np.frombuffer(json.dumps(make()).encode() if is_chief() else b"", np.uint8)
+    text = _of_chief(np.resize(text, int(_of_chief(len(text)))))
     return json.loads(text.astype(np.uint8).tobytes())
 
 
 def copy_from_chief(variables):
     """Gives the variables, name -> variable, the values that they have on the chief."""
-    if len(_workers()) > 1:
+    if _place()[1] > 1:
         for variable in variables.values():
             value = variable.numpy()
-            total = _sum(value.ravel() if is_chief() else np.zeros(value.size))
-            variable.assign(total.reshape(value.shape).astype(value.dtype))
+            variable.assign(_of_chief(value).astype(value.dtype))
 
 
 def agree(facts):
     """Raises: UserError unless `facts`, name -> what JSON holds, are the same on all hosts; it names what differs."""
-    n, mine = len(_workers()), []
+    k, n = _place()
     if n == 1:
         return
-    resolver = tf.distribute.get_strategy().cluster_resolver
-    for value in facts.values():  # 6 bytes of a hash: what a float64 holds
-        mine.append(int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:6], "big"))
-    table = np.zeros((n, len(mine)))
-    table[resolver.task_id] = mine
-    table = _sum(table.ravel()).reshape(n, -1)
-    for name, column in zip(facts, table.T):
+    table = np.zeros((n, len(facts)))
+    table[k] = [zlib.crc32(json.dumps(value).encode()) for value in facts.values()]
+    for name, column in zip(facts, _sum(table).T):
         if odd := [str(k) for k in range(n) if column[k] != column[0]]:
             who = f"worker {', '.join(odd)}"
             raise UserError(f"{who} has another {name} than the chief: start all with the same options and data")
@@ -220,7 +232,7 @@ class StopSignal:
     def heard(self):
         """The signal to stop by, 0: none. Called once a step on every host. Of several hosts it is what they said a step
         ago, so that no device waits for it."""
-        if len(_workers()) == 1:
+        if _place()[1] == 1:
             return self.arrived
         asked, self.asked = self.asked, _sum_of_replicas(tf.constant([self.arrived], tf.float64))
         return (self.arrived or signal.SIGTERM) if asked is not None and asked.numpy()[0] else 0
@@ -249,9 +261,5 @@ def passing_signals(processes):
         for process in processes:
             process.send_signal(number)
 
-    handlers = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(pass_on, signal.SIGINT, signal.SIGTERM):
         yield arrived
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -4,7 +4,7 @@ import csv
 import itertools
 import math
 import shlex
-import statistics
+import warnings
 
 from common.checkpoint import COLUMNS
 from common.config import UserError
@@ -170,31 +170,29 @@ def write_confusion(folder, matrix, config):
 def list_folds(config):
     """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
     measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
-    folds, mean, deviation = {}, {}, {}
+    labels, table = [], []
     for k in range(config.data.folds):
         run_dir = config.training.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
         try:
             with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
-                classes = list(csv.DictReader(file))
-            of_classes = {f"{measure} of {row['name']}": float(row[measure]) for row in classes for measure in ("iou", "dice")}
+                classes = {row["name"]: [float(row["iou"]), float(row["dice"])] for row in csv.DictReader(file)}
         except (OSError, TypeError, ValueError, KeyError, csv.Error):
             raise UserError(f"{run_dir / 'classes.csv'} is missing or damaged: remove {run_dir}, and --resume") from None
-        folds[f"fold{k}, epoch {best['epoch']}"] = {name: best[name] for name in measures} | of_classes
-    columns, names = [*measures, *of_classes], [row["name"] for row in classes]  # the same in every fold
-    for name in columns:
-        values = [fold[name] for fold in folds.values() if not math.isnan(fold[name])]  # a class may be in no image of a fold
-        mean[name] = statistics.mean(values) if values else math.nan
-        deviation[name] = statistics.stdev(values) if len(values) > 1 else math.nan
-    rows = folds | {"mean": mean, "standard deviation": deviation}
+        labels.append(f"fold{k}, epoch {best['epoch']}")
+        table.append([*map(best.get, measures), *itertools.chain(*classes.values())])  # the same classes in every fold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a class may be in no image of a fold, or of all
+        rows = [*zip(labels, table), ("mean", np.nanmean(table, 0)), ("standard deviation", np.nanstd(table, 0, ddof=1))]
     print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
-    for label, values in rows.items():
-        print(f"{label:<26}{''.join(f'{values[name]:>10.4f}' for name in measures)}")
-    width = max(map(len, [*names, "class, mean of the folds"]))
+    for label, values in rows:
+        print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values[: len(measures)])}")
+    width = max(map(len, [*classes, "class, mean of the folds"]))
     print(f"\n{'class, mean of the folds':<{width}}{'IoU':>10}{'deviation':>11}{'dice':>10}{'deviation':>11}")
-    for name in names:
-        iou, dice = f"iou of {name}", f"dice of {name}"
-        print(f"{name:<{width}}{mean[iou]:>10.4f}{deviation[iou]:>11.4f}{mean[dice]:>10.4f}{deviation[dice]:>11.4f}")
-    path, values = config.training.run_dir / "folds.csv", ([label, *map(row.get, columns)] for label, row in rows.items())
-    write_csv(path, [["fold", *columns], *values])
+    of_classes = np.transpose([values for _, values in rows[-2:]])[len(measures) :].reshape(-1, 4)
+    for name, (iou, iou_deviation, dice, dice_deviation) in zip(classes, of_classes):
+        print(f"{name:<{width}}{iou:>10.4f}{iou_deviation:>11.4f}{dice:>10.4f}{dice_deviation:>11.4f}")
+    header = ["fold", *measures, *(f"{measure} of {name}" for name in classes for measure in ("iou", "dice"))]
+    path = config.training.run_dir / "folds.csv"
+    write_csv(path, [header, *([label, *map(float, values)] for label, values in rows)])
     print(f"written to {path}", flush=True)

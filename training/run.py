@@ -1,11 +1,12 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on."""
 
+import contextlib
 import math
 import signal
 import sys
-import threading
 import time
 
+from common import recorded
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
@@ -57,13 +58,21 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(config, training)
         self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
-        self.losses = []  # of the steps of this epoch
-        self.read = 0  # how many of them are numbers and finite; the others may still be on the device
+        self.losses = []  # of the steps of this epoch; the last of them may still be on the device
         self.rows = []  # of history.csv
-        self.best = None  # the row with the best validation dice
         self.rate = None  # the learning rate that the optimizer has
-        self.stop, self.signal = hosts.StopSignal(), 0  # what this host has got; what all hosts stop by
+        self.stop = hosts.StopSignal()
         self.last = self.run_dir / "last.safetensors"
+        self.handlers = contextlib.ExitStack()  # of signals
+
+    @property
+    def best(self):
+        """The row with the best validation dice, the first of equals; None before there is one."""
+        return max(self.rows, key=lambda row: row["val_dice"], default=None)
+
+    @property
+    def done(self):
+        return self.step >= self.all_steps or stops_early(self.config, self.rows)
 
     def __enter__(self):
         config = self.config
@@ -74,8 +83,6 @@ class Run:
             self._open_folder()
         self.step, self.losses, self.rows = hosts.from_chief(lambda: [self.step, self.losses, self.rows])
         hosts.copy_from_chief({**self.weights, **self.state})
-        self.best = max(self.rows, key=lambda row: row["val_dice"], default=None)  # the first of equals, as it was found
-        self.done = self.step >= self.all_steps or stops_early(config, self.rows)
         self.batches = training_batches(config, self.training, first_step=self.step)
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
@@ -83,10 +90,9 @@ class Run:
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
-        self.handlers = {}  # after the strategy, which has set its own
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do that
-            self.handlers = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.timed = None  # images since the clock runs; it does not run in the first step, which traces and compiles
+        # after the strategy, which has set its own
+        self.handlers.enter_context(hosts.handling(self._ask_to_stop, signal.SIGINT, signal.SIGTERM))
+        self.traced = False  # the first step of a process traces and compiles: the clock starts after it
         self._start_epoch()
         self._set_rate()
         return self
@@ -110,18 +116,14 @@ class Run:
 
     def __exit__(self, *exception):
         self.progress.close()
-        self._restore_handlers()
+        self.handlers.close()
         if self.chief:
             self.events.close()
             self.lock.close()
 
-    def _restore_handlers(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
     def _ask_to_stop(self, number, frame):
         self.stop.arrived = number
-        self._restore_handlers()  # a second Ctrl-C stops at once
+        self.handlers.close()  # a second Ctrl-C stops at once
         print(f"\n{signal.Signals(number).name}: finishing this step", file=sys.stderr, flush=True)
 
     def _restore(self, path):
@@ -174,9 +176,7 @@ class Run:
             write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
-        self.started = self.checked = time.perf_counter()
-        if self.timed is not None:
-            self.timed = 0
+        self._start_clock()
         self.progress = tqdm(
             total=self.steps_per_epoch * self.options.batch_size,
             initial=self.step % self.steps_per_epoch * self.options.batch_size,
@@ -185,6 +185,10 @@ class Run:
             leave=False,
             disable=True if self.done or not self.chief else None,  # None: no bar in a file or a pipe
         )
+
+    def _start_clock(self):
+        self.started = self.checked = time.perf_counter()
+        self.started_at = self.step
 
     def _set_rate(self):
         """Gives the optimizer the learning rate of the next step."""
@@ -195,11 +199,10 @@ class Run:
 
     def steps(self):
         """The batches until the run is done: images [N, H, W, C] in 0..1, masks [N, H, W, 1] of classes, or 2 with weights."""
-        if not self.done:
-            for images, masks in self.batches:
-                yield images, masks
-                if self.done:
-                    return
+        for images, masks in () if self.done else self.batches:
+            yield images, masks
+            if self.done:
+                return
 
     def end_step(self, loss):
         """Counts a step, and does what is due after it: validation, checkpoints, stopping.
@@ -209,9 +212,9 @@ class Run:
         Raises: UserError when a loss or a weight is not finite; Stopped when a signal has asked for it.
         """
         self._count(loss)
-        self.signal = self.stop.heard()
+        asked = self.stop.heard()
         epoch_ends = self.step % self.steps_per_epoch == 0
-        saves = self.signal or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
+        saves = asked or self.step % (self.options.checkpoint_every or self.steps_per_epoch) == 0
         if epoch_ends or saves:
             self._check_losses()
             self._check_weights()
@@ -219,8 +222,8 @@ class Run:
             saves |= self._end_epoch()  # a run that goes on has made the steps that led to its best
         if self.chief and (saves or self.done):
             self._save()
-        if self.signal:
-            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", self.signal)
+        if asked:
+            raise Stopped(f"stopped after step {self.step} of {self.all_steps}", asked)
         if not self.done:
             self._set_rate()
 
@@ -229,30 +232,24 @@ class Run:
         self.losses.append(loss)
         self.step += 1
         self.progress.update(self.options.batch_size)
-        if self.timed is None:
+        if not self.traced:
             float(loss)
-            self._draw_augmentations()  # and not earlier: Matplotlib takes its time to start
-            self.started, self.timed = time.perf_counter(), 0
-        else:
-            self.timed += self.options.batch_size
+            if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
+                with expendable(self.run_dir / "augmentations.png"):  # not earlier: Matplotlib takes its time to start
+                    draw_augmentations(self.run_dir / "augmentations.png", self.training, self.config)
+            self.traced = True
+            self._start_clock()
         if time.perf_counter() - self.checked > 0.25:
             self._check_losses()
-
-    def _draw_augmentations(self):
-        if self.chief and (self.config.data.augment != "none" or self.config.data.crop_size):
-            with expendable(self.run_dir / "augmentations.png"):
-                draw_augmentations(self.run_dir / "augmentations.png", self.training, self.config)
 
     def _check_losses(self):
         """Raises: UserError with the step and its files when a loss of this epoch is not finite."""
         self.checked = time.perf_counter()
-        self.losses[self.read :] = [float(loss) for loss in self.losses[self.read :]]
+        self.losses = [float(loss) for loss in self.losses]
         self.progress.set_postfix(loss=f"{np.mean(self.losses):.4f}", refresh=False)
-        for k in range(self.read, len(self.losses)):
-            if not math.isfinite(self.losses[k]):
-                step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k
-                self._refuse(f"the loss is {self.losses[k]}", step)
-        self.read = len(self.losses)
+        for k, loss in enumerate(self.losses):
+            if not math.isfinite(loss):
+                self._refuse(f"the loss is {loss}", (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + k)
 
     def _check_weights(self):
         """Raises: UserError when a weight is not finite: the gradients of a step since the last look were not."""
@@ -270,7 +267,7 @@ class Run:
 
     def _end_epoch(self):
         """Validates, and writes history.csv and, if the validation dice is the best so far, best.safetensors: then True."""
-        seconds = time.perf_counter() - self.started
+        seconds, images = time.perf_counter() - self.started, (self.step - self.started_at) * self.options.batch_size
         self.progress.close()
         row = {
             "epoch": self.step // self.steps_per_epoch,
@@ -278,13 +275,12 @@ class Run:
             "loss": float(np.mean(self.losses)),
             **hosts.from_chief(lambda: {f"val_{name}": value for name, value in self._evaluate()[0].items()}),
             "learning_rate": self.rate,
-            "images_per_second": self.timed / seconds if self.timed else math.nan,  # of an epoch of one step that was traced
+            "images_per_second": images / seconds if images else math.nan,  # of an epoch of one step that was traced
             "seconds": seconds,
         }
-        is_best = self.best is None or row["val_dice"] > self.best["val_dice"]
-        self.losses, self.read, self.best = [], 0, row if is_best else self.best
+        self.losses = []
         self.rows.append(row)
-        self.done = self.step >= self.all_steps or stops_early(self.config, self.rows)
+        is_best = self.best is row
         if self.chief:
             write_history(self.run_dir, self.rows)
             if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
@@ -299,7 +295,7 @@ class Run:
 
     def _print_epoch(self, row):
         of_classes = f"mean iou {row['val_mean_iou']:.4f}  " if self.config.network.classes > 1 else ""
-        speed = f"  {row['images_per_second']:6.1f} images/s" if self.timed else ""
+        speed = f"  {row['images_per_second']:6.1f} images/s" if row["images_per_second"] > 0 else ""
         print(
             f"epoch {row['epoch']:>{len(str(self.options.epochs))}}/{self.options.epochs}  loss {row['loss']:.4f}  "
             f"validation: loss {row['val_loss']:.4f}  dice {row['val_dice']:.4f}  iou {row['val_iou']:.4f}  "
@@ -322,7 +318,8 @@ class Run:
 
     def _metadata(self):
         kept = self.config.kept.as_dict()
-        return {"implementation": self.implementation, "config": kept, "steps_per_epoch": self.steps_per_epoch}
+        known = {"implementation": self.implementation, "config": kept, "environment": recorded()}
+        return known | {"steps_per_epoch": self.steps_per_epoch}
 
     def _save(self):
         """Writes last.safetensors."""
@@ -334,7 +331,7 @@ class Run:
         if self.chief:
             self._report()
         hosts.from_chief(lambda: None)  # the others stay until the chief is ready
-        if self.stop.arrived and not self.signal:  # while pictures were drawn: of a cross-validation there may be more to do
+        if self.stop.arrived:  # while pictures were drawn: of a cross-validation there may be more to do
             raise Stopped("stopped after the last step", self.stop.arrived)
 
     def _report(self):

@@ -73,7 +73,7 @@ def timed_run(bare, unrolled, rounds, connection):
 
         def __enter__(self):
             super().__enter__()
-            self._restore_handlers()  # Ctrl-C is for the process that asks to answer
+            self.handlers.close()  # Ctrl-C is for the process that asks to answer
             return self
 
         def end_step(self, loss):
