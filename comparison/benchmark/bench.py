@@ -15,7 +15,6 @@ from comparison.benchmark import cells, roofline, scaling, speeds
 from comparison.benchmark.cells import LIMIT, MODES
 from data.cache import CORES
 
-import numpy as np
 from tqdm import tqdm
 
 MATRICES = {"quick": "float32 and bfloat16 without XLA, 2 minutes", "full": "other batch and image sizes too, hours on a CPU"}
@@ -123,14 +122,9 @@ def measure(todo, config, rounds, workers):
     from common.device import tf
     from comparison.benchmark.worker import draw_batch
 
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    memory = np.inf if on_gpu else 0.75 * cells.available_bytes()
-    together, too_large = cells.groups(todo, config, memory)
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))  # nobody says how much memory a GPU has left
+    together, too_large = cells.groups(todo, config, None if on_gpu else 0.75 * cells.available_bytes())
     workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
-    if on_gpu:  # nobody says how much memory a GPU has left: what is compared is up at a time, and no more
-        limits = [cell for cell in todo if cell.implementation == LIMIT]
-        rest = [cell for group in together for cell in group if cell.implementation != LIMIT]
-        together = [[*limits, *rest[k : k + len(cells.ROWS)]] for k in range(0, len(rest), len(cells.ROWS))]
     batches = {}
     for group in together:
         for k in tqdm(range(0, len(group), STARTING), desc="starting", leave=False, disable=None):

@@ -61,6 +61,8 @@ def run(config, args):
     if {"precision", "batch_norm"} & args.given:
         raise UserError("replicas chooses --precision and --batch-norm itself: leave them out")
     config = columns.shrunk(config, SMALL, args.given)
+    if config.training.batch_size % 4:
+        raise UserError(f"--batch-size {config.training.batch_size} cannot be shared by 4 devices: a multiple of 4 can")
     return climb_all(config, args.steps, config.training.run_dir / "replicas.json")
 
 
