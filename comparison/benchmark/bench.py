@@ -28,6 +28,8 @@ ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6, "latency": 
 STARTING = max(1, CORES // 4)  # processes that start at a time: one alone on few cores, where the time of its first step counts
 TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the clock is read before and after it
 
+SETS = {"epochs"}
+
 
 def add_options(parser):
     group = parser.add_argument_group("what is measured")
@@ -38,7 +40,7 @@ def add_options(parser):
     group.add_argument("--rounds", type=count, metavar="N", help=words)
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
-    parser.set_defaults(what="default", images=40, devices=1)
+    parser.set_defaults(what="default", images=40)
 
 
 def _counts(text):
