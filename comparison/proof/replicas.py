@@ -19,7 +19,7 @@ from pathlib import Path
 from common import see_one_gpu
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
-from common.config import Addresses, Size, Weights
+from common.config import Addresses, Size, UserError, Weights
 from common.output import write_text
 from common.weights import assign_weights
 from comparison import columns
