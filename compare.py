@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHONSAFEPATH leave it out
 
 from common.cli import count, given_options, make_parser, parse, read_config, run_script
-from common.config import UserError, flag
+from common.config import FIELDS, UserError
 from common.output import prepare, take_results
 
 COMMANDS = ("parity", "graph", "relay", "replicas", "seeds", "bench", "runs")
@@ -32,12 +32,15 @@ OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", 
 def read_command_line(argv):
     """-> (command, `Config`, all arguments). Raises: UserError for options that do not fit.
 
-    Command: a module of a room of `comparison` with `add_options(parser)` and `run(config, args)`; None without a name.
+    Command: a module of a room of `comparison` with `add_options(parser)`, `run(config, args)`, and in `SETS` the options of
+    the configuration that it sets itself or has no use for; None without a name.
     """
     name = argv[0] if argv and argv[0] in COMMANDS else None
     room = "benchmark" if name == "bench" else "proof"
     command = importlib.import_module(f"comparison.{room}.{name}") if name else None
-    parser = make_parser(f"compare.py {name}" if name else "compare.py", command.__doc__ if name else __doc__)
+    sets = command.SETS if name else {"jit", "deterministic", "epochs"}
+    names = {"preset", *FIELDS} - OF_A_RUN - sets
+    parser = make_parser(f"compare.py {name}" if name else "compare.py", command.__doc__ if name else __doc__, names)
     parser.set_defaults(images=40, run_dir=Path("runs/compare"))
     if name:
         argv = argv[1:]
@@ -46,11 +49,8 @@ def read_command_line(argv):
         parser.add_argument("--rounds", type=count, default=5, metavar="N", help="of the benchmark (default: %(default)s)")
     args = parse(parser, argv)
     args.given, args.command = given_options(parser, argv), name
-    if odd := sorted(args.given & OF_A_RUN):
-        raise UserError(f"{flag(odd[0])} is for a train script: {parser.prog} would do nothing with it")
-    is_told = name in ("bench", "runs", "seeds") or name == "parity" and (args.save or args.against)
-    if not is_told and (args.jit or args.deterministic):
-        raise UserError("compare.py sets --jit and --deterministic itself")
+    if name == "parity" and not (args.save or args.against) and (args.jit or args.deterministic):
+        raise UserError("parity sets --jit and --deterministic itself, but for --save and --against")
     args.only = args.precision if "precision" in args.given else None
     if name in ("parity", None):  # which chooses the normalization that goes with a precision
         args.precision = "float32"

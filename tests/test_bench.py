@@ -248,7 +248,7 @@ def test_bench_writes_a_record(tmp_path, capsys):
         ("--quick --full", "not allowed with"),
         ("--devices 1,2 --deterministic", "--deterministic goes with"),
         ("--devices 1,2 --jit", "leave --jit out"),
-        ("--warmup 5", "--warmup is for a train script"),
+        ("--warmup 5", "unrecognized arguments: --warmup"),
     ],
 )
 def test_options_that_do_not_fit_together(arguments, words, tmp_path):

@@ -238,6 +238,12 @@ def test_no_circle_of_files():
     assert not left, f"each of these imports another of them: {', '.join(left)}"
 
 
+def test_no_two_files_of_one_name():
+    names = [path.name for package in BELOW if package not in IMPLEMENTATIONS for path in (ROOT / package).rglob("*.py")]
+    twice = {name for name in names if names.count(name) > 1} - {"__init__.py", "__main__.py"}
+    assert not twice, twice
+
+
 def test_forbidden_imports_are_seen(tmp_path):
     (tmp_path / "bad.py").write_text("def f():\n    from highlevel import model\n")
     assert "highlevel" in {name.split(".")[0] for name in imports(tmp_path / "bad.py")}

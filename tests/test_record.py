@@ -56,7 +56,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             record.read(path)
     with pytest.raises(UserError, match="--filters"):
-        compare.main(["parity", "--against", str(GOLDEN), "--filters", "4", "--run-dir", str(tmp_path)])
+        compare.main(["parity", "--against", str(GOLDEN), "--filters", "4", "--run-dir", str(tmp_path / "out")])
 
 
 def test_checksum_sees_what_the_sample_does_not():
@@ -136,7 +136,7 @@ def test_seeds_fails_when_one_learns_less(tmp_path, monkeypatch, capsys):
     assert compare.main(arguments) == 0 and "the same place" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "seeds.json").read_text())["dice"]["lowlevel"]) == 6
     with pytest.raises(UserError, match="--seeds 5"):
-        compare.main(["seeds", "--seeds", "5"])
+        compare.main(["seeds", "--seeds", "5", "--run-dir", str(tmp_path)])
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from comparison.benchmark import cells, roofline, scaling, speeds
 from comparison.benchmark.cells import LIMIT, MODES
 from data.cache import CORES
 
-import numpy as np
 from tqdm import tqdm
 
 MATRICES = {"quick": "float32 and bfloat16 without XLA, 2 minutes", "full": "other batch and image sizes too, hours on a CPU"}
@@ -29,6 +28,8 @@ ROUNDS = {"quick": 5, "default": 7, "full": 9, "data": 5, "loop": 6, "latency": 
 STARTING = max(1, CORES // 4)  # processes that start at a time: one alone on few cores, where the time of its first step counts
 TURN_SECONDS = 0.4  # a turn lasts about that long, and two steps at least; the clock is read before and after it
 
+SETS = {"epochs"}
+
 
 def add_options(parser):
     group = parser.add_argument_group("what is measured")
@@ -39,7 +40,7 @@ def add_options(parser):
     group.add_argument("--rounds", type=count, metavar="N", help=words)
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
-    parser.set_defaults(what="default", images=40, devices=1)
+    parser.set_defaults(what="default", images=40)
 
 
 def _counts(text):
@@ -123,14 +124,9 @@ def measure(todo, config, rounds, workers):
     from common.device import tf
     from comparison.benchmark.worker import draw_batch
 
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    memory = np.inf if on_gpu else 0.75 * cells.available_bytes()
-    together, too_large = cells.groups(todo, config, memory)
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))  # nobody says how much memory a GPU has left
+    together, too_large = cells.groups(todo, config, None if on_gpu else 0.75 * cells.available_bytes())
     workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
-    if on_gpu:  # nobody says how much memory a GPU has left: what is compared is up at a time, and no more
-        limits = [cell for cell in todo if cell.implementation == LIMIT]
-        rest = [cell for group in together for cell in group if cell.implementation != LIMIT]
-        together = [[*limits, *rest[k : k + len(cells.ROWS)]] for k in range(0, len(rest), len(cells.ROWS))]
     batches = {}
     for group in together:
         for k in tqdm(range(0, len(group), STARTING), desc="starting", leave=False, disable=None):

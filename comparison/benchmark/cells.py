@@ -1,6 +1,7 @@
 """What `compare.py bench` measures, cell by cell, and how many cells fit into memory at a time."""
 
 import collections
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -65,12 +66,10 @@ def find_cells(config, given, matrix, image_size, has_tf32):
     for name in given & axes.keys():
         axes[name] = [image_size if name == "image_size" else config.flat[name]]
     cells = [Cell(precision, False, batch_size, image_size, LIMIT) for precision in axes["precision"]]
-    for image_size in axes["image_size"]:
-        for batch_size in axes["batch_size"]:
-            for precision in axes["precision"]:
-                for jit in axes["jit"]:
-                    setting = precision, jit, batch_size, image_size
-                    cells += [Cell(*setting, row) for row in ROWS if row != STOCK or config.network.batch_norm == "fused"]
+    order = (axes[name] for name in ("image_size", "batch_size", "precision", "jit"))
+    for image_size, batch_size, precision, jit in itertools.product(*order):
+        rows = [row for row in ROWS if row != STOCK or config.network.batch_norm == "fused"]
+        cells += [Cell(precision, jit, batch_size, image_size, row) for row in rows]
     return cells
 
 
@@ -96,7 +95,10 @@ def available_bytes():
 
 
 def groups(cells, config, memory):
-    """Lists of cells whose processes can be up at a time; with them those that alone are too much for `memory` bytes."""
+    """Lists of cells whose processes can be up at a time; with them those that alone are too much for `memory` bytes.
+
+    memory: None where nobody knows: what is compared is up at a time, and no more.
+    """
     settings = collections.defaultdict(list)
     for cell in cells:
         settings[cell[:-1] if cell.implementation != LIMIT else LIMIT].append(cell)
@@ -106,10 +108,10 @@ def groups(cells, config, memory):
     too_large, found, used = [], [], start
     for of_setting in settings.values():
         together = sum(need[cell] for cell in of_setting)
-        if start + together > memory:
+        if memory and start + together > memory:
             too_large += of_setting
             continue
-        if not found or used + together > memory:
+        if not found or not memory or used + together > memory:
             found.append(list(limits))
             used = start
         found[-1] += of_setting

@@ -108,6 +108,9 @@ def collect_one(implementation, config, images, masks):
     return graph, optimized, step.get_concrete_function(images, masks).graph, stablehlo(step, images, masks)
 
 
+SETS = {"jit", "deterministic", "epochs"}
+
+
 def add_options(parser):
     """Adds the options of `compare.py graph` to those of the configuration."""
     group = parser.add_argument_group("graph")

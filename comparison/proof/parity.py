@@ -25,6 +25,8 @@ from tqdm import tqdm
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # a long way to go with --all: with a small network
 NOTHING = "nothing to compare with this --config and --precision: bfloat16 is for the default alone"
 
+SETS = {"epochs"}
+
 
 def add_options(parser):
     """Adds the options of `compare.py parity` to those of the configuration."""

@@ -28,8 +28,9 @@ FREE = {"precision", "batch_norm", "jit", "deterministic", "run_dir"}  # what ma
 def see(implementation, case, batches, weights):
     """All that is recorded of one implementation, in the order of a training step. -> rung -> {name -> array}"""
     ladder = observe(implementation, case, batches, weights)
-    for known in ("structure", "gradients", "losses, first 5 steps"):  # in the others, or in more detail
+    for known in ("structure", "gradients", "gradients, biases", "losses, first 5 steps"):  # in the others, or in more detail
         del ladder[known]
+    ladder["moments, 1 step"] |= ladder.pop("moments, 1 step, biases")
     return look(implementation, case, batches, weights) | ladder
 
 

@@ -17,6 +17,8 @@ import numpy as np
 
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # six trainings: of a small network
 
+SETS = {"precision", "epochs", "jit", "deterministic"}
+
 
 def add_options(parser):
     """`compare.py relay` has the options of the configuration alone, but other defaults."""
@@ -31,11 +33,8 @@ def run(config, args):
     from common.device import be_deterministic
     from data.loader import load_examples
 
-    if {"precision", "epochs"} & args.given or "batch_norm" in args.given and config.network.batch_norm == "fused":
-        raise UserError(
-            "relay hands on for an epoch each, in float32 and in float64, with the explicit normalization: leave --precision, "
-            "--epochs and --batch-norm fused out"
-        )
+    if "batch_norm" in args.given and config.network.batch_norm == "fused":
+        raise UserError("relay takes the explicit normalization, which there is in float64: leave --batch-norm fused out")
     be_deterministic()
     folder, runners, records = config.training.run_dir, columns.IMPLEMENTATIONS, []
     config, training, _ = load_examples(columns.shrunk(config, SMALL, args.given))

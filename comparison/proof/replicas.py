@@ -48,6 +48,8 @@ TOLERANCE = {
 
 STEPS = 20
 
+SETS = {"precision", "batch_norm", "epochs", "jit", "deterministic"}
+
 
 def add_options(parser):
     """Adds the options of `compare.py replicas` to those of the configuration."""
@@ -58,9 +60,9 @@ def add_options(parser):
 
 def run(config, args):
     """Climbs, prints the table, writes replicas.json. Returns: whether every check passed."""
-    if {"precision", "batch_norm"} & args.given:
-        raise UserError("replicas chooses --precision and --batch-norm itself: leave them out")
     config = columns.shrunk(config, SMALL, args.given)
+    if config.training.batch_size % 4:
+        raise UserError(f"--batch-size {config.training.batch_size} cannot be shared by 4 devices: a multiple of 4 can")
     return climb_all(config, args.steps, config.training.run_dir / "replicas.json")
 
 

@@ -7,6 +7,8 @@ from common.config import FIELDS, UserError, flag
 from common.pictures import draw_curves, expendable
 from comparison import columns
 
+SETS = {"preset", *FIELDS} - {"run_dir"}
+
 
 def add_options(parser):
     trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]

@@ -21,6 +21,8 @@ LEVEL = 0.01  # how often the test finds a difference where there is none
 POWER = 0.9  # how often it finds one of the size that is stated
 SHUFFLES, EXPERIMENTS = 1000, 100
 
+SETS = set()
+
 
 def add_options(parser):
     group = parser.add_argument_group("seeds")
