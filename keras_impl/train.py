@@ -28,9 +28,9 @@ def train(config):
     with Run("keras_impl", config, train_set, val_set, model, weights, state, optimizer) as run:
         if not run.done:  # a run that has stopped early: `fit` would make one more step
             model.fit(
-                run.batches, epochs=config.training.epochs, steps_per_epoch=run.steps_per_epoch,
-                initial_epoch=run.step // run.steps_per_epoch,
-                callbacks=[RunCallback(run)], verbose=0,  # the run prints
+                run.batches, shuffle=False, verbose=0,  # the loader shuffles, the run prints
+                epochs=config.training.epochs, steps_per_epoch=run.steps_per_epoch,
+                initial_epoch=run.step // run.steps_per_epoch, callbacks=[RunCallback(run)],
             )  # fmt: skip
         run.finish()
 
