@@ -102,8 +102,8 @@ def locate(a, b, case, batches):
     gradients, others = (gradients_backwards(probe, images, masks) for probe in probes)
     for name, x in gradients.items():
         allowed = first_step
-        if name.endswith("/bias") and not case.exact:
-            allowed *= rounding.one_by_one(np.prod(masks.shape[:3])) / rounding.SUM
+        if name == "head/bias" and not case.exact:
+            allowed += rounding.of_a_bias(config, layers[0][-1][1], masks) / (np.abs(x).max() or 1)
         if differs(x, others[name], allowed):
             return f"gradient of {name}: {words(x, others[name])}"
     for probe in probes:

@@ -75,7 +75,7 @@ def observe(implementation, case, batches, initial=None):
 
 
 def biases_apart(rung, tensors):
-    """Two rungs: the gradient of a bias is a sum over all pixels, which one kernel adds up one by one (rounding.py)."""
+    """Two rungs: the gradient of a bias is a sum over all pixels, which one kernel adds up one by one: `rounding.of_a_bias`."""
     values = {name: tensor.numpy() for name, tensor in tensors.items()}
     biases = {name: value for name, value in values.items() if "/bias" in name}
     return {rung: {name: value for name, value in values.items() if name not in biases}, f"{rung}, biases": biases}
@@ -84,13 +84,13 @@ def biases_apart(rung, tensors):
 FIRST_STEP = ("logits in inference", "logits in training", "loss", "gradients", "moments, 1 step")
 
 
-def tolerance(rung, pair, case, scale, pixels):
+def tolerance(rung, pair, case, scale, of_bias):
     """(largest absolute difference, reason) that a rung may show.
 
     Infinite where nothing can be claimed, with the reason: the rung is then shown and not counted as a check.
 
-    pair: the two implementations. scale: the largest absolute value among the numbers compared. pixels: of all images of the
-    batch together.
+    pair: the two implementations. scale: the largest absolute value among the numbers compared. of_bias: the rounding of a
+    bias's gradient, relative to it.
     """
     if rung == "structure":
         return 0.0, "names and shapes are the contract"
@@ -99,9 +99,8 @@ def tolerance(rung, pair, case, scale, pixels):
     training, precision = case.config.training, case.config.network.precision
     unit = ROUNDING[precision]
     if rung.endswith(", biases"):
-        allowed, reason = tolerance(rung.removesuffix(", biases"), pair, case, scale, pixels)
-        summed = rounding.one_by_one(pixels) * unit * scale
-        return max((summed, f"4 sqrt({pixels}) roundings: BiasAddGrad adds all pixels up one by one"), (allowed, reason))
+        allowed, reason = tolerance(rung.removesuffix(", biases"), pair, case, scale, of_bias)
+        return allowed + of_bias * scale, f"{reason}; BiasAddGrad adds up all pixels one by one, see rounding.py"
     if rung == "moments, 1 step" and "highlevel" in pair:
         return 2e-5 * scale, "v1's kernel takes beta in float32, so that 1 - beta_2 is up to 1.3e-5 off"
     if rung == "moments, 1 step" and precision == "float64":
@@ -148,11 +147,12 @@ def climb(case, batches):
     if tf.config.list_physical_devices("GPU"):  # whose libraries may choose another algorithm for each graph
         unit = rounding.of_a_sum(arithmetic(case.config))
         explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
+    of_bias = rounding.of_a_bias(case.config, rungs["lowlevel"]["logits in training"]["logits"], batches[0][1])
+    of_bias /= max(np.abs(value).max() for value in rungs["lowlevel"]["gradients, biases"].values()) or 1
     for rung, values in rungs["lowlevel"].items():
-        pixels = int(np.prod(batches[0][1].shape[:3]))
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
         for a, b in itertools.combinations(columns.IMPLEMENTATIONS, 2):
-            allowed, reason = tolerance(rung, (a, b), case, scale, pixels)
+            allowed, reason = tolerance(rung, (a, b), case, scale, of_bias)
             if (rounded := max(explained.get(rung, {}).values(), default=0.0)) > allowed:
                 allowed, reason = rounded, rounding.REASON
             worst, d, ulp = difference(rungs[a][rung], rungs[b][rung])

@@ -5,7 +5,7 @@ Every bound in `comparison` that is neither 0 nor measured by itself is made her
 What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most,
 but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
 Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
-threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel (`one_by_one`). That
+threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel (`of_a_bias`). That
 makes 128 u. bfloat16 and TF32 are
 summed in float32, and what is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up
 to twice the usual rounding.
@@ -32,12 +32,22 @@ def of_a_sum(precision):
     return SUM * ROUNDING[precision]
 
 
-def one_by_one(n):
-    """Roundings of a sum of n numbers that are added up one after the other, as BiasAddGrad does with all pixels on one core.
+def of_a_bias(config, logits, masks):
+    """How far from right the gradient of the head's bias may be: BiasAddGrad adds up all pixels of the batch one by one.
 
-    docs/differences.md, "The bias of one output channel", has how large its error gets; several threads make it smaller.
+    That grows with their number, and where many are alike faster than with its root. So they are added up here, as it does on
+    one thread, beside a wider sum: twice the largest error on the way, for threads add up parts and then these.
+    docs/differences.md, "The bias of one output channel", has how large it gets.
     """
-    return max(SUM, 4 * n**0.5)
+    from common.device import tf
+    from common.losses import segmentation_loss
+
+    logits = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = segmentation_loss(masks, logits, config)
+    terms = tape.gradient(loss, logits).numpy().reshape(-1, logits.shape[-1])
+    return 2 * float(np.abs(np.cumsum(terms, 0, terms.dtype) - np.cumsum(terms, 0, np.longdouble)).max())
 
 
 def explained(look, case, batches, weights, unit):
