@@ -148,7 +148,7 @@ def climb(case, batches):
         unit = rounding.of_a_sum(arithmetic(case.config))
         explained = rounding.explained(observe, case, batches, initial_weights(case.config.network), unit)
     of_bias = rounding.of_a_bias(case.config, rungs["lowlevel"]["logits in training"]["logits"], batches[0][1])
-    of_bias /= max(np.abs(value).max() for value in rungs["lowlevel"]["gradients, biases"].values()) or 1
+    of_bias /= max(float(np.abs(value).max()) for value in rungs["lowlevel"]["gradients, biases"].values()) or 1
     for rung, values in rungs["lowlevel"].items():
         scale = float(max((np.abs(value.astype(np.float64)).max(initial=0) for value in values.values()), default=0))
         for a, b in itertools.combinations(columns.IMPLEMENTATIONS, 2):
