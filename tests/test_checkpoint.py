@@ -72,25 +72,20 @@ def checkpoint(tmp_path):
 
 def test_only_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, words in ((tmp_path, "is a folder: name the file, .*best.safetensors"), (tmp_path / "pipe", "pipe is no file")):
-        with pytest.raises(UserError, match=words):
-            load_metadata(path)
-    for path in (tmp_path / "pipe", "/dev/zero"):
+    with pytest.raises(UserError, match="is a folder: name the file, .*best.safetensors"):
+        load_metadata(tmp_path)
+    for read, path in (
+        (load_metadata, tmp_path / "pipe"),
+        (ColorTable.parse, tmp_path / "pipe"),
+        (ColorTable.parse, "/dev/zero"),
+    ):
         with pytest.raises(UserError, match=f"{path} is no file"):
-            ColorTable.parse(path)
+            read(path)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:-2]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"\xff" * 100),
-        lambda path: path.unlink(),
-    ],
-)
-def test_damaged_checkpoint_is_named(damage, checkpoint):
-    damage(checkpoint)
+@pytest.mark.parametrize("damaged", [lambda content: content[:-2], lambda content: b"", lambda content: b"\xff" * 100, None])
+def test_damaged_checkpoint_is_named(damaged, checkpoint):
+    checkpoint.write_bytes(damaged(checkpoint.read_bytes())) if damaged else checkpoint.unlink()
     with pytest.raises(UserError, match="weights.safetensors"):
         load_checkpoint(checkpoint)
 
@@ -113,43 +108,46 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
     assert [*checkpoint.parent.iterdir()] == [checkpoint], "no half file stays behind"
 
 
+OPTIONS = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
+
+
+def train(implementation, run_dir, *more):
+    comparison.load(implementation).main([*OPTIONS, *map(str, more), "--run-dir", str(run_dir)])
+
+
 def test_train_scripts_take_over_from_each_other(tmp_path):
     """Two epochs in one script are one epoch in it and one in the next, from file to file."""
-    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
-    options += ["--learning-rate", str(2**-10)]
-    comparison.load("keras_impl").main([*options, "--epochs", "2", "--run-dir", str(tmp_path / "alone")])
-    comparison.load("highlevel").main([*options, "--epochs", "1", "--run-dir", str(tmp_path / "first")])
-    handed_over = ["--checkpoint", str(tmp_path / "first" / "last.safetensors")]
+    rate = ["--learning-rate", 2**-10]
+    train("keras_impl", tmp_path / "alone", *rate, "--epochs", 2)
+    train("highlevel", tmp_path / "first", *rate, "--epochs", 1)
+    handed_over = [*rate, "--checkpoint", tmp_path / "first" / "last.safetensors"]
     for name in IMPLEMENTATIONS:
-        comparison.load(name).main([*options, *handed_over, "--epochs", "2", "--run-dir", str(tmp_path / name)])
+        train(name, tmp_path / name, *handed_over, "--epochs", 2)
         assert (tmp_path / name / "history.csv").read_text().splitlines()[1].startswith("2,6,")
         weights, state, _ = load_checkpoint(tmp_path / name / "last.safetensors")
         alone, alone_state, _ = load_checkpoint(tmp_path / "alone" / "last.safetensors")
         for key, value in {**alone, **alone_state}.items():
             # a tenth of a step of Adam: rounding is far below it, moments or a count of steps that got lost are above
             np.testing.assert_allclose({**weights, **state}[key], value, rtol=1e-4, atol=2**-10 / 10, err_msg=f"{name}: {key}")
-    with pytest.raises(UserError, match="nothing is left"):
-        comparison.load("lowlevel").main([*options, *handed_over, "--epochs", "1", "--run-dir", str(tmp_path / "end")])
-    with pytest.raises(UserError, match="another optimizer"):
-        comparison.load("lowlevel").main([*options, *handed_over, "--optimizer", "sgd", "--run-dir", str(tmp_path / "sgd")])
+    for more, words in ((["--epochs", 1], "nothing is left"), (["--optimizer", "sgd"], "another optimizer")):
+        with pytest.raises(UserError, match=words):
+            train("lowlevel", tmp_path / "end", *handed_over, *more)
 
 
 def test_an_earlier_run_is_kept(tmp_path, capsys):
-    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25 --epochs 1".split()
     run_dir = tmp_path / "run"
-    main = comparison.load("lowlevel").main
-    for seed in ("0", "1", "2"):
-        main([*options, "--seed", seed, "--run-dir", str(run_dir)])
+    for seed in range(3):
+        train("lowlevel", run_dir, "--epochs", 1, "--seed", seed)
     assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
     for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
         assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
     (run_dir / "of_mine").mkdir()
     shutil.copy(run_dir / "last.safetensors", run_dir / "of_mine")
-    for more, name in (([], "last.safetensors"), (["--folds", "2"], "last.safetensors"), ([], "of_mine/last.safetensors")):
+    for more, name in (([], "last.safetensors"), (["--folds", 2], "last.safetensors"), ([], "of_mine/last.safetensors")):
         with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-            main([*options, *more, "--epochs", "2", "--checkpoint", str(run_dir / name), "--run-dir", str(run_dir)])
+            train("lowlevel", run_dir, *more, "--epochs", 2, "--checkpoint", run_dir / name)
     shutil.rmtree(run_dir / "of_mine")
-    main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
+    comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
     history = (run_dir / "history.csv").read_text()
     assert len(history.splitlines()) == 3
     (run_dir / "history.csv").write_text(history.splitlines()[0] + "\n1,2\n")

@@ -1,6 +1,7 @@
 """Prediction from a checkpoint: tiles without seams, what is written, what is measured, and what bad input gets."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -21,10 +22,11 @@ from common.weights import initial_weights
 from data.files import read_image, read_mask
 from data.loader import load_examples
 from prediction import FIXED
+from prediction.evaluation import find_masks
 from prediction.images import array_file, find_images, predict_mask
 from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
-from tests.conftest import IMPLEMENTATIONS
+from tests.conftest import IMPLEMENTATIONS, save_network
 
 import numpy as np
 import pytest
@@ -101,11 +103,10 @@ def test_a_smaller_halo_shows_seams(monkeypatch):
 
 
 def test_small_images_are_those_that_training_takes(implementation):
-    for padding, size, fits in (("same", (4, 9), True), ("same", (3, 9), False), ("valid", (1, 2), True)):
+    for padding, size in (("same", (4, 9)), ("valid", (1, 2))):
         network, predict = random_network(implementation, padding=padding)
-        assert (min(size) >= smallest_image(network)) == fits
-        if fits:
-            assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
+        assert min(size) == smallest_image(network)
+        assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
 
 
 def test_valid_padding_covers_the_image(implementation):
@@ -128,18 +129,17 @@ def test_tta_is_the_mean_over_the_symmetries_of_the_training(height, width, augm
     network, predict = random_network(classes=3)
     image = noise(height, width)
     seen = image[np.newaxis].astype(np.float32) / 255
-    views = [(lambda x: x, lambda x: x)]
-    views += [(lambda x, a=axes: np.flip(x, a), lambda x, a=axes: np.flip(x, a)) for axes in (1, 2, (1, 2))]
+    flips = [lambda x, a=axes: np.flip(x, a) for axes in ((), (1,), (2,), (1, 2))]
+    views = [(flip, flip) for flip in flips]
     if number == 8:
         transpose = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
-        views += [(lambda x, t=there: transpose(t(x)), lambda p, b=back: b(transpose(p))) for there, back in views]
+        views += [(lambda x, f=flip: transpose(f(x)), lambda p, f=flip: f(transpose(p))) for flip in flips]
     if number == 2:
         views = [views[0], views[2]]  # along the rows
     expected = np.mean([back(predict(there(seen))) for there, back in views], axis=0)[0]
-    result = assembled(predict_tiles(predict, image, network, 1000, augment), expected.shape)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network), augment), expected.shape)
-    np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
+    for tile in (1000, smallest_tile(network)):
+        result = assembled(predict_tiles(predict, image, network, tile, augment), expected.shape)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
     assert np.abs(expected - predict(seen)[0]).max() > 1e-3, "this network is not symmetric"
 
 
@@ -159,16 +159,19 @@ def test_resized_prediction_comes_back_bilinearly():
 
 @pytest.fixture
 def trained(tmp_path):
-    """make(**options) -> the path of a checkpoint: a small network with random weights, trained by lowlevel by its metadata."""
+    """make(**options) -> the path of a checkpoint."""
+    return functools.partial(save_network, tmp_path / "best.safetensors")
 
-    def make(implementation="lowlevel", **options):
-        config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
-        weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
-        path = tmp_path / "best.safetensors"
-        save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation, epoch=1)
-        return path
 
-    return make
+@pytest.fixture
+def same(monkeypatch):
+    """A network that answers with its image: the foreground is what is brighter than the middle."""
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
+
+
+def save(path, values):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8)).save(path)
 
 
 @pytest.fixture
@@ -278,12 +281,8 @@ def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
 def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
     """What the network gets is the same in both; what is measured and drawn is the image as it is."""
     for k in range(4):
-        for part, values in (
-            ("images", 20 + 10 * k + noise(32, 48, 3, seed=k) // 8),
-            ("masks", 255 * (noise(32, 48)[..., 0] > 99)),
-        ):
-            (tmp_path / part).mkdir(exist_ok=True)
-            Image.fromarray(values.astype(np.uint8)).save(tmp_path / part / f"{k}.png")
+        save(tmp_path / "images" / f"{k}.png", 20 + 10 * k + noise(32, 48, 3, seed=k) // 8)
+        save(tmp_path / "masks" / f"{k}.png", 255 * (noise(32, 48)[..., 0] > 99))
     options = dict(dataset="folder", data_dir=tmp_path, stretch=True, image_size=size, filters=2, depth=2, batch_size=1)
     config, training, _ = load_examples(Config.of(**options))
     seen, name = [], training.names[0]
@@ -312,8 +311,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
     write_text(path, "first")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as save:
-            save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
+        with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as array:
+            array[:] = 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name for file in tmp_path.rglob("*")} == {"a.npy"} and path.read_text() == "first"
@@ -334,31 +333,21 @@ def test_help_and_mistakes_come_without_tensorflow(arguments, words):
 # --- evaluation ---
 
 
-def half_bright(monkeypatch):
-    """A network whose foreground is what is brighter than the middle."""
-    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
-
-
 def read_metrics(path):
     with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
         return {row.pop("image"): {name: float(v) for name, v in row.items()} for row in csv.DictReader(file)}
 
 
-def test_metrics_by_hand(trained, tmp_path, monkeypatch, capsys):
+def test_metrics_by_hand(trained, tmp_path, same, capsys):
     """8x8 pixels: 16 predicted; of the first truth 24 pixels 8 are found, of the second all of its 16."""
-    half_bright(monkeypatch)
     images, masks = tmp_path / "images", tmp_path / "masks"
-    images.mkdir()
-    masks.mkdir()
-    prediction = np.zeros((8, 8), np.uint8)
-    prediction[:4, :4] = 1
-    truth = np.zeros((8, 8), np.uint8)
-    truth[2:, :4] = 1
+    prediction, truth = np.zeros((2, 8, 8), np.uint8)
+    prediction[:4, :4], truth[2:, :4] = 1, 1
     name = unicodedata.normalize("NFC", "é")
-    for stem, mask in (("a", truth), (name, prediction)):
-        Image.fromarray(200 * prediction).save(images / f"{stem}.png")
-        ending = "_mask" if stem == "a" else ""  # as in Carvana
-        Image.fromarray(255 * mask).save(masks / f"{unicodedata.normalize('NFD', stem)}{ending}.gif")
+    save(images / "a.png", 200 * prediction)
+    save(masks / "a_mask.gif", 255 * truth)  # as in Carvana
+    save(images / f"{name}.png", 200 * prediction)
+    save(masks / f"{unicodedata.normalize('NFD', name)}.gif", 255 * prediction)
     assert run(trained(), images, "--evaluate", masks, output=tmp_path / "out") == 0
     rows = read_metrics(tmp_path / "out")
     assert [*rows] == ["a.png", f"{name}.png", "mean of the images", "all pixels"]
@@ -380,8 +369,8 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: wide[np.newaxis])
     truth = np.full((8, 8), 1, np.uint8)
     truth[:2], truth[6:] = 255, 2
-    Image.fromarray(truth).save(tmp_path / "truth.png")
-    Image.fromarray(noise(8, 8)[..., 0]).save(tmp_path / "a.png")
+    save(tmp_path / "truth.png", truth)
+    save(tmp_path / "a.png", noise(8, 8)[..., 0])
     run(trained(classes=3), tmp_path / "a.png", "--evaluate", tmp_path / "truth.png", output=tmp_path / "out")
     rows = read_metrics(tmp_path / "out")
     assert rows["a.png"]["accuracy"] == pytest.approx(16 / 48)
@@ -393,9 +382,8 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
 def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tmp_path, capsys):
     """It counts in no mean, with objects neither, and is not among the worst."""
     for stem, values in (("a", [0, 1]), ("b", [classes + 1])):  # the last value is void
-        for part, array in (("images", noise(16, 16)[..., 0]), ("masks", np.resize(np.array(values, np.uint8), (16, 16)))):
-            (tmp_path / part).mkdir(exist_ok=True)
-            Image.fromarray(array).save(tmp_path / part / f"{stem}.png")
+        save(tmp_path / "images" / f"{stem}.png", noise(16, 16)[..., 0])
+        save(tmp_path / "masks" / f"{stem}.png", np.resize(values, (16, 16)))
     options = {"dataset": "folder", "data_dir": tmp_path, "classes": classes, "void_label": classes + 1}
     objects = ["--objects", "--object-settings", 0.5, 0, 0, *(["--object-class", 1] if classes > 1 else [])]
     run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", *objects, output=tmp_path / "out")
@@ -409,44 +397,47 @@ def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tm
 @pytest.mark.parametrize("suffix", ["", "_segmentation", "_mask", "-seg"])
 @pytest.mark.parametrize("stored", [True, False])
 def test_masks_are_found_as_the_training_finds_them(suffix, stored, trained, tmp_path):
-    (tmp_path / "masks").mkdir()
     for stem in ("a", "b", "é"):
-        noise_file(tmp_path / "images" / f"{stem}.png")
-        mask = tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png")  # as macOS has it
-        Image.fromarray(255 * (noise(60, 60)[..., 0] // 128)).save(mask)
+        save(tmp_path / "images" / f"{stem}.png", noise(60, 60)[..., 0])
+        name = unicodedata.normalize("NFD", f"{stem}{suffix}.png")  # as macOS has it
+        save(tmp_path / "masks" / name, 255 * (noise(60, 60)[..., 0] // 128))
         if stored and suffix:  # what else has the name of the image is not its mask
-            Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "masks" / f"{stem}.png")
+            save(tmp_path / "masks" / f"{stem}.png", np.full((8, 8), 7))
     options = {"dataset": "folder", "data_dir": tmp_path, "mask_suffix": suffix} if stored and suffix else {}
     run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", output=tmp_path / "out")
     assert len(read_metrics(tmp_path / "out")) == 5
 
 
-def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
-    half_bright(monkeypatch)
-    (tmp_path / "colors.txt").write_text("grass 0 128 0\ncow 200 0 0\n")
-    mask = np.zeros((8, 8, 3), np.uint8)
-    mask[..., 1] = 128
-    mask[:2] = (200, 0, 0)
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    Image.fromarray(np.where(mask[..., 0] == 200, 255, 0).astype(np.uint8)).save(tmp_path / "a.png")
-    options = {"dataset": "folder", "data_dir": tmp_path, "colors": tmp_path / "colors.txt"}
-    checkpoint = trained(**options)
+def test_pages_go_to_images_in_the_order_of_their_numbers(tmp_path):
+    pages = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in range(1, 13)]
+    for k, page in enumerate(pages, start=1):
+        save(tmp_path / "images" / f"slice_{k}.png", page)
+    pages[0].save(tmp_path / "labels.tif", save_all=True, append_images=pages[1:])
+    masks = find_masks(tmp_path / "labels.tif", find_images([tmp_path / "images"]))
+    assert {stem: mask.page for stem, mask in masks.items()} == {f"slice_{k}": k - 1 for k in range(1, 13)}
+
+
+def test_colour_masks_are_read_as_in_training(trained, tmp_path, same):
+    colors = tmp_path / "colors.txt"
+    colors.write_text("grass 0 128 0\ncow 200 0 0\n")
+    cow = np.arange(8) < 2
+    save(tmp_path / "mask.png", np.where(cow[:, None, None], (200, 0, 0), np.full((8, 8, 3), (0, 128, 0))))
+    save(tmp_path / "a.png", np.repeat(255 * cow[:, None], 8, 1))
+    checkpoint = trained(dataset="folder", data_dir=tmp_path, colors=colors)
     for text in ("grass 0 128 0\ncow 200 0 0\n", "cow 0 128 0\ngrass 200 0 0\n", None):  # the run has stored the table
-        (tmp_path / "colors.txt").unlink() if text is None else (tmp_path / "colors.txt").write_text(text)
+        colors.unlink() if text is None else colors.write_text(text)
         run(checkpoint, tmp_path / "a.png", "--evaluate", tmp_path / "mask.png", output=tmp_path / "out")
         assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
 
 
-def test_trimaps_are_read_as_in_training(trained, tmp_path, monkeypatch):
+def test_trimaps_are_read_as_in_training(trained, tmp_path, same):
     """1 is the pet, 2 the background, 3 the outline; masks that hold a 0 are no trimaps."""
-    half_bright(monkeypatch)
-    trimap = np.full((8, 8), 2, np.uint8)
+    trimap = np.full((8, 8), 2)
     trimap[:2], trimap[2:4] = 1, 3
-    Image.fromarray(trimap).save(tmp_path / "trimap.png")
-    own = np.where(trimap == 1, 255, 0).astype(np.uint8)
-    Image.fromarray(own).save(tmp_path / "own.png")
-    Image.fromarray(own).save(tmp_path / "a.png")
-    Image.fromarray(np.where(trimap == 2, 0, 255).astype(np.uint8)).save(tmp_path / "b.png")  # and the outline
+    save(tmp_path / "trimap.png", trimap)
+    save(tmp_path / "b.png", 255 * (trimap != 2))  # the pet and the outline
+    for name in ("own", "a"):
+        save(tmp_path / f"{name}.png", 255 * (trimap == 1))
     cases = [("a", "trimap", None, 1), ("a", "trimap", 3, 1), ("a", "own", None, 1)]
     cases += [("b", "trimap", None, 48 / 64), ("b", "trimap", 3, 1), ("b", "own", None, 48 / 64)]
     for image, mask, void, accuracy in cases:
@@ -528,14 +519,9 @@ def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
         (lambda path: noise_file(path / "images/a.gif"), ["images/b.tif", "--evaluate", "images"], "keep one of them"),
         (None, ["images", "--tile", "51"], "--tile must be at least 52"),
         (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
-        (None, ["images/b.tif", "--evaluate", "images/a.png", "--output", "."], None),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (
-            lambda path: (path / "file").write_text(""),
-            ["images", "--output", "file/out"],
-            "cannot write to file/out: Not a directory",
-        ),
+        (lambda path: (path / "file").touch(), ["images", "--output", "file/out"], "cannot write to file/out: Not a directory"),
         (None, ["images", "--implementation", "torch"], "--implementation"),
     ],
 )
@@ -544,10 +530,6 @@ def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, mon
     if prepare:
         prepare(tmp_path)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    if words is None:
-        Image.fromarray(255 * (noise(63, 89)[..., 0] // 128)).save(folder / "a.png")
-        assert run(trained(), *arguments, output="out") == 0
-        return
     with pytest.raises(UserError, match=words) as error:
         run(trained(), *arguments, output="out")
     assert "\n" not in str(error.value)
@@ -555,15 +537,13 @@ def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, mon
 
 
 def noise_file(path):
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(noise(60, 60)[..., 0]).save(path)
+    save(path, noise(60, 60)[..., 0])
 
 
 @pytest.mark.parametrize("values, options", [([0, 1, 7], {}), ([0, 128, 255], {}), ([0, 200], {"classes": 3}), ([255, 1], {})])
 def test_a_true_mask_that_does_not_fit_gets_no_advice_of_the_training(values, options, trained, folder, tmp_path):
-    (tmp_path / "masks").mkdir()
     for stem in ("a", "b", "c", "größe 図"):
-        Image.fromarray(np.resize(np.array(values, np.uint8), (61, 90))).save(tmp_path / "masks" / f"{stem}.png")
+        save(tmp_path / "masks" / f"{stem}.png", np.resize(values, (61, 90)))
     with pytest.raises(UserError, match="true masks hold what the masks of the training held") as error:
         run(trained(**options), folder, "--evaluate", tmp_path / "masks", output=tmp_path / "out")
     assert not re.search(r"--(classes|void-label|colors|class-names)", str(error.value)), error.value
@@ -636,7 +616,7 @@ def test_options_of_an_export_go_with_their_kind(tmp_path):
         ("a.png --export keras", "name images to predict, or a kind of --export, and not both"),
         ("--export onnx --quantize int8", "--quantize goes with --export litert"),
         ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
-        ("a.png --object-class car", "--object-class go with --objects"),
+        ("a.png --object-class car", "--object-class goes with --objects"),
         ("--export onnx --objects", "--objects goes with images to predict"),
         ("--export keras --skip-bad", "--skip-bad goes with images to predict"),
         ("--export keras --tile 512", "--tile goes with images to predict"),
