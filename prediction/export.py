@@ -266,7 +266,5 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         live = serving(model, network, size)
         before = dice_of(lambda images: live(images)["probabilities"].numpy(), pairs, network.classes)
         after = dice_of(litert_predict(path / "model.tflite"), pairs, network.classes)
-        print(
-            f"int8 by {len(calibration)} training images; dice on {len(pairs)} validation images of {Size(*size)}: "
-            f"float32 {before:.4f}, int8 {after:.4f}"
-        )
+        words = f"int8 by {len(calibration)} training images; dice on {len(pairs)} validation images of {Size(*size)}"
+        print(f"{words}: float32 {before:.4f}, int8 {after:.4f}")

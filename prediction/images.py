@@ -120,17 +120,14 @@ def _read(source, config):
     """An image on the scale of the training: [H, W, channels], 0 to `Data.scale`."""
     white = config.data.white
     image = read_image(source.path, config.network.channels, page=source.page)
-    floats, kinds = image.dtype == np.float32, ["whole numbers of 16 bits", "floats"]
-    if white and image.dtype != np.uint8 and floats != isinstance(white, float):
-        raise UserError(
-            f"{source.path} holds {kinds[floats]}, but the images to train on held {kinds[not floats]}, which have another "
-            "white: save it as they were"
-        )
-    if white and image.dtype != np.uint8 and (above := np.mean(image > white)):
-        say(
-            f"warning: {source}: {above:.2%} of its values lie above {white:g}, the white of the training: read as white",
-            sys.stderr,
-        )
+    if white and image.dtype != np.uint8:
+        floats, kinds = image.dtype == np.float32, ["whole numbers of 16 bits", "floats"]
+        if floats != isinstance(white, float):
+            those = f"but the images to train on held {kinds[not floats]}, which have another white"
+            raise UserError(f"{source.path} holds {kinds[floats]}, {those}: save it as they were")
+        if above := np.mean(image > white):
+            words = f"{above:.2%} of its values lie above {white:g}, the white of the training: read as white"
+            say(f"warning: {source}: {words}", sys.stderr)
     return on_scale(image, white, source.path)
 
 

@@ -189,8 +189,7 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     case = f"{klass}, --tta" if tta else str(klass)  # whose probabilities are others
     path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
     is_ours = not os.path.lexists(path)  # COCO's annotations may have that name
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError, UserError):
-        # none, or changed by hand: searched anew
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none, or changed by hand: anew
         kept = json.loads(path.read_text())
         is_ours = kept.keys() == {"checkpoint", "classes"}
         if kept["checkpoint"] == digest:  # else it is of other weights
@@ -201,15 +200,12 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     try:
         validation, training = labelled_pairs(config, predict, klass, tile, tta)
     except UserError as error:
-        raise UserError(
-            f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
-        ) from None
+        remedy = "--objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
+        raise UserError(f"{error}; {remedy}") from None
     settings, scores, tried = choose_settings(validation + training, int(config.data.objects))
-    say(
-        f"objects by --object-settings {settings}, the best of {tried} tried on {len(validation)} validation "
-        f"and {len(training)} training images: "
-        "mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
-    )
+    words = f"the best of {tried} tried on {len(validation)} validation and {len(training)} training images: "
+    words += "mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
+    say(f"objects by --object-settings {settings}, {words}")
     known[case] = {"settings": list(settings), "validation": len(validation), "training": len(training), **scores}
     try:
         if not is_ours:
@@ -238,13 +234,11 @@ def measure(labels, image):
 
     image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
-    names = {"centroid-0": "row", "centroid-1": "column"}
-    names |= {f"bbox-{k}": name for k, name in enumerate(("top", "left", "bottom", "right"))}
     n = image.shape[-1]
     channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
-    names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}
+    columns = "label area row column top left bottom right".split() + [f"mean_intensity{channel}" for channel in channels]
     table = regionprops_table(labels, image, ["label", "area", "centroid", "bbox", "intensity_mean"])
-    return [dict(zip((names.get(name, name) for name in table), row)) for row in zip(*table.values())]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*table.values())]
 
 
 def write_table(path, rows):

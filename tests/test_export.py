@@ -17,9 +17,10 @@ from common.config import Config, Size, UserError
 from common.losses import probabilities
 from common.padding import any_size
 from common.shapes import missing
-from common.weights import assign_weights, initial_weights, weight_shapes
+from common.weights import initial_weights, weight_shapes
 from prediction import EXPORTS, FIXED
 from prediction.export import export, fixed_size, window
+from prediction.network import restore
 from tests.conftest import IMPLEMENTATIONS
 
 import keras
@@ -144,24 +145,16 @@ int main(int argc, char** argv) {
 
 def some_weights(config):
     """Canonical name -> array: no two alike, so that none can be mistaken for another."""
-    rng = np.random.default_rng(0)
-
-    def draw(name, value):
-        if name.endswith("/kernel"):
-            return value
-        return value if name == "dropout/state" else rng.uniform(0.5, 1.5, value.shape).astype(value.dtype)
-
-    return {name: draw(name, value) for name, value in initial_weights(config.network).items()}
+    rng, weights = np.random.default_rng(0), initial_weights(config.network)
+    drawn = [name for name in weights if not name.endswith("/kernel") and name != "dropout/state"]
+    return weights | {name: rng.uniform(0.5, 1.5, weights[name].shape).astype(weights[name].dtype) for name in drawn}
 
 
 @functools.cache
 def live(implementation, name):
     """-> (function of images: probabilities, canonical name -> variable), of the configuration `name`."""
-    code = importlib.import_module(f"{implementation}.model")
     network = CONFIGS[name].network
-    model = code.UNet(network)
-    variables = code.named_weights(model)
-    assign_weights(variables, some_weights(CONFIGS[name]))
+    model, variables = restore(implementation, network, some_weights(CONFIGS[name]))
     return tf.function(lambda images: probabilities(any_size(model, images, network)), reduce_retracing=True), variables
 
 
@@ -238,9 +231,11 @@ def test_what_is_to_be_done_with_an_image_first_is_said(tmp_path, capsys):
         assert ("stretch yours before" in capsys.readouterr().out) == stretch
 
 
-@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
-def test_export_repeats_all_options_of_the_network(kind, exported):
-    about = json.loads((exported[0] / f"{kind}-keras_impl-own" / "export.json").read_text())
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_an_export_has_the_files_that_are_known_before_and_the_options_of_the_network(kind, exported):
+    (folder, *_) = [exported[0] / "-".join(case) for case in HERE if case[0] == kind] or [pytest.skip(f"no {kind} here")]
+    assert contents(folder).keys() == {"export.json", *EXPORTS[kind]}
+    about = json.loads((folder / "export.json").read_text())
     assert vars(OWN.network).items() <= about.items() and about["image_size"] == "110x93"
     assert ("sides_multiple_of" in about) == (kind == "keras")
 
@@ -300,12 +295,6 @@ def test_an_export_is_replaced_if_told_to_and_nothing_else_is_touched(quick, tmp
         export("keras", "keras_impl", OWN, {}, net / "notes.txt")
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
-def test_the_files_of_an_export_are_known_before_it_is_made(kind, exported):
-    (folder, *_) = [exported[0] / "-".join(case) for case in HERE if case[0] == kind] or [pytest.skip(f"no {kind} here")]
-    assert contents(folder).keys() == {"export.json", *EXPORTS[kind]}
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), tf.errors.ResourceExhaustedError(None, None, "disk full")]
 )
@@ -363,12 +352,9 @@ def test_int8_is_smaller_and_says_what_it_costs(tmp_path, capsys):
     assert json.loads((tmp_path / "narrow" / "export.json").read_text())["quantized"] == "int8"
 
 
-def test_windows_of_one_size():
+def test_sizes_of_what_is_for_one_size():
     values = np.arange(5 * 4).reshape(5, 4, 1)
     assert window(values, (3, 6))[..., 0].tolist() == [[v + 4 * k for v in (1, 0, 1, 2, 3, 2)] for k in (1, 2, 3)]
-
-
-def test_size_of_a_program_for_one_size():
     assert fixed_size("stablehlo", OWN) == SIZE
     assert fixed_size("stablehlo", OWN, (32, 48)) == (32, 48)
     assert fixed_size("litert", Config()) == (128, 128)
