@@ -1,7 +1,6 @@
 """Checkpoints change hands: any implementation goes on where any other stopped."""
 
 import os
-import shutil
 
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata, read_checkpoint, save_checkpoint
@@ -12,7 +11,6 @@ from comparison.proof import exact
 from comparison.proof.ways import EXACT_CONSTANTS
 from tests.conftest import IMPLEMENTATIONS, save_network
 from tests.test_network import random_batch
-from training.report import read_history
 
 import numpy as np
 import pytest
@@ -64,17 +62,13 @@ def checkpoint(tmp_path):
     return save_network(tmp_path / "weights.safetensors", depth=1)
 
 
-def test_only_files_are_read(tmp_path):
+@pytest.mark.parametrize("read", [load_metadata, ColorTable.parse])
+def test_only_files_are_read(read, tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no file"):
+        read(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a folder: name the file, .*best.safetensors"):
         load_metadata(tmp_path)
-    for read, path in (
-        (load_metadata, tmp_path / "pipe"),
-        (ColorTable.parse, tmp_path / "pipe"),
-        (ColorTable.parse, "/dev/zero"),
-    ):
-        with pytest.raises(UserError, match=f"{path} is no file"):
-            read(path)
 
 
 @pytest.mark.parametrize("damaged", [lambda content: content[:-2], lambda content: b"", lambda content: b"\xff" * 100, None])
@@ -151,24 +145,3 @@ def test_train_scripts_take_over_from_each_other(tmp_path):
     for more, words in ((["--epochs", 1], "nothing is left"), (["--optimizer", "sgd"], "another optimizer")):
         with pytest.raises(UserError, match=words):
             train("lowlevel", tmp_path / "end", *handed_over, *more)
-
-
-def test_an_earlier_run_is_kept(tmp_path, capsys):
-    run_dir = tmp_path / "run"
-    for seed in range(3):
-        train("lowlevel", run_dir, "--epochs", 1, "--seed", seed)
-    assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
-    for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
-        assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
-    (run_dir / "of_mine").mkdir()
-    shutil.copy(run_dir / "last.safetensors", run_dir / "of_mine")
-    for more, name in (([], "last.safetensors"), (["--folds", 2], "last.safetensors"), ([], "of_mine/last.safetensors")):
-        with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-            train("lowlevel", run_dir, *more, "--epochs", 2, "--checkpoint", run_dir / name)
-    shutil.rmtree(run_dir / "of_mine")
-    comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
-    history = (run_dir / "history.csv").read_text()
-    assert len(history.splitlines()) == 3
-    (run_dir / "history.csv").write_text(history.splitlines()[0] + "\n1,2\n")
-    with pytest.raises(UserError, match="history.csv"):
-        read_history(run_dir)

@@ -88,6 +88,9 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
             pretend_run(run_dir, 3, resume=False)
         assert contents(tmp_path) == before
         path.unlink()
+    for folds, name in ((None, "last.safetensors"), (2, "last.safetensors"), (None, "of_mine/last.safetensors")):
+        with refused("lies in --run-dir: --resume goes on with that run"):
+            take_new_folder(Config.of(run_dir=run_dir, checkpoint=run_dir / name, folds=folds))
     monkeypatch.chdir(run_dir)
     with refused("working directory"):
         pretend_run(Path("."), 3, resume=False)
