@@ -75,6 +75,8 @@ def is_theirs(path):
 class Runs:
     """Stands for `comparison.runs`: writes what that writes."""
 
+    SETS = frozenset()
+
     @staticmethod
     def add_options(parser):
         parser.add_argument("run_dirs", type=Path, nargs="*")
