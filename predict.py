@@ -7,11 +7,8 @@
     python predict.py --checkpoint runs/lowlevel/best.safetensors --export savedmodel --output exported
 
 DIR/STEM.png is the mask of STEM.*: 0 and 255 with one class, else the values of the training's masks, or of oxford_pet, nyuv2
-and --colors the class indices, with a palette of colours. All can be read back as masks of --dataset folder to train on. The
-pages of a TIFF or GIF that holds many become STEM_1.png, STEM_2.png and so on.
-
-A run that resized its images to --image-size predicts at that size too, and the probabilities are brought back to the size of
-the image. Images larger than --tile are predicted in overlapping tiles, with the same result as in one piece.
+and --colors the class indices, with a palette of colours; masks to train on, too. The pages of a TIFF or GIF become STEM_1.png,
+STEM_2.png and so on. Images larger than --tile are predicted in overlapping tiles, with the same result as in one piece.
 
 Exit code: 0 when every image was predicted, 1 when --skip-bad left some out, 2 for an error.
 """
@@ -25,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHON
 from common.checkpoint import read_checkpoint
 from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError, flag
-from common.output import refuse_existing
+from common.output import prepare, refuse_existing
 from common.text import say
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
@@ -35,51 +32,41 @@ from prediction.tiles import smallest_tile, symmetries
 
 def read_command_line(argv):
     parser = Parser(prog="predict.py", description=__doc__)
-    what = parser.add_argument_group("what to predict")
-    what.add_argument("images", type=Path, nargs="*", metavar="IMAGE_OR_DIR", help="images, or folders of images")
-    what.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
-    what.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: the one that trained")
-    what.add_argument("--tta", action="store_true", help="mean over the image mirrored and turned as in the training")
-    what.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
-    what.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
-    written = parser.add_argument_group("what to write")
-    written.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
-    written.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    written.add_argument("--overlay", action="store_true", help="also DIR/overlays/STEM.png, the mask in colours on the image")
-    written.add_argument(
-        "--probabilities", action="store_true", help="also DIR/probabilities/STEM.npy, float32 [height, width, classes]"
-    )
+    group = parser.add_argument_group("what to predict")
+    group.add_argument("images", type=Path, nargs="*", metavar="IMAGE_OR_DIR", help="images, or folders of images")
+    group.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
+    group.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: the one that trained")
+    group.add_argument("--tta", action="store_true", help="mean over the image mirrored and turned as in the training")
+    group.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
+    group.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    group.add_argument("--overlay", action="store_true", help="also DIR/overlays/STEM.png, the mask in colours on the image")
+    group.add_argument("--probabilities", action="store_true", help="also probabilities/STEM.npy, [height, width, classes]")
     group = parser.add_argument_group("objects")
-    group.add_argument(
-        "--objects", action="store_true", help="also DIR/objects/STEM.png, which numbers them, and DIR/objects.csv; outlines"
-    )
-    group.add_argument(
-        "--object-class", metavar="NAME", help="which class is of objects, with more than two (default: the foreground)"
-    )
-    group.add_argument(
-        "--object-settings", type=float, nargs=3, metavar=("THRESHOLD", "NECK", "AREA"),
-        help="default: the best for images of the training, which must be there then",
-    )  # fmt: skip
+    group.add_argument("--objects", action="store_true", help="also DIR/objects/STEM.png, numbered, and DIR/objects.csv")
+    group.add_argument("--object-class", metavar="NAME", help="which class is of objects (default: the foreground)")
+    metavar, text = ("THRESHOLD", "NECK", "AREA"), "default: the best for images of the training, which must be there then"
+    group.add_argument("--object-settings", type=float, nargs=3, metavar=metavar, help=text)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     group = parser.add_argument_group("export")
     group.add_argument("--export", choices=EXPORTS, help="no masks: write the network into DIR, for use without this project")
-    group.add_argument(
-        "--image-size", type=Size.parse, metavar="SIZE", help="of --export stablehlo and litert (default: the training's)"
-    )
+    group.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of stablehlo and litert (default: as trained)")
     group.add_argument("--quantize", choices=["int8"], help="--export litert in 8 bits, by images of the training")
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
-    if args.image_size and args.export not in FIXED:
-        raise UserError("--image-size goes with --export stablehlo and litert; all else takes that of the training, or any")
-    if args.quantize and args.export != "litert":
-        raise UserError("--quantize goes with --export litert")
-    of_images = ("objects", "evaluate", "overlay", "probabilities", "tta", "skip_bad", "tile")
-    if args.export and (odd := [name for name in of_images if getattr(args, name) != parser.get_default(name)]):
-        raise UserError(f"{flag(odd[0])} goes with images to predict, and not with --export")
-    if (args.object_settings or args.object_class) and not args.objects:
-        raise UserError("--object-settings and --object-class go with --objects")
+    company = {  # what an option goes with -> (whether that is so, the options)
+        "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile"),
+        "--objects": (args.objects, "object_settings object_class"),
+        "--export stablehlo and litert": (args.export in FIXED, "image_size"),
+        "--export litert": (args.export == "litert", "quantize"),
+    }
+    for what, (there, names) in company.items():
+        if not there and (odd := [name for name in names.split() if getattr(args, name) != parser.get_default(name)]):
+            raise UserError(f"{flag(odd[0])} goes with {what}")
     return args
 
 
@@ -90,13 +77,13 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
 
     Raises: UserError for an image or a mask that cannot be read or does not fit.
     """
-    if settings:
-        from prediction import objects  # and scikit-image with it
     refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
     save_to, klass = paths.get("probabilities"), args.object_class
     image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
     line, labels, measured = images.describe(source, mask, config), None, []
     if settings:
+        from prediction import objects  # and scikit-image with it
+
         labels = objects.find_objects(p, settings, config)
         measured = objects.measure(labels, image)
         line += f"  {labels.max()} objects"
@@ -121,8 +108,7 @@ def main(argv=None):
         from prediction.export import export  # and TensorFlow with it
 
         implementation = args.implementation or ("keras_impl" if args.export == "keras" else trained_by)
-        size, quantize = args.image_size, bool(args.quantize)
-        export(args.export, implementation, config, weights, args.output, size, quantize, args.overwrite)
+        export(args.export, implementation, config, weights, args.output, args.image_size, args.quantize, args.overwrite)
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
@@ -137,11 +123,13 @@ def main(argv=None):
 
         args.object_class = objects.class_of_objects(args.object_class, config)
         settings = objects.Settings.of(*args.object_settings) if args.object_settings else None
-    kinds = args.overlay, args.probabilities, args.objects
-    results = {source: images.outputs(source, args.output, *kinds) for source in sources}
+    results = {source: images.outputs(source, args) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
     written += [args.output / "objects.csv"] * args.objects + [args.output / name for name in EVALUATED] * bool(truths)
-    images.prepare_output(written, [*sources, *truths.values()], args.overwrite)
+    inputs = {source.path.resolve() for source in [*sources, *truths.values()]}
+    if lost := next((path for path in written if path.resolve() in inputs), None):
+        raise UserError(f"{lost} is an input and would be overwritten: choose another --output")
+    prepare(written, args.overwrite)
     evaluation = Evaluation(truths, config, args.skip_bad) if truths else None
     predict = make_predict(args.implementation or trained_by, config.network, weights)
     if args.objects and not settings:

@@ -19,6 +19,7 @@ from common.text import printable
 from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
+FOLDS_CACHE = "cache-of-the-folds"  # in the folder of a cross-validation without --cache, until the last fold is done
 
 
 class Stopped(Exception):
@@ -350,7 +351,7 @@ class Config:
 
         And but for the cache that the folds of a cross-validation share, which is gone after the last.
         """
-        cache = self.data.cache if (self.data.cache or Path()).name != "cache-of-the-folds" else None
+        cache = self.data.cache if (self.data.cache or Path()).name != FOLDS_CACHE else None
         return self.replace(resume=False, workers=None, worker=None, cache=cache)
 
     def as_dict(self):

@@ -8,7 +8,6 @@ settled before the work begins: a run has a folder of its own (`training.folder`
 import contextlib
 import csv
 import os
-import stat
 import tempfile
 import uuid
 from pathlib import Path
@@ -27,18 +26,17 @@ def replacing(path):
     Raises: OSError that names `path`.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{PART}{uuid.uuid4().hex}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        yield part
+        os.replace(part, path)
     except OSError as error:
         if error.filename not in (None, str(part)):
             raise
         raise OSError(error.errno, error.strerror or " ".join(str(error).split()), str(path)) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -58,16 +56,15 @@ def refuse_existing(paths, overwrite=None):
 
     overwrite: whether files that are there are to be replaced; None where the command has no such option.
     """
+    more = "" if overwrite is None else " and is no file" if overwrite else " (--overwrite replaces files)"
     for path in paths:
-        if os.path.lexists(path) and not (overwrite and stat.S_ISREG(os.lstat(path).st_mode)):
-            option = "" if overwrite is None else " and is no file" if overwrite else " (--overwrite replaces files)"
-            raise UserError(f"{path} is there already{option}: move it away, or write to another place")
+        if os.path.lexists(path) and not (overwrite and path.is_file() and not path.is_symlink()):
+            raise UserError(f"{path} is there already{more}: move it away, or write to another place")
 
 
 def prepare(paths, overwrite=None):
     """`refuse_existing`, and makes the folders of `paths`. Raises: UserError for one that cannot be written, too."""
-    paths = list(paths)
-    refuse_existing(paths, overwrite)
+    refuse_existing(paths := list(paths), overwrite)
     for folder in {path.parent for path in paths}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +79,8 @@ def take_results(folder):
     Raises: UserError for a folder that holds anything, and was not made so.
     """
     mark = folder / RESULTS
-    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == ABOUT:
+    if mark.is_file() and mark.read_bytes() == ABOUT.encode():
         return
-    others = [path for path in folder.iterdir() if not path.name.startswith(PART)] if folder.exists() else []
-    if others:
-        raise UserError(f"{folder} holds {others[0].name}, and was not made by compare.py: name a new folder")
+    if others := [path.name for path in folder.glob("*") if not path.name.startswith(PART)]:
+        raise UserError(f"{folder} holds {others[0]}, and was not made by compare.py: name a new folder")
     write_text(mark, ABOUT)

@@ -27,7 +27,8 @@ def find_masks(path, sources, suffix=None):
     """The true masks for --evaluate `path`: {stem of a source: Source}.
 
     The mask of STEM is STEM{suffix}, STEM, STEM_mask as in Carvana, or STEM with what a training would find behind all masks;
-    or the folder STEM/masks, as in the 2018 Data Science Bowl: its Source has the folder as its path.
+    or the folder STEM/masks, as in the 2018 Data Science Bowl: its Source has the folder as its path. The pages of a file go to
+    the images in the order of their names, numbers by their value: slice_2 before slice_10.
 
     suffix: `config.data.mask_suffix` of the training.
 
@@ -39,7 +40,9 @@ def find_masks(path, sources, suffix=None):
     if not path.is_dir():
         if len(pages) != len(sources):
             raise UserError(f"--evaluate {path} holds {len(pages)} masks for {len(sources)} images: name a folder of masks")
-        return {source.stem: mask for source, mask in zip(sources, pages)}
+        parts = {source.stem: re.split(r"(\d+)", source.stem) for source in sources}
+        stems = sorted(parts, key=lambda stem: [int(part) if part.isdecimal() else part for part in parts[stem]])
+        return dict(zip(stems, pages))
     masks, names = {}, {_stem(source): source for source in sources}
     for page in pages:
         if other := masks.get(_stem(page)):
@@ -48,8 +51,8 @@ def find_masks(path, sources, suffix=None):
     endings, found = dict.fromkeys([suffix or "", "", "_mask", find_suffix(names, masks)]), {}
     for name, source in names.items():
         wanted, masks_of_one = [name + ending for ending in endings], bowl_of(path) / source.stem / "masks"
-        if named := [masks[mask] for mask in wanted if mask in masks]:
-            found[source.stem] = named[0]
+        if named := next(filter(masks.get, wanted), None):
+            found[source.stem] = masks[named]
         elif masks_of_one.is_dir():
             found[source.stem] = Source(masks_of_one, None, source.stem)
             if over := passed_over(masks_of_one):
@@ -74,11 +77,11 @@ def truth_reader(masks, config, skip_bad):
     with _in_words_of_predict():
         colors = read_colors(config) if config.data.colors is not None else None
 
+    @_in_words_of_predict()
     def read(mask):
-        with _in_words_of_predict():
-            if config.data.objects:
-                return as_classes(read_objects(mask.path, page=mask.page))
-            return read_mask(mask.path, page=mask.page, colors=colors)
+        if config.data.objects:
+            return as_classes(read_objects(mask.path, page=mask.page))
+        return read_mask(mask.path, page=mask.page, colors=colors)
 
     present = {}
     for mask in tqdm(masks.values(), desc="reading masks", delay=1, leave=False, disable=None):
@@ -88,9 +91,8 @@ def truth_reader(masks, config, skip_bad):
     classes = by_index(max(config.network.classes, 2)) if colors else OBJECTS if config.data.objects else None
     if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
         classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
-    layout = Layout(items, None, classes)
     with _in_words_of_predict():
-        table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, layout).table
+        table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, Layout(items, None, classes)).table
     return lambda source: table[read(masks[source.stem])]
 
 
@@ -123,24 +125,27 @@ class Evaluation:
 
         Raises: UserError when the true mask has another size.
         """
-        truth, classes = self.read_truth(source), self.config.network.classes
+        name, truth, classes = str(source), self.read_truth(source), self.config.network.classes
         if truth.shape != mask.shape:
             raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
         matrix = sum(confusion(*pair, classes) for pair in strips(truth, mask))
-        words = "  dice {:.4f}  iou {:.4f}  accuracy {:.4f}".format(*measures(matrix, classes))
+        dice, iou, accuracy, *_ = measures(matrix, classes)
+        words = f"  dice {dice:.4f}  iou {iou:.4f}  accuracy {accuracy:.4f}"
         if objects is not None:
             scores = self._compare_objects(source, truth, objects, klass)
             if not matrix.any():  # nothing is labelled
                 scores = dict.fromkeys(scores, np.nan)
             words += "  ap {ap:.4f} ({objects} true objects)".format(**scores)
-            self.scores[str(source)] = scores
-        self.matrices[str(source)] = matrix
+            self.scores[name] = scores
+        self.matrices[name] = matrix
         if matrix.any():
-            self._show(str(source), image, truth, mask, measures(matrix, classes)[0])
+            n = -(-max(mask.shape) // SHOWN)  # every nth row and column of a large image
+            shown = [array[::n, ::n].copy() for array in (image, truth, mask)]
+            self.worst = sorted([*self.worst, (dice, name, *shown)], key=lambda row: row[0])[:WORST]
         return words
 
     def _compare_objects(self, source, truth, found, klass):
-        from prediction.matching import Overlaps, object_scores, segment_scores
+        from prediction.matching import object_scores, segment_scores
         from prediction.objects import true_objects
 
         mask = self.masks[source.stem]
@@ -148,26 +153,39 @@ class Evaluation:
             true = read_objects(mask.path, page=mask.page)
         else:
             true, found = true_objects(truth, klass), np.where(truth == VOID, 0, found)
-        return object_scores(Overlaps.of(true, found)) | segment_scores(true, found)
-
-    def _show(self, name, image, truth, mask, dice):
-        """Keeps the image if it is among the worst, every nth row and column of a large one."""
-        n = -(-max(mask.shape) // SHOWN)
-        kept = (image[::n, ::n], truth[::n, ::n], mask[::n, ::n])
-        self.worst = sorted([*self.worst, (dice, name, *map(np.copy, kept))], key=lambda row: row[0])[:WORST]
+        return object_scores(true, found) | segment_scores(true, found)
 
     def write(self, folder):
         """metrics.csv, which is printed too, and in evaluation/ the confusion matrix and predictions.png, the worst first."""
         from training.report import draw_predictions, write_confusion  # and TensorFlow with it
 
-        write_metrics(folder / "metrics.csv", self.matrices, self.config, self.scores)
+        self._write_metrics(folder / "metrics.csv")
         folder = folder / "evaluation"  # beside the masks a picture would be taken for one
         write_confusion(folder, sum(self.matrices.values()), self.config)
         with expendable(folder / "predictions.png"):
             scale = self.config.data.scale
             examples = [(name, image / scale, truth.astype(int), mask, dice) for dice, name, image, truth, mask in self.worst]
-            title = f"the worst of {len(self.matrices)} images first"
-            draw_predictions(folder / "predictions.png", {"prediction": examples}, title, self.config)
+            title, columns = f"the worst of {len(self.matrices)} images first", {"prediction": examples}
+            draw_predictions(folder / "predictions.png", columns, title, self.config)
+
+    def _write_metrics(self, path):
+        """The metrics of every image, their mean, and those of all pixels together; the last two are printed."""
+        classes = self.config.network.classes
+        columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(self.config.data.class_names, classes))]
+        rows = {name: measures(matrix, classes) for name, matrix in self.matrices.items()}
+        every = measures(sum(self.matrices.values()), classes)
+        if self.scores:
+            columns += ["pixel_error", *next(iter(self.scores.values()))]
+            rows = {name: [*row, 1 - row[2], *self.scores[name].values()] for name, row in rows.items()}
+            every = [*every, 1 - every[2], *[np.nan] * (len(columns) - len(every) - 1)]  # objects are of an image
+        mean = np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan)
+        totals = {"mean of the images": mean, "all pixels": every}
+        values = ([cell(name), *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
+        write_csv(path, [["image", *map(cell, columns)], *values])
+        width = max(map(len, columns))
+        print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
+        for column, *values in zip(columns, *totals.values()):
+            say(f"{column:<{width}}" + "".join(f"{'-' if np.isnan(value) else f'{value:.4f}':>20}" for value in values))
 
 
 def measures(matrix, classes):
@@ -175,25 +193,3 @@ def measures(matrix, classes):
     iou, dice = class_scores(matrix)
     accuracy = np.trace(matrix) / matrix.sum() if matrix.any() else np.nan
     return [mean_over_classes(dice, classes), mean_over_classes(iou, classes), accuracy, *iou]
-
-
-def write_metrics(path, matrices, config, scores):
-    """Writes the metrics of every image, their mean, and those of all pixels together; prints the last two.
-
-    matrices: name of the image -> confusion matrix. scores: the same names -> {name: value} of its objects, or empty.
-    """
-    names = class_names(config.data.class_names, config.network.classes)
-    columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in names)]
-    rows = {name: measures(matrix, config.network.classes) for name, matrix in matrices.items()}
-    every = measures(sum(matrices.values()), config.network.classes)
-    if scores:
-        columns += ["pixel_error", *next(iter(scores.values()))]
-        rows = {name: [*row, 1 - row[2], *scores[name].values()] for name, row in rows.items()}
-        every = [*every, 1 - every[2], *[np.nan] * (len(columns) - len(every) - 1)]  # objects are of an image
-    totals = {"mean of the images": np.ma.masked_invalid(list(rows.values())).mean(axis=0).filled(np.nan), "all pixels": every}
-    values = ([cell(name), *(f"{value:.7g}" for value in row)] for name, row in (rows | totals).items())
-    write_csv(path, [["image", *map(cell, columns)], *values])
-    width = max(map(len, columns))
-    print("\n" + " " * width + "".join(f"{name:>20}" for name in totals))
-    for column, *values in zip(columns, *totals.values()):
-        say(f"{column:<{width}}" + "".join(f"{'-' if np.isnan(value) else f'{value:.4f}':>20}" for value in values))

@@ -24,14 +24,16 @@ from common import shapes
 from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
+from common.metrics import predicted_classes, scores
 from common.output import PART, refuse_existing
 from common.padding import any_size
-from common.weights import assign_weights, fold_batch_norm
+from common.weights import fold_batch_norm
+from data.borders import part_touching
 from data.files import STRETCHED
-from keras_impl.model import UNet, named_weights
+from data.loader import load_examples
+from data.meaning import as_classes
 from prediction import EXPORTS, FIXED
 from prediction.network import restore
-from prediction.quantization import dice_of, read_windows
 
 import keras
 import numpy as np
@@ -41,6 +43,7 @@ from safetensors.numpy import save
 LITERT_NOISE = r"[IW]\d{4} |fully_quantize: |INFO: Created"  # of converter and interpreter
 OPSET = 17  # of ONNX: what ONNX Runtime has read since 1.12, of 2022
 TF2ONNX = "tf2onnx==1.17.0 onnx==1.23.2"  # what --export onnx needs beside requirements.txt
+SEEN = 100  # training images to choose the ranges of int8 by, and validation images to tell what it costs, at most
 
 
 @contextlib.contextmanager
@@ -62,40 +65,30 @@ def new_folder(path):
         raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
 
 
-def serving_function(model, network):
-    """images [N, H, W, channels] of any size -> {"probabilities": float32 [N, H', W', classes]}, not traced yet."""
+def serving(model, network, size=(None, None), **options):
+    """-> tf.function: images [N, H, W, channels] -> {"probabilities": float32 [N, H', W', classes]}.
 
+    size: (height, width) for one image of one size; by default N, H and W are free.
+    """
+    images = tf.TensorSpec([1 if any(size) else None, *size, network.channels], tf.float32, name="images")
+
+    @tf.function(input_signature=[images], **options)
     def serve(images):
         return {"probabilities": tf.cast(probabilities(any_size(model, images, network)), tf.float32)}
 
     return serve
 
 
-# --- Keras ---
-
-
-def write_keras(folder, network, weights):
-    if network.batch_norm == "fused":  # in inference Keras's own layer computes the same, but for rounding
-        network = dataclasses.replace(network, batch_norm="explicit")
-    model = UNet(network)
-    assign_weights(named_weights(model), weights)
+def write_keras(folder, network, model):
     activation = "sigmoid" if network.classes == 1 else "softmax"
     p = layers.Activation(activation, dtype=network.variable_dtype, name="probabilities")(model.output)
     keras.Model(model.input, p, name="unet").save(folder / "model.keras")
 
 
-# --- SavedModel ---
-
-
-def write_savedmodel(folder, implementation, network, weights):
-    model, variables = restore(implementation, network, weights)
-    images = tf.TensorSpec([None, None, None, network.channels], tf.float32, name="images")
+def write_savedmodel(folder, network, model, variables):
     module = tf.Module()
     module.weights = variables  # a SavedModel holds what a module reaches, under the names of its attributes
-    tf.saved_model.save(module, str(folder), tf.function(serving_function(model, network), input_signature=[images]))
-
-
-# --- StableHLO ---
+    tf.saved_model.save(module, str(folder), serving(model, network))
 
 
 def without_locations(text):
@@ -104,46 +97,30 @@ def without_locations(text):
     return re.sub(r' loc\((?:"[^"]*"|[^()"])*\)', "", text)
 
 
-def write_stablehlo(folder, implementation, network, weights, size):
+def write_stablehlo(folder, network, model, variables, size):
     """Returns: {"arguments": names in the order of the function's, "logits_size": [height, width] of the probabilities}."""
-    model, variables = restore(implementation, network, weights)
-    images = tf.TensorSpec([1, *size, network.channels], tf.float32, name="images")
-    function = tf.function(serving_function(model, network), jit_compile=True)
+    function = serving(model, network, size, jit_compile=True)
     with warnings.catch_warnings():
         # `device_name` is deprecated; without it TensorFlow draws a random number, only to see which device is in use
         warnings.simplefilter("ignore")
-        text = function.experimental_get_compiler_ir(images)(
-            stage="stablehlo", device_name="/job:localhost/replica:0/task:0/device:CPU:0"
-        )
+        compiler_ir = function.experimental_get_compiler_ir(*function.input_signature)
+        text = compiler_ir(stage="stablehlo", device_name="/job:localhost/replica:0/task:0/device:CPU:0")
     (folder / "model.mlir").write_text(without_locations(text))
     names = {id(variable.handle): name for name, variable in variables.items()}
-    captured = [names[id(handle)] for handle in function.get_concrete_function(images).captured_inputs]  # follow the images
+    captured = [names[id(handle)] for handle in function.get_concrete_function().captured_inputs]  # follow the images
     (folder / "weights.safetensors").write_bytes(save({name: variables[name].numpy() for name in captured}))
     margin = shapes.margin(network.depth, network.padding)
     return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
 
 
-# --- ONNX and LiteRT ---
-
-
-def restore_folded(implementation, network, weights):
-    """-> (model, canonical name -> variable, network) in float32, the batch normalizations folded into the convolutions."""
-    network, weights = fold_batch_norm(network, weights)
-    network = dataclasses.replace(network, precision="float32")
-    weights = {name: value if value.dtype.kind == "i" else value.astype(np.float32) for name, value in weights.items()}
-    return *restore(implementation, network, weights), network
-
-
-def write_onnx(folder, implementation, network, weights):
+def write_onnx(folder, network, model):
     """Returns: what export.json says of it. Raises: UserError when tf2onnx is not installed."""
     try:
         import tf2onnx
     except ImportError as error:
         raise UserError(f"--export onnx needs a package more ({error}): pip install {TF2ONNX}") from None
-    model, _, network = restore_folded(implementation, network, weights)
-    images = tf.TensorSpec([None, None, None, network.channels], tf.float32, name="images")
-    serve = tf.function(serving_function(model, network), input_signature=[images])
-    onnx, _ = tf2onnx.convert.from_function(serve, [images], opset=OPSET)
+    serve = serving(model, network)
+    onnx, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=OPSET)
     margin = shapes.margin(network.depth, network.padding)
     for value, less in ((onnx.graph.input[0], ""), (onnx.graph.output[0], f" - {margin}" if margin else "")):
         for dim, name in zip(value.type.tensor_type.shape.dim, ("N", f"H{less}", f"W{less}")):
@@ -152,16 +129,14 @@ def write_onnx(folder, implementation, network, weights):
     return {"precision": "float32", "opset": OPSET}
 
 
-def write_litert(folder, implementation, network, weights, size, calibration=None):
+def write_litert(folder, network, model, variables, size, calibration):
     """Returns: what export.json says of it.
 
     calibration: float32 [1, *size, channels] in 0..1 of training, to choose the ranges of int8 by; None: float32.
 
     Raises: UserError when a float32 file does not answer as the network does.
     """
-    model, variables, network = restore_folded(implementation, network, weights)
-    images = tf.TensorSpec([1, *size, network.channels], tf.float32, name="images")
-    serve = tf.function(serving_function(model, network), input_signature=[images]).get_concrete_function()
+    serve = serving(model, network, size).get_concrete_function()
     module = tf.Module()
     module.weights = variables  # a weight that is not found through it has no value in the file
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
@@ -171,9 +146,9 @@ def write_litert(folder, implementation, network, weights, size, calibration=Non
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]  # all of them, or an error
     with filtered_stderr(LITERT_NOISE):
         (folder / "model.tflite").write_bytes(converter.convert())
-    noise = np.random.default_rng(0).random(serve.inputs[0].shape, np.float32)
-    answer, expected = litert_predict(folder / "model.tflite")(noise), serve(tf.constant(noise))["probabilities"].numpy()
-    difference = float(np.abs(answer - expected).max())
+    noise = np.random.default_rng(0).random([1, *size, network.channels], np.float32)
+    expected = serve(tf.constant(noise))["probabilities"].numpy()
+    difference = float(np.abs(litert_predict(folder / "model.tflite")(noise) - expected).max())
     if calibration is None and not difference < 1e-3:
         raise UserError(
             f"--export litert: the file answers otherwise than the network, by {difference:.2g}: it was not written"
@@ -192,14 +167,44 @@ def litert_predict(path):
     return lambda images: runner(images=images)["probabilities"]
 
 
-# --- all ---
+def window(values, size):
+    """The middle of [H, W, ...] that is `size` large; mirrored where it is smaller."""
+    lack = [max(side - n, 0) for side, n in zip(size, values.shape)]
+    padding = [(k // 2, k - k // 2) for k in lack] + [(0, 0)] * (values.ndim - 2)
+    values = np.pad(values, padding, mode="reflect")
+    return values[tuple(slice((n - side) // 2, (n + side) // 2) for side, n in zip(size, values.shape))]
+
+
+def read_windows(config, size):
+    """-> ([images to calibrate by], [(image, mask) to compare on]): float32 [1, *size, channels] in 0..1, uint8 [1, H', W'].
+
+    Raises: UserError when the data set of the training cannot be read.
+    """
+    config, training, validation = load_examples(config)
+    cut, white = shapes.margin(config.network.depth, config.network.padding) // 2, config.data.scale
+
+    def image(examples, i):
+        return window(examples.images[i], size)[np.newaxis].astype(np.float32) / white
+
+    def mask(examples, i):
+        height, width = size
+        values = as_classes(part_touching(examples.objects[i])) if examples.objects else examples.masks[i]
+        return window(values, size)[np.newaxis, cut : height - cut, cut : width - cut]
+
+    calibration = [image(training, i) for i in range(min(len(training.names), SEEN))]
+    pairs = [(image(validation, i), mask(validation, i)) for i in range(min(len(validation.names), SEEN))]
+    return calibration, pairs
+
+
+def dice_of(predict, pairs, classes):
+    """The mean dice of predict: images -> probabilities, on what `read_windows` returns."""
+    return np.nanmean([scores(mask, predicted_classes(predict(image)), classes)["dice"] for image, mask in pairs])
 
 
 def fixed_size(kind, config, size=None):
     """`size`, or else the one that the network was trained for. Raises: UserError when there is none, or it is too small."""
-    size = size or config.data.image_size or config.data.crop_size
-    if not size and config.data.dataset == "synthetic":
-        size = Size(128, 128)  # as `data.synthetic` draws them
+    drawn = Size(128, 128) if config.data.dataset == "synthetic" else None  # as `data.synthetic` draws them
+    size = size or config.data.image_size or config.data.crop_size or drawn
     if not size:
         raise UserError(f"--export {kind} is for one image size, and the training had none: add --image-size WIDTHxHEIGHT")
     smallest = shapes.min_size(config.network)
@@ -211,11 +216,10 @@ def fixed_size(kind, config, size=None):
 def export(kind, implementation, config, weights, path, size=None, quantize=False, overwrite=False):
     """Writes the network into the folder `path`; export.json comes last, and tells that all is there.
 
-    kind: a key of `EXPORTS`.
-    implementation: through which one. The Keras file is made by keras_impl, whichever trained the weights.
-    config, weights: of the training; canonical name -> array, as `load_checkpoint` returns them.
+    kind, implementation: of `EXPORTS`, through which one; the Keras file is made by keras_impl, whichever trained.
+    weights: canonical name -> array, as `load_checkpoint` returns them. config: of the training.
     size: (height, width) of the image for StableHLO and LiteRT; by default the --image-size or --crop-size of the training.
-    quantize: whether LiteRT computes in int8, in ranges found on training images, and what it costs in dice is printed.
+    quantize: whether LiteRT computes in int8, in ranges found on training images; what that costs in dice is printed.
 
     Raises: UserError for an implementation that cannot make this kind, a package or data that it needs and that are not there,
     and a `path` that cannot be written, or holds such files without `overwrite`.
@@ -228,37 +232,39 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     about["stretch"] = {"percentiles": STRETCHED, "white": config.data.scale} if config.data.stretch else None
     words, calibration = "images of any size", None
     if kind == "keras":
-        about |= {"sides_multiple_of": 2**network.depth, "sides_and": shapes.missing(0, network)}
-        words = "images whose sides are multiples of {sides_multiple_of} pixels".format(**about)
-        words += " and {sides_and} more".format(**about) if about["sides_and"] else ""
+        multiple, more = 2**network.depth, shapes.missing(0, network)
+        about |= {"sides_multiple_of": multiple, "sides_and": more}
+        words = f"images whose sides are multiples of {multiple} pixels" + (f" and {more} more" if more else "")
     elif kind in FIXED:
         size = fixed_size(kind, config, size)
         words = f"one image of {Size(*size)}"
     if quantize:
         calibration, pairs = read_windows(config, size)
     refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
+    if kind == "keras" and network.batch_norm == "fused":  # in inference Keras's own layer computes the same, but for rounding
+        network = dataclasses.replace(network, batch_norm="explicit")
+    elif kind in ("onnx", "litert"):
+        network, weights = fold_batch_norm(dataclasses.replace(network, precision="float32"), weights)
+    model, variables = restore(implementation, network, weights)
     with new_folder(path) as folder:
         if kind == "keras":
-            write_keras(folder, network, weights)
+            write_keras(folder, network, model)
         elif kind == "savedmodel":
-            write_savedmodel(folder, implementation, network, weights)
+            write_savedmodel(folder, network, model, variables)
         elif kind == "stablehlo":
-            about |= write_stablehlo(folder, implementation, network, weights, size)
+            about |= write_stablehlo(folder, network, model, variables, size)
         elif kind == "onnx":
-            about |= write_onnx(folder, implementation, network, weights)
+            about |= write_onnx(folder, network, model)
         else:
-            about |= write_litert(folder, implementation, network, weights, size, calibration)
+            about |= write_litert(folder, network, model, variables, size, calibration)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")
     if config.data.stretch:
         print("it was trained on images of --stretch: stretch yours before, as data/files.py, `stretched`, does")
     if quantize:
-        model, _, folded = restore_folded(implementation, network, weights)
-        live = serving_function(model, folded)
-        before = dice_of(lambda images: live(tf.constant(images))["probabilities"].numpy(), pairs, network.classes)
+        live = serving(model, network, size)
+        before = dice_of(lambda images: live(images)["probabilities"].numpy(), pairs, network.classes)
         after = dice_of(litert_predict(path / "model.tflite"), pairs, network.classes)
-        print(
-            f"int8 by {len(calibration)} training images; dice on {len(pairs)} validation images of {Size(*size)}: "
-            f"float32 {before:.4f}, int8 {after:.4f}"
-        )
+        words = f"int8 by {len(calibration)} training images; dice on {len(pairs)} validation images of {Size(*size)}"
+        print(f"{words}: float32 {before:.4f}, int8 {after:.4f}")

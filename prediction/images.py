@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from common.colors import CLASS_COLORS
 from common.config import Size, UserError
 from common.metrics import predicted_classes
-from common.output import prepare, replacing
+from common.output import replacing
 from common.pictures import class_names, in_values, shown_bands
 from common.text import say
 from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image, stretched
@@ -21,8 +22,6 @@ from PIL import Image
 
 COLORS = np.rint(255 * CLASS_COLORS).astype(np.uint8)  # [256, 3]
 ROWS = 256  # of a large image that are worked on at once, where the whole would take many times the memory of the image
-
-# --- files ---
 
 
 class Source(NamedTuple):
@@ -41,25 +40,21 @@ def find_images(paths):
 
     Raises: UserError for what does not exist, a folder without images, and two images that would get the same name.
     """
-    files = []
+    files, sources = [], {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        found = image_files(path) or nested_images(path) if path.is_dir() else [path]
-        if path.is_dir() and not nested_images(path) and (over := passed_over(path)):
+        nested = nested_images(path) if path.is_dir() else []
+        if path.is_dir() and not nested and (over := passed_over(path)):
             say(over, sys.stderr)
+        found = image_files(path) or nested if path.is_dir() else [path]
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
         files += found
-    sources = {}
-    for path in dict.fromkeys(files):
-        for source in pages_of(path):
-            if source.stem in sources:
-                raise UserError(
-                    f"{sources[source.stem].path} and {path} would both become {source.stem}.png: predict one of them in a run "
-                    "of its own, into another --output"
-                )
-            sources[source.stem] = source
+    for source in (page for path in dict.fromkeys(files) for page in pages_of(path)):
+        if other := sources.get(source.stem):
+            raise UserError(f"{other.path} and {source.path} would both become {source.stem}.png: give them an --output each")
+        sources[source.stem] = source
     return list(sources.values())
 
 
@@ -74,27 +69,16 @@ def pages_of(path):
     return [Source(path, page, f"{path.stem}_{page + 1:0{len(str(pages))}}") for page in range(pages)]
 
 
-def outputs(source, folder, overlay, probabilities, objects):
-    """Where the results of an image go: {"mask": path, ...}, and with `overlay`, `probabilities` and `objects` these too."""
-    kinds = {"overlay": (overlay, "overlays", ".png"), "probabilities": (probabilities, "probabilities", ".npy")}
-    kinds |= {"objects": (objects, "objects", ".png"), "many objects": (objects, "objects", ".tif")}
-    found = {kind: folder / name / f"{source.stem}{suffix}" for kind, (wanted, name, suffix) in kinds.items() if wanted}
-    return {"mask": folder / f"{source.stem}.png"} | found
-
-
-def prepare_output(results, inputs, overwrite):
-    """`common.output.prepare` for the `results`, which are paths to come. inputs: [Source].
-
-    Raises: UserError also when one of the inputs would be overwritten.
-    """
-    inputs = {source.path.resolve() for source in inputs}
-    for path in results:
-        if path.resolve() in inputs:
-            raise UserError(f"{path} is an input and would be overwritten: choose another --output")
-    prepare(results, overwrite)
-
-
-# --- one image ---
+def outputs(source, args):
+    """Where the results of an image go, by the options of predict.py: {"mask": path, "overlay": path, ...}."""
+    paths = {"mask": f"{source.stem}.png"}
+    if args.overlay:
+        paths["overlay"] = f"overlays/{source.stem}.png"
+    if args.probabilities:
+        paths["probabilities"] = f"probabilities/{source.stem}.npy"
+    if args.objects:
+        paths |= {"objects": f"objects/{source.stem}.png", "many objects": f"objects/{source.stem}.tif"}
+    return {kind: args.output / path for kind, path in paths.items()}
 
 
 def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
@@ -113,62 +97,48 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
     if size in (None, (height, width)):
         smallest = smallest_image(network)
         if min(height, width) < smallest:
-            raise UserError(
-                f"{source.path} is {Size(height, width)} pixels, too small for this network, which needs {smallest}"
-            )
+            raise UserError(f"{source.path} is {Size(height, width)} pixels, too small for this network: it needs {smallest}")
         parts = predict_tiles(predict, stretch(image), network, tile, tta, str(source), white)
     else:
-        resized = stretch(_read(source, config, size, warn=False))  # as the training did
-        parts = predict_resized(predict, resized, (height, width), network, tile, tta, str(source), white)
+        resized = on_scale(read_image(source.path, network.channels, size, source.page), config.data.white, source.path)
+        parts = predict_resized(predict, stretch(resized), (height, width), network, tile, tta, str(source), white)
     mask = np.empty((height, width), np.uint8)
     kept = None if keep is None else np.empty((height, width), np.float32)
-    with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as save:
+    with array_file(save_to, (height, width, network.classes)) if save_to else contextlib.nullcontext() as saved:
         for rows, columns, p in parts:
             if not np.isfinite(p).all():
                 raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
             mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
             if keep is not None:
                 kept[rows, columns] = p[..., keep if network.classes > 1 else 0]
-            if save:
-                save(rows, columns, p)
+            if save_to:
+                saved[rows, columns] = p
     return image, mask, kept
 
 
-def _read(source, config, size=None, warn=True):
+def _read(source, config):
     """An image on the scale of the training: [H, W, channels], 0 to `Data.scale`."""
     white = config.data.white
-    image = read_image(source.path, config.network.channels, size, source.page)
-    floats, kinds = image.dtype == np.float32, ["whole numbers of 16 bits", "floats"]
-    if white and image.dtype != np.uint8 and floats != isinstance(white, float):
-        raise UserError(
-            f"{source.path} holds {kinds[floats]}, but the images to train on held {kinds[not floats]}, which have another "
-            "white: save it as they were"
-        )
-    if warn and white and image.dtype != np.uint8 and (above := np.mean(image > white)):
-        say(
-            f"warning: {source}: {above:.2%} of its values lie above {white:g}, the white of the training: read as white",
-            sys.stderr,
-        )
+    image = read_image(source.path, config.network.channels, page=source.page)
+    if white and image.dtype != np.uint8:
+        floats, kinds = image.dtype == np.float32, ["whole numbers of 16 bits", "floats"]
+        if floats != isinstance(white, float):
+            those = f"but the images to train on held {kinds[not floats]}, which have another white"
+            raise UserError(f"{source.path} holds {kinds[floats]}, {those}: save it as they were")
+        if above := np.mean(image > white):
+            words = f"{above:.2%} of its values lie above {white:g}, the white of the training: read as white"
+            say(f"warning: {source}: {words}", sys.stderr)
     return on_scale(image, white, source.path)
 
 
 @contextlib.contextmanager
 def array_file(path, shape):
-    """A .npy file of float32 [H, W, C], which appears at the end, whole or not at all. Gives save(rows, columns, part).
-
-    It is written and not mapped into memory: there a full disk would kill the process, here it is an OSError.
-    """
-    _, width, channels = shape
-    with replacing(path) as part, open(part, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        start = file.tell()
-
-        def save(rows, columns, values):
-            for row, line in zip(range(rows.start, rows.stop), values, strict=True):
-                file.seek(start + 4 * channels * (row * width + columns.start))
-                file.write(line.astype("<f4").tobytes())
-
-        yield save
+    """A .npy file of float32 `shape`, as an array to write to. It appears at the end, whole or not at all."""
+    with replacing(path) as part:
+        array = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        with open(part, "r+b") as file:  # takes its place on the disk: one that is full is an OSError here, a SIGBUS later
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(part))
+        yield array
 
 
 def strips(*arrays):

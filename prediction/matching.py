@@ -3,8 +3,6 @@
 Labels need not follow on each other. Pixels that nobody labelled are to be 0 in both.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.sparse import csr_array
 from skimage.measure import shannon_entropy
@@ -14,24 +12,7 @@ from skimage.segmentation import expand_labels
 IOUS = np.arange(50, 100, 5) / 100  # from which IoU on an object counts as found: 0.5, 0.55 ... 0.95
 
 
-class Overlaps(NamedTuple):
-    """Which true object shares pixels with which found one."""
-
-    true_areas: np.ndarray  # [T + 1] pixels of each true object, by its label; 0 for the background and for gaps
-    found_areas: np.ndarray  # [F + 1] the same of the found ones
-    pairs: np.ndarray  # int [2, P] the labels, true and found, of each pair that shares pixels
-    shared: np.ndarray  # [P] how many
-
-    @classmethod
-    def of(cls, truth, found):
-        table = contingency_table(truth, found, sparse_type="array").tocoo()  # pixels by (true label, found label)
-        true_areas, found_areas = table.sum(1), table.sum(0)
-        true_areas[0] = found_areas[0] = 0
-        real = (table.row > 0) & (table.col > 0)
-        return cls(true_areas, found_areas, np.stack([table.row, table.col])[:, real], table.data[real])
-
-
-def object_scores(overlaps):
+def object_scores(truth, found):
     """{"objects": how many there are, "found": how many were found, and "ap", "ap50", "f1", "aji", each 0..1} of an image.
 
         AP(t) = TP / (TP + FP + FN)      ap: its mean over t = 0.5, 0.55 ... 0.95, ap50: AP(0.5)
@@ -43,17 +24,21 @@ def object_scores(overlaps):
     F(T): the found object of largest IoU with the true T, none if they share nothing. AJI is the aggregated Jaccard index,
     Kumar et al. 2017, IEEE TMI 36, algorithm 1. An image without objects in which none was found scores 1.
     """
-    (true, found), shared = overlaps.pairs, overlaps.shared
-    union = overlaps.true_areas[true] + overlaps.found_areas[found] - shared
-    n, m = np.count_nonzero(overlaps.true_areas), np.count_nonzero(overlaps.found_areas)
+    table = contingency_table(truth, found, sparse_type="array").tocoo()  # pixels by (true label, found label)
+    real = (table.row > 0) & (table.col > 0)
+    true, other, shared = table.row[real], table.col[real], table.data[real]  # [P] each pair of objects that shares pixels
+    true_areas, found_areas = table.sum(1), table.sum(0)  # [T + 1], [F + 1] by label; 0 for the background and for gaps
+    true_areas[0] = found_areas[0] = 0
+    n, m = np.count_nonzero(true_areas), np.count_nonzero(found_areas)
     if n + m == 0:
         return {"objects": 0, "found": 0, "ap": 1.0, "ap50": 1.0, "f1": 1.0, "aji": 1.0}
+    union = true_areas[true] + found_areas[other] - shared
     hits = (shared / union > IOUS[:, np.newaxis] + 1e-9).sum(1)  # 13 / 20 is above 0.65 in floating point
     ap = hits / (n + m - hits)
-    best = csr_array((shared / union, (true, found)), (len(overlaps.true_areas), len(overlaps.found_areas)))
-    chosen = best.argmax(1)[true] == found  # [P] the pair of a true object with its best
-    lonely = np.delete(overlaps.true_areas, true).sum()  # true objects that share nothing
-    nobodys = np.delete(overlaps.found_areas, found[chosen]).sum()
+    best = csr_array((shared / union, (true, other)), table.shape)
+    chosen = best.argmax(1)[true] == other  # [P] the pair of a true object with its best
+    lonely = np.delete(true_areas, true).sum()  # true objects that share nothing
+    nobodys = np.delete(found_areas, other[chosen]).sum()
     aji = shared[chosen].sum() / (union[chosen].sum() + lonely + nobodys)
     return {"objects": n, "found": m, "ap": ap.mean(), "ap50": ap[0], "f1": 2 * hits[0] / (n + m), "aji": aji}
 

@@ -33,8 +33,7 @@ def make_predict(implementation, network, weights):
         try:
             return graph(tf.constant(images)).numpy()
         except tf.errors.ResourceExhaustedError:
-            raise UserError(
-                f"{images.shape[1]}x{images.shape[2]} pixels at once do not fit into memory: use a smaller --tile"
-            ) from None
+            size = f"{images.shape[1]}x{images.shape[2]}"
+            raise UserError(f"{size} pixels at once do not fit into memory: use a smaller --tile") from None
 
     return predict

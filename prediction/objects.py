@@ -1,7 +1,6 @@
 """Objects out of probabilities: which pixels are one nucleus, one cell, one car, and how that is settled."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -17,7 +16,7 @@ from common.pictures import class_names, shown_bands
 from common.text import cell, say
 from data.borders import CROSS, part_touching
 from data.files import in_8_bits
-from prediction.matching import Overlaps, object_scores
+from prediction.matching import object_scores
 from prediction.tiles import predict_tiles
 
 import numpy as np
@@ -71,9 +70,6 @@ def class_of_objects(name, config):
     return index
 
 
-# --- one image ---
-
-
 def split_objects(p, settings, parted=0):
     """Probabilities [H, W] -> labels int32 [H, W], 1 to n.
 
@@ -123,9 +119,6 @@ def true_objects(mask, klass):
     return label(mask == klass, connectivity=1)
 
 
-# --- settings ---
-
-
 def choose_settings(pairs, parted=0):
     """The best `Settings`: (settings, {name: mean over the images} of `object_scores`, how many were tried).
 
@@ -139,20 +132,18 @@ def choose_settings(pairs, parted=0):
     areas = np.concatenate([np.bincount(truth.ravel())[1:] for _, truth in pairs])
     typical = np.median(areas[areas > 0]) if areas.any() else 0
     areas, tried = [round(share * typical) for share in AREAS], {}
-    bar = tqdm(total=len(THRESHOLDS) * len(NECKS) + len(AREAS) - 1, desc="settings", delay=1, leave=False, disable=None)
 
     def compare(settings, pair):
         p, truth = pair
-        return object_scores(Overlaps.of(truth, split_objects(p, settings, parted)))
+        return object_scores(truth, split_objects(p, settings, parted))
 
     def best_of(candidates):
-        for settings in candidates:
+        for settings in tqdm(candidates, desc="settings", delay=1, leave=False, disable=None):
             if settings not in tried:
-                tried[settings] = list(threads.map(functools.partial(compare, settings), pairs))
-                bar.update()
+                tried[settings] = list(threads.map(compare, itertools.repeat(settings), pairs))
         return max(candidates, key=lambda settings: np.mean([scores["ap"] + scores["aji"] for scores in tried[settings]]))
 
-    with bar, ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads:
         best = best_of([Settings(*two, areas[len(areas) // 2]) for two in itertools.product(THRESHOLDS, NECKS)])
         best = best_of([best._replace(area=area) for area in areas])
     return best, {name: float(np.mean([scores[name] for scores in tried[best]])) for name in tried[best][0]}, len(tried)
@@ -198,37 +189,31 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     case = f"{klass}, --tta" if tta else str(klass)  # whose probabilities are others
     path, digest, known = checkpoint.parent / "objects.json", hashlib.sha256(checkpoint.read_bytes()).hexdigest(), {}
     is_ours = not os.path.lexists(path)  # COCO's annotations may have that name
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, UserError):  # none, or changed by hand: searched anew
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # none, or changed by hand: anew
         kept = json.loads(path.read_text())
-        is_ours = is_ours or set(kept) == {"checkpoint", "classes"}
+        is_ours = kept.keys() == {"checkpoint", "classes"}
         if kept["checkpoint"] == digest:  # else it is of other weights
-            known = dict(kept["classes"])
+            known = kept["classes"]
             settings = Settings.of(*known[case]["settings"])
             say(f"objects by --object-settings {settings}, from {path}")
             return settings
     try:
         validation, training = labelled_pairs(config, predict, klass, tile, tta)
     except UserError as error:
-        raise UserError(
-            f"{error}; --objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
-        ) from None
+        remedy = "--objects looks there for its settings: or name them, as in --object-settings 0.5 0.8 20"
+        raise UserError(f"{error}; {remedy}") from None
     settings, scores, tried = choose_settings(validation + training, int(config.data.objects))
-    say(
-        f"objects by --object-settings {settings}, the best of {tried} tried on {len(validation)} validation "
-        f"and {len(training)} training images: "
-        "mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
-    )
+    words = f"the best of {tried} tried on {len(validation)} validation and {len(training)} training images: "
+    words += "mean AP {ap:.4f}, AP at IoU 0.5 {ap50:.4f}, F1 {f1:.4f}, AJI {aji:.4f}".format(**scores)
+    say(f"objects by --object-settings {settings}, {words}")
     known[case] = {"settings": list(settings), "validation": len(validation), "training": len(training), **scores}
     try:
         if not is_ours:
-            raise UserError(f"{path} holds something else")
+            raise OSError(f"{path} holds something else")
         write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
-    except (UserError, OSError) as error:
+    except OSError as error:
         say(f"warning: the settings are not kept for the next time: {error}", sys.stderr)
     return settings
-
-
-# --- files ---
 
 
 def save_labels(path, path_of_many, labels):
@@ -249,13 +234,11 @@ def measure(labels, image):
 
     image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
-    names = {"centroid-0": "row", "centroid-1": "column"}
-    names |= {f"bbox-{k}": name for k, name in enumerate(("top", "left", "bottom", "right"))}
     n = image.shape[-1]
     channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
-    names |= {f"intensity_mean-{k}": f"mean_intensity{channel}" for k, channel in enumerate(channels)}
+    columns = "label area row column top left bottom right".split() + [f"mean_intensity{channel}" for channel in channels]
     table = regionprops_table(labels, image, ["label", "area", "centroid", "bbox", "intensity_mean"])
-    return [dict(zip((names.get(name, name) for name in table), row)) for row in zip(*table.values())]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*table.values())]
 
 
 def write_table(path, rows):

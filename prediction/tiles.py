@@ -85,16 +85,6 @@ def symmetries(square, augment):
     return [(turns, mirrored) for turns in turned for mirrored in (False, True)]
 
 
-def predict_window(predict, window, views):
-    """float32 [h, w, channels] -> probabilities [h', w', classes]: the mean over `views`, from `symmetries`."""
-    total = 0
-    for turns, mirrored in views:
-        seen = np.rot90(window, turns)
-        p = predict((seen[:, ::-1] if mirrored else seen)[np.newaxis])[0]
-        total = total + np.rot90(p[:, ::-1] if mirrored else p, -turns)
-    return total / len(views)
-
-
 def predict_tiles(predict, image, network, tile, tta=None, name=None, white=255):
     """The prediction of an image at its own size, tile by tile. A bar named `name` shows the progress in a terminal.
 
@@ -109,9 +99,12 @@ def predict_tiles(predict, image, network, tile, tta=None, name=None, white=255)
     views = symmetries(height == width, tta) if tta else [(0, False)]
     windows = list(itertools.product(cut(height, tile, network), cut(width, tile, network)))
     for rows, columns in tqdm(windows, desc=name, unit=" tiles", delay=1, leave=False, disable=None):
-        window = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / white
-        p = predict_window(predict, window, views)
-        yield rows.target, columns.target, p[rows.source, columns.source].astype(np.float32)
+        window, total = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / white, 0
+        for turns, mirrored in views:
+            seen = np.rot90(window, turns)
+            p = predict((seen[:, ::-1] if mirrored else seen)[np.newaxis])[0]
+            total = total + np.rot90(p[:, ::-1] if mirrored else p, -turns)
+        yield rows.target, columns.target, (total / len(views))[rows.source, columns.source].astype(np.float32)
 
 
 def predict_resized(predict, image, size, network, tile, tta=None, name=None, white=255):

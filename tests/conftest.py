@@ -4,7 +4,10 @@ import ctypes
 import gc
 
 import common  # noqa: F401  settles the environment before any TensorFlow is imported
+from common.checkpoint import save_checkpoint
+from common.config import Config
 from common.device import be_deterministic
+from common.weights import initial_weights
 
 import keras
 import pytest
@@ -14,6 +17,14 @@ be_deterministic()  # before the first operation of the session
 tf.get_logger().setLevel("ERROR")
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
+
+
+def save_network(path, implementation="lowlevel", **options):
+    """A checkpoint of a small network with random weights, trained by `implementation` by its metadata. Returns: `path`."""
+    config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
+    weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
+    save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation)
+    return path
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

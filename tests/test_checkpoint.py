@@ -1,32 +1,27 @@
 """Checkpoints change hands: any implementation goes on where any other stopped."""
 
 import os
-import shutil
 
 import comparison
-from common.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from common.checkpoint import load_checkpoint, load_metadata, read_checkpoint, save_checkpoint
 from common.config import ColorTable, Config, UserError
 from common.weights import assign_weights, initial_weights
+from comparison.columns import Built
 from comparison.proof import exact
 from comparison.proof.ways import EXACT_CONSTANTS
-from tests.conftest import IMPLEMENTATIONS
+from tests.conftest import IMPLEMENTATIONS, save_network
 from tests.test_network import random_batch
-from training.report import read_history
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 
-class Training:
-    """One implementation in the middle of its training."""
-
-    def __init__(self, implementation, config):
-        self.code = exact.load(implementation)
-        self.model = self.code.UNet(config.network)
-        self.optimizer = self.code.make_optimizer(self.model, config)
-        self.train_step = self.code.make_train_step(self.model, config, self.optimizer)
-        self.weights = self.code.named_weights(self.model)
-        self.state = self.code.named_state(self.model, self.optimizer)
+def begun(implementation, config):
+    """An implementation in its training."""
+    training = Built(implementation, config, exact.load(implementation))
+    assert "iterations" in training.state
+    return training
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -34,7 +29,7 @@ class Training:
 def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_path):
     config = Config.of(filters=2, depth=1, optimizer=optimizer, **EXACT_CONSTANTS)
     batches = [random_batch(config, seed=k) for k in range(4)]
-    uninterrupted = Training(writer, config)
+    uninterrupted = begun(writer, config)
     for k, batch in enumerate(batches):
         uninterrupted.train_step(*batch)
         if k == 1:
@@ -42,7 +37,7 @@ def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_pa
     weights, state, metadata = load_checkpoint(tmp_path / "half.safetensors", config.network)
     assert metadata == {"step": 2} and int(state["iterations"]) == 2
     for reader in IMPLEMENTATIONS:
-        training = Training(reader, config)
+        training = begun(reader, config)
         assert training.state.keys() == state.keys(), "the same names in all three"
         training.train_step(*batches[3])  # whatever was there before is overwritten
         assign_weights(training.weights, weights)
@@ -56,7 +51,7 @@ def test_every_implementation_goes_on_from_every_other(writer, optimizer, tmp_pa
 def test_a_new_optimizer_is_at_rest(implementation):
     """Making it moves no weight, even where, as in v1, its moments come from a first step."""
     config = Config.of(filters=2, depth=1)
-    training = Training(implementation, config)
+    training = begun(implementation, config)
     for name, value in initial_weights(config.network).items():
         np.testing.assert_array_equal(training.weights[name].numpy(), value, err_msg=name)
     assert all(not value.numpy().any() for value in training.state.values())
@@ -64,33 +59,21 @@ def test_a_new_optimizer_is_at_rest(implementation):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    training = Training("lowlevel", Config.of(filters=2, depth=1))
-    path = tmp_path / "weights.safetensors"
-    save_checkpoint(path, training.weights, training.state, epoch=3)
-    return path
+    return save_network(tmp_path / "weights.safetensors", depth=1)
 
 
-def test_only_files_are_read(tmp_path):
+@pytest.mark.parametrize("read", [load_metadata, ColorTable.parse])
+def test_only_files_are_read(read, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, words in ((tmp_path, "is a folder: name the file, .*best.safetensors"), (tmp_path / "pipe", "pipe is no file")):
-        with pytest.raises(UserError, match=words):
-            load_metadata(path)
-    for path in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(UserError, match=f"{path} is no file"):
-            ColorTable.parse(path)
+    with pytest.raises(UserError, match="pipe is no file"):
+        read(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a folder: name the file, .*best.safetensors"):
+        load_metadata(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:-2]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"\xff" * 100),
-        lambda path: path.unlink(),
-    ],
-)
-def test_damaged_checkpoint_is_named(damage, checkpoint):
-    damage(checkpoint)
+@pytest.mark.parametrize("damaged", [lambda content: content[:-2], lambda content: b"", lambda content: b"\xff" * 100, None])
+def test_damaged_checkpoint_is_named(damaged, checkpoint):
+    checkpoint.write_bytes(damaged(checkpoint.read_bytes())) if damaged else checkpoint.unlink()
     with pytest.raises(UserError, match="weights.safetensors"):
         load_checkpoint(checkpoint)
 
@@ -98,6 +81,31 @@ def test_damaged_checkpoint_is_named(damage, checkpoint):
 def test_another_network_is_named(checkpoint):
     with pytest.raises(UserError, match=r"weights.safetensors holds another network: .*\[.*\] is"):
         load_checkpoint(checkpoint, Config.of(filters=4, depth=1).network)
+
+
+@pytest.mark.parametrize(
+    "weights, about, words",
+    [
+        ({"w": 1.0}, None, "not written by a train script"),
+        ({}, {"colour": "red"}, "another version of the project .*colour"),
+        ({}, {"filters": 4}, "holds another network"),
+        ({"head/bias": np.nan}, {}, "is of no use: head/bias is not finite"),
+        ({"down0/conv1/kernel": np.inf}, {}, "is of no use: down0/conv1/kernel is not finite"),
+        (
+            {"down0/bn1/moving_variance": -1},
+            {},
+            "is of no use: down0/bn1/moving_variance is not finite, or a negative variance",
+        ),
+    ],
+)
+def test_what_cannot_predict_is_refused(weights, about, words, checkpoint):
+    """weights: name -> what its values become. about: options that become others; None: nothing is told."""
+    values, _, metadata = load_checkpoint(checkpoint)
+    values |= {name: np.full_like(values.get(name, np.float32(0)), value) for name, value in weights.items()}
+    metadata = {} if about is None else {**metadata, "config": metadata["config"] | about}
+    save_checkpoint(checkpoint, {name: tf.constant(value) for name, value in values.items()}, {}, **metadata)
+    with pytest.raises(UserError, match=words):
+        read_checkpoint(checkpoint)
 
 
 def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
@@ -113,45 +121,27 @@ def test_a_failed_write_keeps_the_old_file(checkpoint, monkeypatch):
     assert [*checkpoint.parent.iterdir()] == [checkpoint], "no half file stays behind"
 
 
+OPTIONS = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
+
+
+def train(implementation, run_dir, *more):
+    comparison.load(implementation).main([*OPTIONS, *map(str, more), "--run-dir", str(run_dir)])
+
+
 def test_train_scripts_take_over_from_each_other(tmp_path):
     """Two epochs in one script are one epoch in it and one in the next, from file to file."""
-    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25".split()
-    options += ["--learning-rate", str(2**-10)]
-    comparison.load("keras_impl").main([*options, "--epochs", "2", "--run-dir", str(tmp_path / "alone")])
-    comparison.load("highlevel").main([*options, "--epochs", "1", "--run-dir", str(tmp_path / "first")])
-    handed_over = ["--checkpoint", str(tmp_path / "first" / "last.safetensors")]
+    rate = ["--learning-rate", 2**-10]
+    train("keras_impl", tmp_path / "alone", *rate, "--epochs", 2)
+    train("highlevel", tmp_path / "first", *rate, "--epochs", 1)
+    handed_over = [*rate, "--checkpoint", tmp_path / "first" / "last.safetensors"]
     for name in IMPLEMENTATIONS:
-        comparison.load(name).main([*options, *handed_over, "--epochs", "2", "--run-dir", str(tmp_path / name)])
+        train(name, tmp_path / name, *handed_over, "--epochs", 2)
         assert (tmp_path / name / "history.csv").read_text().splitlines()[1].startswith("2,6,")
         weights, state, _ = load_checkpoint(tmp_path / name / "last.safetensors")
         alone, alone_state, _ = load_checkpoint(tmp_path / "alone" / "last.safetensors")
         for key, value in {**alone, **alone_state}.items():
             # a tenth of a step of Adam: rounding is far below it, moments or a count of steps that got lost are above
             np.testing.assert_allclose({**weights, **state}[key], value, rtol=1e-4, atol=2**-10 / 10, err_msg=f"{name}: {key}")
-    with pytest.raises(UserError, match="nothing is left"):
-        comparison.load("lowlevel").main([*options, *handed_over, "--epochs", "1", "--run-dir", str(tmp_path / "end")])
-    with pytest.raises(UserError, match="another optimizer"):
-        comparison.load("lowlevel").main([*options, *handed_over, "--optimizer", "sgd", "--run-dir", str(tmp_path / "sgd")])
-
-
-def test_an_earlier_run_is_kept(tmp_path, capsys):
-    options = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --validation 0.25 --epochs 1".split()
-    run_dir = tmp_path / "run"
-    main = comparison.load("lowlevel").main
-    for seed in ("0", "1", "2"):
-        main([*options, "--seed", seed, "--run-dir", str(run_dir)])
-    assert f"the earlier run in {run_dir}/ is kept as {run_dir}-2/" in capsys.readouterr().out
-    for name, seed in (("run-1", 0), ("run-2", 1), ("run", 2)):
-        assert load_checkpoint(tmp_path / name / "last.safetensors")[2]["config"]["seed"] == seed
-    (run_dir / "of_mine").mkdir()
-    shutil.copy(run_dir / "last.safetensors", run_dir / "of_mine")
-    for more, name in (([], "last.safetensors"), (["--folds", "2"], "last.safetensors"), ([], "of_mine/last.safetensors")):
-        with pytest.raises(UserError, match="lies in --run-dir: --resume goes on with that run"):
-            main([*options, *more, "--epochs", "2", "--checkpoint", str(run_dir / name), "--run-dir", str(run_dir)])
-    shutil.rmtree(run_dir / "of_mine")
-    main(["--resume", "--run-dir", str(run_dir), "--epochs", "2"])
-    history = (run_dir / "history.csv").read_text()
-    assert len(history.splitlines()) == 3
-    (run_dir / "history.csv").write_text(history.splitlines()[0] + "\n1,2\n")
-    with pytest.raises(UserError, match="history.csv"):
-        read_history(run_dir)
+    for more, words in ((["--epochs", 1], "nothing is left"), (["--optimizer", "sgd"], "another optimizer")):
+        with pytest.raises(UserError, match=words):
+            train("lowlevel", tmp_path / "end", *handed_over, *more)

@@ -17,10 +17,10 @@ from common.config import Config, Size, UserError
 from common.losses import probabilities
 from common.padding import any_size
 from common.shapes import missing
-from common.weights import assign_weights, initial_weights, weight_shapes
+from common.weights import initial_weights, weight_shapes
 from prediction import EXPORTS, FIXED
-from prediction.export import export, fixed_size
-from prediction.quantization import window
+from prediction.export import export, fixed_size, window
+from prediction.network import restore
 from tests.conftest import IMPLEMENTATIONS
 
 import keras
@@ -66,68 +66,47 @@ from tensorflow.compiler.tf2xla.python import xla
 folder, cases = sys.argv[1], json.loads(sys.argv[2])
 images, answers = np.load(f"{folder}/images.npz"), {}
 for case in cases:
-    kind = case.split("-")[0]
-    path = f"{folder}/{case}"
-    first, second = (tf.constant(images[f"{case}-{number}"]) for number in "01")
+    kind, path = case.split("-")[0], f"{folder}/{case}"
     if kind == "keras":
         network = keras.saving.load_model(f"{path}/model.keras")
     elif kind == "savedmodel":
         signature = tf.saved_model.load(path).signatures["serving_default"]
-        network = lambda x: signature(images=x)["probabilities"]
-    else:
-        about = json.load(open(f"{path}/export.json"))
-        weights = load_file(f"{path}/weights.safetensors")
-        call = dict(
-            module=open(f"{path}/model.mlir").read(),
-            Tout=[tf.float32],
-            Sout=[[1, *about["logits_size"], about["classes"]]],
-            platforms=["CPU"],
-        )
-        network = lambda x: xla.call_module([x, *(weights[name] for name in about["arguments"][1:])], **call)[0]
-    with tf.device("CPU"):
-        answers[f"{case}-0"], answers[f"{case}-1"] = network(first).numpy(), network(second).numpy()
-    if kind == "savedmodel":  # as TensorFlow Serving does it: a graph, a session, the signature's tensors by name
-        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            signature = tf.compat.v1.saved_model.load(session, ["serve"], path).signature_def["serving_default"]
-            p = signature.outputs["probabilities"].name
-            answers[f"{case}-session"] = session.run(p, {signature.inputs["images"].name: second.numpy()})
-    if kind == "keras":
-        before = [w.numpy() for w in network.trainable_weights]
-        network.compile("sgd", "mean_squared_error", run_eagerly=True)
-        network.fit(second, tf.zeros_like(answers[f"{case}-1"]), verbose=0)
-        moved = [w.path for w, value in zip(network.trainable_weights, before) if (w.numpy() != value).any()]
-        answers[f"{case}-moved"] = np.array(moved)
-np.savez(f"{folder}/answers.npz", **answers)
-assert not {"common", "keras_impl"} & set(sys.modules)
-"""
-
-# The same for who has no TensorFlow.
-LIGHT_READER = """
-import json, sys
-import numpy as np
-
-folder, cases = sys.argv[1], json.loads(sys.argv[2])
-images, answers = np.load(f"{folder}/images.npz"), {}
-for case in cases:
-    if case.startswith("onnx"):
+        network = lambda x: signature(images=tf.constant(x))["probabilities"]
+    elif kind == "stablehlo":
+        about, weights = json.load(open(f"{path}/export.json")), load_file(f"{path}/weights.safetensors")
+        arguments = [weights[name] for name in about["arguments"][1:]]
+        call = dict(module=open(f"{path}/model.mlir").read(), Tout=[tf.float32], platforms=["CPU"])
+        call["Sout"] = [[1, *about["logits_size"], about["classes"]]]
+        network = lambda x: xla.call_module([x, *arguments], **call)[0]
+    elif kind == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(f"{folder}/{case}/model.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(f"{path}/model.onnx", providers=["CPUExecutionProvider"])
         network = lambda x: session.run(["probabilities"], {"images": x})[0]
     else:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:  # the same, as TensorFlow brings it along
-            import tensorflow as tf
             Interpreter = tf.lite.Interpreter
-        runner = Interpreter(f"{folder}/{case}/model.tflite").get_signature_runner()
+        runner = Interpreter(f"{path}/model.tflite").get_signature_runner()
         network = lambda x: runner(images=x)["probabilities"]
-    for number in "01":
-        answers[f"{case}-{number}"] = network(images[f"{case}-{number}"])
-np.savez(f"{folder}/light.npz", **answers)
+    with tf.device("CPU"):
+        first, second = (np.asarray(network(images[f"{case}-{number}"])) for number in "01")
+    answers |= {f"{case}-0": first, f"{case}-1": second}
+    if kind == "savedmodel":  # as TensorFlow Serving does it: a graph, a session, the signature's tensors by name
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            signature = tf.compat.v1.saved_model.load(session, ["serve"], path).signature_def["serving_default"]
+            p = signature.outputs["probabilities"].name
+            answers[f"{case}-session"] = session.run(p, {signature.inputs["images"].name: images[f"{case}-1"]})
+    if kind == "keras":
+        before = [w.numpy() for w in network.trainable_weights]
+        network.compile("sgd", "mean_squared_error", run_eagerly=True)
+        network.fit(images[f"{case}-1"], np.zeros(second.shape), verbose=0)
+        moved = [w.path for w, value in zip(network.trainable_weights, before) if (w.numpy() != value).any()]
+        answers[f"{case}-moved"] = np.array(moved)
+np.savez(f"{folder}/answers.npz", **answers)
 assert not {"common", "keras_impl"} & set(sys.modules)
 """
-
 
 # What litert/c declares of LiteRT 2.3, whose headers its wheel leaves out: as much of it as docs/predict.md uses.
 DECLARED = """
@@ -166,24 +145,16 @@ int main(int argc, char** argv) {
 
 def some_weights(config):
     """Canonical name -> array: no two alike, so that none can be mistaken for another."""
-    rng = np.random.default_rng(0)
-
-    def draw(name, value):
-        if name.endswith("/kernel"):
-            return value
-        return value if name == "dropout/state" else rng.uniform(0.5, 1.5, value.shape).astype(value.dtype)
-
-    return {name: draw(name, value) for name, value in initial_weights(config.network).items()}
+    rng, weights = np.random.default_rng(0), initial_weights(config.network)
+    drawn = [name for name in weights if not name.endswith("/kernel") and name != "dropout/state"]
+    return weights | {name: rng.uniform(0.5, 1.5, weights[name].shape).astype(weights[name].dtype) for name in drawn}
 
 
 @functools.cache
 def live(implementation, name):
     """-> (function of images: probabilities, canonical name -> variable), of the configuration `name`."""
-    code = importlib.import_module(f"{implementation}.model")
     network = CONFIGS[name].network
-    model = code.UNet(network)
-    variables = code.named_weights(model)
-    assign_weights(variables, some_weights(CONFIGS[name]))
+    model, variables = restore(implementation, network, some_weights(CONFIGS[name]))
     return tf.function(lambda images: probabilities(any_size(model, images, network)), reduce_retracing=True), variables
 
 
@@ -195,9 +166,13 @@ def some_images(kind, network):
     return (first[:1], first[1:]) if kind in FIXED else (first, second)
 
 
-def write(folder):
-    """Exports all of HERE into `folder`, each from the checkpoint of another implementation; and the live answers."""
-    images, answers = {}, {}
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(folder, answers of the live networks, answers of the exports in a process of its own).
+
+    Each of HERE is exported from the checkpoint of another implementation.
+    """
+    folder, images, answers = tmp_path_factory.mktemp("exports"), {}, {}
     for kind, implementation, name in HERE:
         trained = IMPLEMENTATIONS[IMPLEMENTATIONS.index(implementation) - 1]
         save_checkpoint(folder / "some.safetensors", live(trained, name)[1], {})
@@ -208,23 +183,12 @@ def write(folder):
         for number, batch in enumerate(some_images(kind, CONFIGS[name].network)):
             images[f"{case}-{number}"], answers[f"{case}-{number}"] = batch, predict(batch).numpy()
     np.savez(folder / "images.npz", **images)
-    np.savez(folder / "expected.npz", **answers)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """(folder, answers of the live networks, answers of the exports in a process of their own)."""
-    folder = tmp_path_factory.mktemp("exports")
-    write(folder)
     environment = {k: v for k, v in os.environ.items() if k not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")}
-    for reader, light in ((READER, False), (LIGHT_READER, True)):
-        cases = json.dumps(["-".join(case) for case in HERE if (case[0] in LIGHT) == light])
-        command = [sys.executable, "-I", "-c", reader, str(folder), cases]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.fail(done.stderr[-5000:], pytrace=False)
-    answers = {**np.load(folder / "answers.npz"), **np.load(folder / "light.npz")}
-    return folder, np.load(folder / "expected.npz"), answers
+    command = [sys.executable, "-I", "-c", READER, str(folder), json.dumps(["-".join(case) for case in HERE])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.fail(done.stderr[-5000:], pytrace=False)
+    return folder, answers, np.load(folder / "answers.npz")
 
 
 @pytest.mark.parametrize("case", ["-".join(case) for case in CASES])
@@ -249,14 +213,12 @@ def test_export_answers_as_the_live_network(case, exported):
 @pytest.mark.parametrize("name, sides", [("own", "multiples of 8 pixels"), ("paper", "multiples of 8 pixels and 4 more")])
 def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
     network = CONFIGS[name].network
-    export("keras", "keras_impl", CONFIGS[name], some_weights(CONFIGS[name]), tmp_path / "net")
+    export("keras", "keras_impl", CONFIGS[name], some_weights(CONFIGS[name]), tmp_path)
     assert capsys.readouterr().out.endswith(f" MB) for images whose sides are {sides}\n")
-    about = json.loads((tmp_path / "net" / "export.json").read_text())
-    multiple, rest = about["sides_multiple_of"], about["sides_and"]
-    loaded = keras.saving.load_model(tmp_path / "net" / "model.keras")
-    fits = 12 * multiple + rest
-    assert missing(fits, network) == 0
-    assert loaded(np.zeros([1, fits, fits + multiple, network.channels])).shape[-1] == network.classes
+    about = json.loads((tmp_path / "export.json").read_text())
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fits = 12 * about["sides_multiple_of"] + about["sides_and"]
+    assert loaded(np.zeros([1, fits, fits + about["sides_multiple_of"], network.channels])).shape[-1] == network.classes
     with pytest.raises(tf.errors.InvalidArgumentError):
         loaded(np.zeros([1, fits, fits + 1, network.channels]))
 
@@ -269,9 +231,11 @@ def test_what_is_to_be_done_with_an_image_first_is_said(tmp_path, capsys):
         assert ("stretch yours before" in capsys.readouterr().out) == stretch
 
 
-@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
-def test_export_repeats_all_options_of_the_network(kind, exported):
-    about = json.loads((exported[0] / f"{kind}-keras_impl-own" / "export.json").read_text())
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_an_export_has_the_files_that_are_known_before_and_the_options_of_the_network(kind, exported):
+    (folder, *_) = [exported[0] / "-".join(case) for case in HERE if case[0] == kind] or [pytest.skip(f"no {kind} here")]
+    assert contents(folder).keys() == {"export.json", *EXPORTS[kind]}
+    about = json.loads((folder / "export.json").read_text())
     assert vars(OWN.network).items() <= about.items() and about["image_size"] == "110x93"
     assert ("sides_multiple_of" in about) == (kind == "keras")
 
@@ -294,19 +258,17 @@ def test_nothing_exported_names_a_folder_of_this_machine(exported):
         assert not any(os.fsencode(folder) in content for folder in (ROOT, Path(tf.__file__).parent)), file
 
 
-# --- what cannot be written ---
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """An export that only writes its file of options, and a file `model.keras`."""
-    content = {"text": "first"}
+    content = {"text": "first", "error": None}
 
     def write_keras(folder, *_):
         (folder / "model.keras").write_text(content["text"])
-        if "error" in content:
+        if content["error"]:
             raise content["error"]
 
+    monkeypatch.setattr("prediction.export.restore", lambda *_: (None, None))
     monkeypatch.setattr("prediction.export.write_keras", write_keras)
     return content
 
@@ -333,12 +295,6 @@ def test_an_export_is_replaced_if_told_to_and_nothing_else_is_touched(quick, tmp
         export("keras", "keras_impl", OWN, {}, net / "notes.txt")
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
-def test_the_files_of_an_export_are_known_before_it_is_made(kind, exported):
-    (folder, *_) = [exported[0] / "-".join(case) for case in HERE if case[0] == kind] or [pytest.skip(f"no {kind} here")]
-    assert contents(folder).keys() == {"export.json", *EXPORTS[kind]}
-
-
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), tf.errors.ResourceExhaustedError(None, None, "disk full")]
 )
@@ -351,17 +307,16 @@ def test_failure_leaves_what_was_there(error, quick, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_keras_file_from_another_implementation_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--implementation keras_impl"):
-        export("keras", "lowlevel", OWN, {}, tmp_path / "net")
-
-
-def test_what_onnx_needs_is_named_in_one_line(tmp_path, monkeypatch):
+def test_what_cannot_be_made_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(
-        UserError, match=r"^--export onnx needs a package more \(.*\): pip install tf2onnx==[\d.]+ onnx==[\d.]+$"
-    ):
-        export("onnx", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
+    package = r"^--export onnx needs a package more \(.*\): pip install tf2onnx==[\d.]+ onnx==[\d.]+$"
+    for kind, words in (("keras", "--implementation keras_impl"), ("onnx", package)):
+        with pytest.raises(UserError, match=words):
+            export(kind, "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
+    # as TensorFlow's converter writes it if the weights are not found through the module that it is given: it answers NaN
+    monkeypatch.setattr(prediction.export, "litert_predict", lambda path: lambda images: np.full([1, 93, 110, 1], np.nan))
+    with pytest.raises(UserError, match="answers otherwise than the network, by nan: it was not written"):
+        export("litert", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
     assert not contents(tmp_path)
 
 
@@ -397,20 +352,9 @@ def test_int8_is_smaller_and_says_what_it_costs(tmp_path, capsys):
     assert json.loads((tmp_path / "narrow" / "export.json").read_text())["quantized"] == "int8"
 
 
-def test_a_litert_file_without_its_weights_is_not_written(tmp_path, monkeypatch):
-    """As TensorFlow's converter writes it if the weights are not found through the module that it is given: it answers NaN."""
-    monkeypatch.setattr(prediction.export, "litert_predict", lambda path: lambda images: np.full([1, 93, 110, 1], np.nan))
-    with pytest.raises(UserError, match="answers otherwise than the network, by nan: it was not written"):
-        export("litert", "lowlevel", OWN, some_weights(OWN), tmp_path / "net")
-    assert not contents(tmp_path)
-
-
-def test_windows_of_one_size():
+def test_sizes_of_what_is_for_one_size():
     values = np.arange(5 * 4).reshape(5, 4, 1)
     assert window(values, (3, 6))[..., 0].tolist() == [[v + 4 * k for v in (1, 0, 1, 2, 3, 2)] for k in (1, 2, 3)]
-
-
-def test_size_of_a_program_for_one_size():
     assert fixed_size("stablehlo", OWN) == SIZE
     assert fixed_size("stablehlo", OWN, (32, 48)) == (32, 48)
     assert fixed_size("litert", Config()) == (128, 128)

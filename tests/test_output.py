@@ -29,9 +29,6 @@ def contents(folder):
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-# --- one file ---
-
-
 def test_a_file_is_whole_or_as_it_was(tmp_path, capsys):
     path = tmp_path / "new" / "a.txt"
     for text in ("first", "second"):
@@ -74,28 +71,26 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
         prepare([tmp_path / "file" / "a.txt"])
 
 
-# --- the folder of a run ---
-
-
 def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     (tmp_path / "link").symlink_to(run_dir)
     run_dir.mkdir()
     for seed in (1, 2):
         pretend_run(tmp_path / "link", seed, resume=False)
-    assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "link" / "config.json").read_text())["seed"] == 2
-    assert json.loads((tmp_path / "run-1" / "config.json").read_text())["seed"] == 1
-    for name in ("notes.txt", "images/mine.png", "fold0/notes.txt", "events/mine", "mine/best.safetensors"):
+    assert (tmp_path / "link").is_symlink()
+    assert [json.loads((tmp_path / name / "config.json").read_text())["seed"] for name in ("run-1", "link")] == [1, 2]
+    for name in ("notes.txt", "images/mine.png", "fold0/notes.txt", "events/mine", "a.png"):  # the last by predict.py
         path = run_dir / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
         before = contents(tmp_path)
-        with refused("is not the run's: take another --run-dir"):
+        with refused(f"{path} is not the run's: move it to a folder of its own, or take another --run-dir"):
             pretend_run(run_dir, 3, resume=False)
         assert contents(tmp_path) == before
         path.unlink()
-        if path.parent.name == "mine":
-            path.parent.rmdir()
+    for folds, name in ((None, "last.safetensors"), (2, "last.safetensors"), (None, "of_mine/last.safetensors")):
+        with refused("lies in --run-dir: --resume goes on with that run"):
+            take_new_folder(Config.of(run_dir=run_dir, checkpoint=run_dir / name, folds=folds))
     monkeypatch.chdir(run_dir)
     with refused("working directory"):
         pretend_run(Path("."), 3, resume=False)
@@ -110,38 +105,30 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, text", [("a.png", ""), ("config.json", '{"mine": 1}'), ("config.json", "{}"), ("lock2", "")])
 def test_a_folder_of_something_else_is_no_place_for_a_run(name, text, tmp_path):
+    """But what a run that was killed before its first file has left is no obstacle."""
     (tmp_path / name).write_text(text)
     before = contents(tmp_path)
     for resume in (False, True):
         with refused(f"holds {name} and no run: take another --run-dir, such as .*/run"):
             take_new_folder(Config.of(run_dir=tmp_path, resume=resume))
     assert contents(tmp_path) == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / f"{PART}0.json").touch()
     pretend_run(tmp_path / "run", 1, resume=False)
-
-
-def test_a_run_that_was_killed_before_its_first_file_is_no_obstacle(tmp_path):
-    (tmp_path / "lock").touch()
-    (tmp_path / f"{PART}0.json").touch()
-    pretend_run(tmp_path, 1, resume=False)
-
-
-# --- the results of compare.py ---
 
 
 def test_results_replace_results_and_nothing_else(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / RESULTS).write_text("of mine")
-    (tmp_path / "mine" / "graph.json").write_text("mine")
+    before = contents(tmp_path)
     for folder in (tmp_path / "mine", tmp_path):
         with refused("was not made by compare.py: name a new folder"):
             compare.main(["graph", "--run-dir", str(folder)])
+    assert contents(tmp_path) == before
     for _ in range(2):
         take_results(tmp_path / "new")
         write_text(tmp_path / "new" / "graph.json", "{}")
-    assert contents(tmp_path / "mine") == {tmp_path / "mine" / RESULTS: b"of mine", tmp_path / "mine" / "graph.json": b"mine"}
-
-
-# --- Ctrl-C ---
 
 
 def test_ctrl_c_where_nothing_can_be_raised():
@@ -156,16 +143,14 @@ def test_ctrl_c_where_nothing_can_be_raised():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped; what was saved before stays\n")
 
 
-@pytest.mark.parametrize(
-    "command", [["-m", "lowlevel.train"], ["predict.py", "--checkpoint", "x", "y", "--output", "z"], ["compare.py"]]
-)
+@pytest.mark.parametrize("command", ["-m lowlevel.train", "predict.py --checkpoint x y --output z", "compare.py"])
 # not sooner: on a busy machine Python itself is still starting, where no line of ours can answer
 @pytest.mark.parametrize("seconds", [0.6, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_while_modules_are_imported(command, seconds, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / command[0]) if command[0] != "-m" else "-m", *command[1:]],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [str(ROOT / word) if word.endswith(".py") else word for word in command.split()]
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=environment, **pipes)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -1,6 +1,7 @@
 """Prediction from a checkpoint: tiles without seams, what is written, what is measured, and what bad input gets."""
 
 import csv
+import functools
 import json
 import os
 import re
@@ -10,8 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import predict
-from common.checkpoint import save_checkpoint
-from common.config import Config, Names, Size, UserError
+from common.config import VOID, Config, Names, Size, UserError
 from common.metrics import predicted_classes
 from common.output import write_text
 from common.padding import any_size
@@ -21,10 +21,11 @@ from common.weights import initial_weights
 from data.files import read_image, read_mask
 from data.loader import load_examples
 from prediction import FIXED
-from prediction.images import array_file, find_images, predict_mask
+from prediction.evaluation import find_masks, truth_reader
+from prediction.images import Source, array_file, find_images, predict_mask
 from prediction.network import make_predict
-from prediction.tiles import HALO, cut, predict_resized, predict_tiles, smallest_image, smallest_tile
-from tests.conftest import IMPLEMENTATIONS
+from prediction.tiles import HALO, cut, predict_tiles, smallest_image, smallest_tile, symmetries
+from tests.conftest import IMPLEMENTATIONS, save_network
 
 import numpy as np
 import pytest
@@ -58,9 +59,6 @@ def assembled(parts, shape):
         covered[rows, columns] += 1
     assert (covered == 1).all()
     return whole
-
-
-# --- tiles ---
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -101,11 +99,10 @@ def test_a_smaller_halo_shows_seams(monkeypatch):
 
 
 def test_small_images_are_those_that_training_takes(implementation):
-    for padding, size, fits in (("same", (4, 9), True), ("same", (3, 9), False), ("valid", (1, 2), True)):
+    for padding, size in (("same", (4, 9)), ("valid", (1, 2))):
         network, predict = random_network(implementation, padding=padding)
-        assert (min(size) >= smallest_image(network)) == fits
-        if fits:
-            assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
+        assert min(size) == smallest_image(network)
+        assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
 
 
 def test_valid_padding_covers_the_image(implementation):
@@ -128,47 +125,39 @@ def test_tta_is_the_mean_over_the_symmetries_of_the_training(height, width, augm
     network, predict = random_network(classes=3)
     image = noise(height, width)
     seen = image[np.newaxis].astype(np.float32) / 255
-    views = [(lambda x: x, lambda x: x)]
-    views += [(lambda x, a=axes: np.flip(x, a), lambda x, a=axes: np.flip(x, a)) for axes in (1, 2, (1, 2))]
+    flips = [lambda x, a=axes: np.flip(x, a) for axes in ((), (1,), (2,), (1, 2))]
+    views = [(flip, flip) for flip in flips]
     if number == 8:
         transpose = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
-        views += [(lambda x, t=there: transpose(t(x)), lambda p, b=back: b(transpose(p))) for there, back in views]
+        views += [(lambda x, f=flip: transpose(f(x)), lambda p, f=flip: f(transpose(p))) for flip in flips]
     if number == 2:
         views = [views[0], views[2]]  # along the rows
     expected = np.mean([back(predict(there(seen))) for there, back in views], axis=0)[0]
-    result = assembled(predict_tiles(predict, image, network, 1000, augment), expected.shape)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    tiled = assembled(predict_tiles(predict, image, network, smallest_tile(network), augment), expected.shape)
-    np.testing.assert_allclose(tiled, expected, rtol=0, atol=ROUNDING)
+    for tile in (1000, smallest_tile(network)):
+        result = assembled(predict_tiles(predict, image, network, tile, augment), expected.shape)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
     assert np.abs(expected - predict(seen)[0]).max() > 1e-3, "this network is not symmetric"
-
-
-def test_resized_prediction_comes_back_bilinearly():
-    network, predict = random_network(classes=2)
-    small = noise(40, 52)
-    p = predict(small[np.newaxis].astype(np.float32) / 255)[0]
-    result = assembled(predict_resized(predict, small, (600, 90), network, 1000), (600, 90, 2))
-    for c in range(2):
-        whole = np.asarray(Image.fromarray(p[..., c]).resize((90, 600), Image.Resampling.BILINEAR))
-        # Pillow keeps the place of a strip in float32: of up to 40 rows
-        np.testing.assert_allclose(result[..., c], whole, rtol=0, atol=40 * 2**-24, err_msg="strips show seams")
-
-
-# --- the command ---
 
 
 @pytest.fixture
 def trained(tmp_path):
-    """make(**options) -> the path of a checkpoint: a small network with random weights, trained by lowlevel by its metadata."""
+    """make(**options) -> the path of a checkpoint."""
+    return functools.partial(save_network, tmp_path / "best.safetensors")
 
-    def make(implementation="lowlevel", **options):
-        config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
-        weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
-        path = tmp_path / "best.safetensors"
-        save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation, epoch=1)
-        return path
 
-    return make
+@pytest.fixture
+def same(monkeypatch):
+    """A network that answers with its image: the foreground is what is brighter than the middle."""
+    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
+
+
+def save(path, values):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8)).save(path)
+
+
+def noise_file(path):
+    save(path, noise(60, 60)[..., 0])
 
 
 @pytest.fixture
@@ -212,10 +201,9 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
 
 
 @pytest.mark.parametrize("augment", ["none", "elastic"])
-def test_tta_needs_a_training_that_mirrored(augment, trained, folder, tmp_path):
+def test_tta_needs_a_training_that_mirrored(augment):
     with pytest.raises(UserError, match=f"--tta.*--augment {augment}"):
-        run(trained(augment=augment), folder, "--tta", output=tmp_path / "masks")
-    assert not (tmp_path / "masks").exists()
+        symmetries(True, augment)
 
 
 def test_the_default_is_the_implementation_that_trained(trained, folder, tmp_path, monkeypatch):
@@ -262,28 +250,26 @@ def test_pages_of_a_stack(trained, tmp_path, capsys):
         assert [row["dice"] for row in read_metrics(tmp_path / "second").values()] == [1] * 5
 
 
-def test_a_run_that_resized_predicts_at_its_size(trained, folder, tmp_path):
-    checkpoint = trained(image_size=Size(32, 48))
-    run(checkpoint, folder / "a.png", "--probabilities", output=tmp_path / "out")
+def test_a_run_that_resized_predicts_at_its_size(trained, tmp_path):
+    """And the probabilities come back bilinearly, in strips that do not show."""
+    save(tmp_path / "a.png", noise(600, 90)[..., 0])
+    run(trained(image_size=Size(40, 52)), tmp_path / "a.png", "--probabilities", output=tmp_path / "out")
     _, predict_random = random_network()
-    small = read_image(folder / "a.png", 1, Size(32, 48))
+    small = read_image(tmp_path / "a.png", 1, Size(40, 52))
     p = predict_random(small[np.newaxis].astype(np.float32) / 255)[0, ..., 0]
-    expected = np.asarray(Image.fromarray(p).resize((90, 61), Image.Resampling.BILINEAR))
+    expected = np.asarray(Image.fromarray(p).resize((90, 600), Image.Resampling.BILINEAR))
     result = np.load(tmp_path / "out" / "probabilities" / "a.npy")[..., 0]
-    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
-    assert read_mask(tmp_path / "out" / "a.png").shape == (61, 90)
+    # Pillow keeps the place of a strip in float32: of up to 40 rows
+    np.testing.assert_allclose(result, expected, rtol=0, atol=40 * 2**-24)
+    assert read_mask(tmp_path / "out" / "a.png").shape == (600, 90)
 
 
 @pytest.mark.parametrize("size", [None, Size(16, 24)])
 def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
     """What the network gets is the same in both; what is measured and drawn is the image as it is."""
     for k in range(4):
-        for part, values in (
-            ("images", 20 + 10 * k + noise(32, 48, 3, seed=k) // 8),
-            ("masks", 255 * (noise(32, 48)[..., 0] > 99)),
-        ):
-            (tmp_path / part).mkdir(exist_ok=True)
-            Image.fromarray(values.astype(np.uint8)).save(tmp_path / part / f"{k}.png")
+        save(tmp_path / "images" / f"{k}.png", 20 + 10 * k + noise(32, 48, 3, seed=k) // 8)
+        save(tmp_path / "masks" / f"{k}.png", 255 * (noise(32, 48)[..., 0] > 99))
     options = dict(dataset="folder", data_dir=tmp_path, stretch=True, image_size=size, filters=2, depth=2, batch_size=1)
     config, training, _ = load_examples(Config.of(**options))
     seen, name = [], training.names[0]
@@ -296,27 +282,30 @@ def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
         Config.of(stretch=True)
 
 
-def test_a_constant_mask_is_warned_of(trained, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: np.zeros([*images.shape[:3], 1], np.float32))
-    run(trained(), folder / "a.png", output=tmp_path / "out")
+def test_a_constant_mask_is_warned_of(trained, same, tmp_path, capsys):
+    save(tmp_path / "a.png", np.zeros((60, 60)))
+    run(trained(), tmp_path / "a.png", output=tmp_path / "out")
     captured = capsys.readouterr()
     assert "warning: a.png: every pixel of the mask is background" in captured.err
     assert "foreground 0.0%" in captured.out
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_half_of_a_file(tmp_path):
-    """A limit on the size of files is met as a disk's end is; a mapped file would end the process there."""
+    """A limit on the size of files is met as a disk's end is. Met later, in a mapped file, it would end the process."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "a.npy"
     write_text(path, "first")
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)) as save:
-            save(slice(0, 100), slice(0, 100), np.ones((100, 100, 1), np.float32))
+        with pytest.raises(OSError, match="File too large: .*a.npy"), array_file(path, (100, 100, 1)):
+            pass
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name for file in tmp_path.rglob("*")} == {"a.npy"} and path.read_text() == "first"
+    with array_file(path, (100, 100, 1)):
+        (part,) = tmp_path.glob(".unet-*")
+        assert 512 * part.stat().st_blocks >= 4 * 100 * 100
 
 
 @pytest.mark.parametrize(
@@ -331,34 +320,21 @@ def test_help_and_mistakes_come_without_tensorflow(arguments, words):
     assert done.stdout.endswith("False\n"), done.stdout
 
 
-# --- evaluation ---
-
-
-def half_bright(monkeypatch):
-    """A network whose foreground is what is brighter than the middle."""
-    monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
-
-
 def read_metrics(path):
     with open(path / "metrics.csv", newline="", encoding="utf-8") as file:
         return {row.pop("image"): {name: float(v) for name, v in row.items()} for row in csv.DictReader(file)}
 
 
-def test_metrics_by_hand(trained, tmp_path, monkeypatch, capsys):
+def test_metrics_by_hand(trained, tmp_path, same, capsys):
     """8x8 pixels: 16 predicted; of the first truth 24 pixels 8 are found, of the second all of its 16."""
-    half_bright(monkeypatch)
     images, masks = tmp_path / "images", tmp_path / "masks"
-    images.mkdir()
-    masks.mkdir()
-    prediction = np.zeros((8, 8), np.uint8)
-    prediction[:4, :4] = 1
-    truth = np.zeros((8, 8), np.uint8)
-    truth[2:, :4] = 1
+    prediction, truth = np.zeros((2, 8, 8), np.uint8)
+    prediction[:4, :4], truth[2:, :4] = 1, 1
     name = unicodedata.normalize("NFC", "é")
-    for stem, mask in (("a", truth), (name, prediction)):
-        Image.fromarray(200 * prediction).save(images / f"{stem}.png")
-        ending = "_mask" if stem == "a" else ""  # as in Carvana
-        Image.fromarray(255 * mask).save(masks / f"{unicodedata.normalize('NFD', stem)}{ending}.gif")
+    save(images / "a.png", 200 * prediction)
+    save(masks / "a_mask.gif", 255 * truth)  # as in Carvana
+    save(images / f"{name}.png", 200 * prediction)
+    save(masks / f"{unicodedata.normalize('NFD', name)}.gif", 255 * prediction)
     assert run(trained(), images, "--evaluate", masks, output=tmp_path / "out") == 0
     rows = read_metrics(tmp_path / "out")
     assert [*rows] == ["a.png", f"{name}.png", "mean of the images", "all pixels"]
@@ -380,8 +356,8 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: wide[np.newaxis])
     truth = np.full((8, 8), 1, np.uint8)
     truth[:2], truth[6:] = 255, 2
-    Image.fromarray(truth).save(tmp_path / "truth.png")
-    Image.fromarray(noise(8, 8)[..., 0]).save(tmp_path / "a.png")
+    save(tmp_path / "truth.png", truth)
+    save(tmp_path / "a.png", noise(8, 8)[..., 0])
     run(trained(classes=3), tmp_path / "a.png", "--evaluate", tmp_path / "truth.png", output=tmp_path / "out")
     rows = read_metrics(tmp_path / "out")
     assert rows["a.png"]["accuracy"] == pytest.approx(16 / 48)
@@ -393,9 +369,8 @@ def test_metrics_of_many_classes_leave_out_void(trained, tmp_path, monkeypatch):
 def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tmp_path, capsys):
     """It counts in no mean, with objects neither, and is not among the worst."""
     for stem, values in (("a", [0, 1]), ("b", [classes + 1])):  # the last value is void
-        for part, array in (("images", noise(16, 16)[..., 0]), ("masks", np.resize(np.array(values, np.uint8), (16, 16)))):
-            (tmp_path / part).mkdir(exist_ok=True)
-            Image.fromarray(array).save(tmp_path / part / f"{stem}.png")
+        save(tmp_path / "images" / f"{stem}.png", noise(16, 16)[..., 0])
+        save(tmp_path / "masks" / f"{stem}.png", np.resize(values, (16, 16)))
     options = {"dataset": "folder", "data_dir": tmp_path, "classes": classes, "void_label": classes + 1}
     objects = ["--objects", "--object-settings", 0.5, 0, 0, *(["--object-class", 1] if classes > 1 else [])]
     run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", *objects, output=tmp_path / "out")
@@ -408,113 +383,80 @@ def test_an_image_of_which_nothing_is_labelled_has_no_score(classes, trained, tm
 
 @pytest.mark.parametrize("suffix", ["", "_segmentation", "_mask", "-seg"])
 @pytest.mark.parametrize("stored", [True, False])
-def test_masks_are_found_as_the_training_finds_them(suffix, stored, trained, tmp_path):
-    (tmp_path / "masks").mkdir()
+def test_masks_are_found_as_the_training_finds_them(suffix, stored, tmp_path):
     for stem in ("a", "b", "é"):
         noise_file(tmp_path / "images" / f"{stem}.png")
-        mask = tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png")  # as macOS has it
-        Image.fromarray(255 * (noise(60, 60)[..., 0] // 128)).save(mask)
+        noise_file(tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png"))  # as macOS has it
         if stored and suffix:  # what else has the name of the image is not its mask
-            Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "masks" / f"{stem}.png")
-    options = {"dataset": "folder", "data_dir": tmp_path, "mask_suffix": suffix} if stored and suffix else {}
-    run(trained(**options), tmp_path / "images", "--evaluate", tmp_path / "masks", output=tmp_path / "out")
-    assert len(read_metrics(tmp_path / "out")) == 5
+            noise_file(tmp_path / "masks" / f"{stem}.png")
+    masks = find_masks(tmp_path / "masks", find_images([tmp_path / "images"]), suffix if stored else None)
+    assert {stem: unicodedata.normalize("NFC", mask.stem) for stem, mask in masks.items()} == {k: k + suffix for k in "abé"}
 
 
-def test_colour_masks_are_read_as_in_training(trained, tmp_path, monkeypatch):
-    half_bright(monkeypatch)
-    (tmp_path / "colors.txt").write_text("grass 0 128 0\ncow 200 0 0\n")
-    mask = np.zeros((8, 8, 3), np.uint8)
-    mask[..., 1] = 128
-    mask[:2] = (200, 0, 0)
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    Image.fromarray(np.where(mask[..., 0] == 200, 255, 0).astype(np.uint8)).save(tmp_path / "a.png")
-    options = {"dataset": "folder", "data_dir": tmp_path, "colors": tmp_path / "colors.txt"}
-    checkpoint = trained(**options)
+def test_pages_go_to_images_in_the_order_of_their_numbers(tmp_path):
+    pages = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in range(1, 13)]
+    for k, page in enumerate(pages, start=1):
+        save(tmp_path / "images" / f"slice_{k}.png", page)
+    pages[0].save(tmp_path / "labels.tif", save_all=True, append_images=pages[1:])
+    masks = find_masks(tmp_path / "labels.tif", find_images([tmp_path / "images"]))
+    assert {stem: mask.page for stem, mask in masks.items()} == {f"slice_{k}": k - 1 for k in range(1, 13)}
+
+
+def true_mask(path, **options):
+    """A mask as --evaluate reads it."""
+    config = Config.of(**{"channels": 1, "classes": 1, "dataset": "folder", "data_dir": path.parent, **options})
+    source = Source(path, None, path.stem)
+    return truth_reader({source.stem: source}, config, False)(source)
+
+
+def test_colour_masks_are_read_as_in_training(tmp_path):
+    colors = tmp_path / "colors.txt"
+    colors.write_text("grass 0 128 0\ncow 200 0 0\n")
+    cow = np.tile(np.arange(8) < 2, (8, 1))
+    save(tmp_path / "mask.png", np.where(cow[..., np.newaxis], (200, 0, 0), (0, 128, 0)))
+    stored = Config.of(dataset="folder", data_dir=tmp_path, colors=colors).as_dict()["colors"]
     for text in ("grass 0 128 0\ncow 200 0 0\n", "cow 0 128 0\ngrass 200 0 0\n", None):  # the run has stored the table
-        (tmp_path / "colors.txt").unlink() if text is None else (tmp_path / "colors.txt").write_text(text)
-        run(checkpoint, tmp_path / "a.png", "--evaluate", tmp_path / "mask.png", output=tmp_path / "out")
-        assert set(read_metrics(tmp_path / "out")["a.png"].values()) == {1.0}
+        colors.unlink() if text is None else colors.write_text(text)
+        restored = Config.from_dict({"dataset": "folder", "data_dir": str(tmp_path), "colors": stored}).data.colors
+        np.testing.assert_array_equal(true_mask(tmp_path / "mask.png", colors=restored), cow)
 
 
-def test_trimaps_are_read_as_in_training(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("void, own", [(None, False), (3, False), (None, True)])
+def test_trimaps_are_read_as_in_training(void, own, tmp_path):
     """1 is the pet, 2 the background, 3 the outline; masks that hold a 0 are no trimaps."""
-    half_bright(monkeypatch)
-    trimap = np.full((8, 8), 2, np.uint8)
-    trimap[:2], trimap[2:4] = 1, 3
-    Image.fromarray(trimap).save(tmp_path / "trimap.png")
-    own = np.where(trimap == 1, 255, 0).astype(np.uint8)
-    Image.fromarray(own).save(tmp_path / "own.png")
-    Image.fromarray(own).save(tmp_path / "a.png")
-    Image.fromarray(np.where(trimap == 2, 0, 255).astype(np.uint8)).save(tmp_path / "b.png")  # and the outline
-    cases = [("a", "trimap", None, 1), ("a", "trimap", 3, 1), ("a", "own", None, 1)]
-    cases += [("b", "trimap", None, 48 / 64), ("b", "trimap", 3, 1), ("b", "own", None, 48 / 64)]
-    for image, mask, void, accuracy in cases:
-        options = {"dataset": "oxford_pet", "data_dir": tmp_path, "void_label": void}
-        run(trained(**options), tmp_path / f"{image}.png", "--evaluate", tmp_path / f"{mask}.png", output=tmp_path / "out")
-        assert read_metrics(tmp_path / "out")[f"{image}.png"]["accuracy"] == accuracy, (image, mask, void)
+    trimap = np.repeat([[1], [1], [3], [3], [2], [2]], 8, axis=1)
+    save(tmp_path / "a.png", 255 * (trimap == 1) if own else trimap)
+    truth = true_mask(tmp_path / "a.png", dataset="oxford_pet", void_label=void)
+    np.testing.assert_array_equal(truth, np.where(trimap == (void or -1), VOID, trimap == 1))
 
 
-def test_predictions_evaluated_against_themselves(trained, folder, tmp_path):
-    """What was written is read back as what it was, in a second run."""
-    for classes in (1, 2, 3):
-        checkpoint = trained(classes=classes)
-        run(checkpoint, folder, output=tmp_path / f"first{classes}")
-        run(checkpoint, folder, "--evaluate", tmp_path / f"first{classes}", output=tmp_path / "second")
-        assert all(row["dice"] == row["accuracy"] == 1 for row in read_metrics(tmp_path / "second").values())
+@pytest.mark.parametrize("values, options", [([0, 1, 7], {}), ([0, 128, 255], {}), ([0, 200], {"classes": 3}), ([255, 1], {})])
+def test_a_true_mask_that_does_not_fit_gets_no_advice_of_the_training(values, options, tmp_path):
+    save(tmp_path / "a.png", np.resize(values, (61, 90)))
+    with pytest.raises(UserError, match="true masks hold what the masks of the training held") as error:
+        true_mask(tmp_path / "a.png", **options)
+    assert not re.search(r"--(classes|void-label|colors|class-names)", str(error.value)), error.value
 
 
-# --- bad input ---
-
-
-def test_bad_images_can_be_skipped(trained, folder, tmp_path, capsys):
+def test_bad_files_can_be_skipped(trained, folder, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    run(trained(), folder, output=masks)
+    (masks / "a.png").write_bytes(b"")
+    save(masks / "c.png", 255 * (noise(3, 50)[..., 0] // 128))
     (folder / "b.tif").write_bytes((folder / "b.tif").read_bytes()[:500])
-    Image.fromarray(noise(3, 50)[..., 0]).save(folder / "d.png")
-    with pytest.raises(UserError, match="b.tif"):
-        run(trained(), folder, output=tmp_path / "out")
-    assert run(trained(), folder, "--skip-bad", "--probabilities", output=tmp_path / "out") == 1
+    for path in (folder, masks):
+        save(path / "d.png", 255 * (noise(3, 50)[..., 0] // 128))
+    for more, words in (([], "b.tif"), (["--evaluate", masks], "a.png")):
+        with pytest.raises(UserError, match=words):
+            run(trained(), folder, *more, output=tmp_path / "out")
+    assert run(trained(), folder, "--skip-bad", "--probabilities", "--evaluate", masks, output=tmp_path / "out") == 1
     captured = capsys.readouterr()
-    assert "3 of 5 images" in captured.out
+    assert "1 of 5 images" in captured.out
     left_out = [line for line in captured.err.splitlines() if line.startswith("left out: ")]
-    assert "b.tif" in left_out[0] and "d.png is 50x3 pixels" in left_out[1] and len(left_out) == 2
-    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").glob("*.npy")) == ["a.npy", "c.npy", "größe 図.npy"]
-
-
-def test_bad_masks_can_be_skipped(trained, folder, tmp_path, capsys):
-    run(trained(), folder, output=tmp_path / "masks")
-    (tmp_path / "masks" / "a.png").write_bytes(b"")
-    Image.fromarray(255 * (noise(3, 50)[..., 0] // 128)).save(tmp_path / "masks" / "b.png")
-    arguments = [folder, "--evaluate", tmp_path / "masks"]
-    with pytest.raises(UserError, match="a.png"):
-        run(trained(), *arguments, output=tmp_path / "out")
-    assert run(trained(), *arguments, "--skip-bad", output=tmp_path / "out") == 1
-    assert "b.tif is 89x63 pixels, its true mask 50x3" in capsys.readouterr().err
-    assert len(read_metrics(tmp_path / "out")) == 4
-
-
-def replace_metadata(path, **changes):
-    from safetensors.numpy import load_file, save_file
-
-    config = json.loads(json.dumps(Config.of(filters=2, depth=2).as_dict()))
-    metadata = {"config": {**config, **changes}, "implementation": "lowlevel"}
-    save_file(load_file(path), path, {key: json.dumps(value) for key, value in metadata.items()})
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda path: path.unlink(), "best.safetensors is no readable checkpoint"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "best.safetensors is no readable checkpoint"),
-        (lambda path: save_checkpoint(path, {"w": tf.constant(1.0)}, {}), "not written by a train script"),
-        (lambda path: replace_metadata(path, colour="red"), "another version of the project .*colour"),
-        (lambda path: replace_metadata(path, filters=4), "best.safetensors holds another network"),
-    ],
-)
-def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
-    checkpoint = trained()
-    damage(checkpoint)
-    with pytest.raises(UserError, match=words):
-        run(checkpoint, folder, output=tmp_path / "out")
+    words = ("masks/a.png", "b.tif", "c.gif is 88x65 pixels, its true mask 50x3", "d.png is 50x3 pixels, too small")
+    assert len(left_out) == 4 and all(word in line for word, line in zip(words, left_out))
+    assert sorted(p.name for p in (tmp_path / "out" / "probabilities").iterdir()) == ["a.npy", "c.npy", "größe 図.npy"]
+    assert len(read_metrics(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize(
@@ -528,15 +470,17 @@ def test_bad_checkpoints(damage, words, trained, folder, tmp_path):
         (lambda path: noise_file(path / "images/a.gif"), ["images/b.tif", "--evaluate", "images"], "keep one of them"),
         (None, ["images", "--tile", "51"], "--tile must be at least 52"),
         (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
-        (None, ["images/b.tif", "--evaluate", "images/a.png", "--output", "."], None),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (
-            lambda path: (path / "file").write_text(""),
-            ["images", "--output", "file/out"],
-            "cannot write to file/out: Not a directory",
-        ),
+        (lambda path: (path / "file").touch(), ["images", "--output", "file/out"], "cannot write to file/out: Not a directory"),
         (None, ["images", "--implementation", "torch"], "--implementation"),
+        (None, [], "name images to predict, or a kind of --export, and not both"),
+        (None, ["images", "--export", "keras"], "name images to predict, or a kind of --export, and not both"),
+        (None, ["images", "--object-class", "car"], "--object-class goes with --objects"),
+        (None, ["--export", "onnx", "--quantize", "int8"], "--quantize goes with --export litert"),
+        (None, ["--export", "onnx", "--image-size", "32"], "--image-size goes with --export stablehlo and litert"),
+        (None, ["--export", "onnx", "--objects"], "--objects goes with images to predict"),
+        (None, ["--export", "keras", "--tile", "512"], "--tile goes with images to predict"),
     ],
 )
 def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, monkeypatch):
@@ -544,41 +488,10 @@ def test_bad_arguments(prepare, arguments, words, trained, folder, tmp_path, mon
     if prepare:
         prepare(tmp_path)
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    if words is None:
-        Image.fromarray(255 * (noise(63, 89)[..., 0] // 128)).save(folder / "a.png")
-        assert run(trained(), *arguments, output="out") == 0
-        return
     with pytest.raises(UserError, match=words) as error:
         run(trained(), *arguments, output="out")
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def noise_file(path):
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(noise(60, 60)[..., 0]).save(path)
-
-
-@pytest.mark.parametrize("values, options", [([0, 1, 7], {}), ([0, 128, 255], {}), ([0, 200], {"classes": 3}), ([255, 1], {})])
-def test_a_true_mask_that_does_not_fit_gets_no_advice_of_the_training(values, options, trained, folder, tmp_path):
-    (tmp_path / "masks").mkdir()
-    for stem in ("a", "b", "c", "größe 図"):
-        Image.fromarray(np.resize(np.array(values, np.uint8), (61, 90))).save(tmp_path / "masks" / f"{stem}.png")
-    with pytest.raises(UserError, match="true masks hold what the masks of the training held") as error:
-        run(trained(**options), folder, "--evaluate", tmp_path / "masks", output=tmp_path / "out")
-    assert not re.search(r"--(classes|void-label|colors|class-names)", str(error.value)), error.value
-
-
-@pytest.mark.parametrize("extra", [["--export", "keras"], ["a.png"]])
-def test_weights_that_are_not_finite_are_refused(extra, tmp_path):
-    config = Config.of(filters=2, depth=1, channels=1, classes=1)
-    for name, value in (("head/bias", np.nan), ("down0/conv1/kernel", np.inf), ("down0/bn1/moving_variance", -1)):
-        weights = initial_weights(config.network)
-        weights[name].flat[0] = value
-        weights = {name: tf.Variable(value) for name, value in weights.items()}
-        save_checkpoint(tmp_path / "w.safetensors", weights, {}, config=config.as_dict(), implementation="lowlevel")
-        with pytest.raises(UserError, match=f"is of no use: {name} is not finite"):
-            predict.main(["--checkpoint", str(tmp_path / "w.safetensors"), "--output", str(tmp_path / "out"), *extra])
 
 
 def test_what_comes_while_others_are_predicted_stays(trained, folder, tmp_path, monkeypatch):
@@ -606,7 +519,6 @@ def test_what_is_there_is_seen_before_the_work(name, trained, folder, tmp_path):
 
 
 def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys):
-    (tmp_path / "in").mkdir()
     for name in (b"=1+1.png", b"a\x1b[31mb.png", b"c\xff.png"):
         noise_file(tmp_path / "in" / os.fsdecode(name))
     run(trained(), tmp_path / "in", "--overlay", output=tmp_path / "out")
@@ -617,29 +529,10 @@ def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys)
     assert names == ["'=1+1.png", "a\\x1b[31mb.png", "c\\udcff.png"]
 
 
-# --- export ---
-
-
 @pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
 def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys):
-    arguments = ["--checkpoint", str(trained("highlevel")), "--output", str(tmp_path / "out")]
-    assert predict.main([*arguments, "--export", kind, *(["--image-size", "32"] if kind in FIXED else [])]) == 0
+    size = ["--image-size", "32"] if kind in FIXED else []
+    assert run(trained("highlevel"), "--export", kind, *size, output=tmp_path / "out") == 0
     through = "keras_impl" if kind == "keras" else "highlevel"
     assert f"{through} exported to {tmp_path / 'out'} ({kind}" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "export.json").read_text())
-    assert not list((tmp_path / "out").glob("*.png"))
-
-
-def test_options_of_an_export_go_with_their_kind(tmp_path):
-    for words, reason in (
-        ("", "name images to predict, or a kind of --export, and not both"),
-        ("a.png --export keras", "name images to predict, or a kind of --export, and not both"),
-        ("--export onnx --quantize int8", "--quantize goes with --export litert"),
-        ("--export onnx --image-size 32", "--image-size goes with --export stablehlo and litert"),
-        ("a.png --object-class car", "--object-class go with --objects"),
-        ("--export onnx --objects", "--objects goes with images to predict"),
-        ("--export keras --skip-bad", "--skip-bad goes with images to predict"),
-        ("--export keras --tile 512", "--tile goes with images to predict"),
-    ):
-        with pytest.raises(UserError, match=reason):
-            predict.main([*words.split(), "--checkpoint", "x", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "out" / "export.json").read_text()) and not list((tmp_path / "out").glob("*.png"))

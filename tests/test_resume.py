@@ -1,11 +1,11 @@
 """Training that survives: killed at any moment and resumed, it ends with the weights of a run that was never interrupted."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from common.checkpoint import load_checkpoint
@@ -18,40 +18,46 @@ ROOT = Path(__file__).parents[1]
 OPTIONS = "--images 20 --validation 0.2 --image-size 32 --depth 1 --filters 2 --batch-size 4 --epochs 5 --deterministic"
 OPTIONS += " --checkpoint-every 1 --dropout 0.3 --schedule cosine --warmup 3 --augment paper --loss dice_ce"
 
-# A process that has imported TensorFlow and nothing more forks one child per run: that saves the seconds of the import.
-# Commands, one a line: `train DIR SYNCS OPTIONS`; a child kills itself in its write number SYNCS to the disk, 0 for never.
+# A process that has imported TensorFlow and nothing more forks a child per command: that saves the seconds of the import.
+# It runs `module.main(arguments)`, and is killed after so many seconds, or kills itself in its write number `syncs` to disk.
 NURSERY = """
-import os, signal, sys, threading
-import common, comparison
+import importlib, json, os, signal, sys, time
+import common
 from common.cli import run_script
-import training.run, data.loader
-main = comparison.load(sys.argv[1]).main
-training.run.draw_results = training.run.draw_augmentations = lambda *_: None  # seconds that prove nothing here
+modules = {name: importlib.import_module(name) for name in sys.argv[1:]}
+if "training.run" in sys.modules:
+    run = sys.modules["training.run"]
+    run.draw_results = run.draw_augmentations = lambda *_: None  # seconds that prove nothing here
 for line in sys.stdin:
-    log, syncs, *options = line.split()
-    child = os.fork()
+    name, arguments, after, syncs = json.loads(line)
+    child, started = os.fork(), time.monotonic()
     if child == 0:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1), os.dup2(1, 2)
-        if int(syncs):
-            left, fsync = [int(syncs)], os.fsync
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1), os.dup2(1, 2)
+        if syncs:
+            left, fsync = [syncs], os.fsync
             def killing(descriptor):
                 left[0] -= 1
                 if not left[0]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 fsync(descriptor)
             os.fsync = killing
-        run_script(lambda: main(options))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        run_script(lambda: modules[name].main(arguments))
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, time.monotonic() - started]), flush=True)
 """
 
 
 class Nursery:
-    def __init__(self, implementation, folder):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY, implementation], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.log = folder / "log"
+    """Forks the `main` of a module, in `folder`."""
+
+    def __init__(self, folder, module):
+        self.log, self.module = folder / "log", module
+        command, environment = [sys.executable, "-c", NURSERY, module], {**os.environ, "PYTHONPATH": str(ROOT)}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
     def __enter__(self):
         return self
@@ -59,17 +65,13 @@ class Nursery:
     def __exit__(self, *_):
         self.process.communicate()  # the end of its input ends it
 
-    def train(self, *options, syncs=0, kill_after=None, number=signal.SIGKILL):
-        """-> (exit code, seconds)"""
-        print(self.log, syncs, *options, file=self.process.stdin, flush=True)
-        child, started = int(self.process.stdout.readline()), time.monotonic()
-        if kill_after is not None:
-            time.sleep(kill_after)
-            try:
-                os.kill(child, number)
-            except ProcessLookupError:  # it was done already
-                pass
-        return int(self.process.stdout.readline()), time.monotonic() - started
+    def run(self, *arguments, after=None, syncs=0):
+        """-> seconds, and whether it was killed: by SIGKILL after some, or within a write."""
+        command = [self.module, [str(argument) for argument in arguments], after, syncs]
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        code, seconds = json.loads(self.process.stdout.readline())
+        assert code == 0 or code == -signal.SIGKILL and (syncs or after is not None), self.log.read_text()
+        return seconds, code != 0
 
 
 def tensors(run_dir):
@@ -79,21 +81,16 @@ def tensors(run_dir):
 
 def survive(implementation, folder, kills):
     """Kills one run `kills` times, every other time within a write, and lets it end; another is never interrupted."""
-    with Nursery(implementation, folder) as nursery:
-        code, seconds = nursery.train(*OPTIONS.split(), "--run-dir", folder / "whole")
-        assert code == 0, nursery.log.read_text()
-        chance = random.Random(5)
-        options = [*OPTIONS.split(), "--run-dir", folder / "killed"]
+    chance, killed = random.Random(5), folder / "killed"
+    options = [*OPTIONS.split(), "--run-dir", killed]
+    with Nursery(folder, f"{implementation}.train") as nursery:
+        seconds, _ = nursery.run(*OPTIONS.split(), "--run-dir", folder / "whole")
         for k in range(kills):
-            if k % 2:
-                code, _ = nursery.train(*options, syncs=chance.randint(1, 3))
-            else:
-                code, _ = nursery.train(*options, kill_after=chance.uniform(0, seconds))
-            if (folder / "killed" / "config.json").exists():
-                options = ["--resume", "--run-dir", folder / "killed"]
-            assert code in (0, -signal.SIGKILL), nursery.log.read_text()
-        code, _ = nursery.train(*options)
-        assert code == 0, nursery.log.read_text()
+            how = {"syncs": chance.randint(1, 3)} if k % 2 else {"after": chance.uniform(0, seconds)}
+            nursery.run(*options, **how)
+            if (killed / "config.json").exists():
+                options = ["--resume", "--run-dir", killed]
+        nursery.run(*options)
     (whole, of_whole), (killed, of_killed) = tensors(folder / "whole"), tensors(folder / "killed")
     assert whole.keys() == killed.keys() and "dropout/state" in whole and "iterations" in whole
     for name, value in whole.items():
@@ -109,10 +106,6 @@ def survive(implementation, folder, kills):
     assert not [*(folder / "killed").rglob(".unet-*"), *folder.glob("killed-*")], "nothing half stays, and nothing is set aside"
 
 
-def test_killed_and_resumed_it_is_the_same_run(implementation, tmp_path):
-    survive(implementation, tmp_path, kills=2)
-
-
-@pytest.mark.slow
-def test_killed_twenty_times(implementation, tmp_path):
-    survive(implementation, tmp_path, kills=20)
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_resumed_it_is_the_same_run(kills, implementation, tmp_path):
+    survive(implementation, tmp_path, kills)

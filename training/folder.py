@@ -6,24 +6,14 @@ import os
 import re
 from pathlib import Path
 
-from common.config import Config, UserError
+from common.config import FOLDS_CACHE, Config, UserError
 from common.output import PART, write_text
 from data.cache import try_lock
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
-CACHE = "cache-of-the-folds"
-FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{CACHE}(/.*)?"
+FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{FOLDS_CACHE}(/.*)?"
 KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS}|{re.escape(PART)}.*)|fold\d+")
-
-
-def take_folder(run_dir):
-    """Makes the folder of a run, and locks it until the result is closed. Raises: UserError when another process has it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = try_lock(run_dir / "lock")
-    if not lock:
-        raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
-    return lock
 
 
 def set_aside(run_dir):
@@ -31,12 +21,12 @@ def set_aside(run_dir):
 
     Raises: UserError when something in it is not the run's, or somebody works in it.
     """
-    names = ((path, path.relative_to(run_dir).as_posix()) for path in sorted(run_dir.rglob("*")))
-    reason = next((f"{path} is not the run's" for path, name in names if not KNOWN.fullmatch(name)), None)
+    others = [path for path in sorted(run_dir.rglob("*")) if not KNOWN.fullmatch(path.relative_to(run_dir).as_posix())]
+    reason = f"{others[0]} is not the run's: move it to a folder of its own" if others else None
     if Path.cwd().is_relative_to(run_dir):
-        reason = "it is or contains the working directory"
+        reason = "it is or contains the working directory: leave it"
     if reason:
-        raise UserError(f"{run_dir} holds an earlier run and would have to be renamed, but {reason}: take another --run-dir")
+        raise UserError(f"{run_dir} holds an earlier run and would be renamed, but {reason}, or take another --run-dir")
     names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
     kept = next(name for name in names if not os.path.lexists(name))
     run_dir.rename(kept)
@@ -44,22 +34,27 @@ def set_aside(run_dir):
 
 
 def take_new_folder(config):
-    """`take_folder`, with config.json in it; an earlier run there is set aside, unless --resume goes on with it.
+    """Makes the folder of a run, with config.json in it, and locks it until the result is closed.
 
-    Raises: UserError also for a folder that holds anything but a run, and for one that cannot be set aside.
+    An earlier run there is set aside, unless --resume goes on with it.
+
+    Raises: UserError for a folder that holds anything but a run, that another process has, or that cannot be set aside.
     """
     run_dir, resume, checkpoint = config.training.run_dir.resolve(), config.training.resume, config.training.checkpoint
     holds_run = is_run(run_dir)
-    names = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
-    if not holds_run and (others := [name for name in names if name != "lock" and not name.startswith(PART)]):
+    others = [path.name for path in run_dir.glob("*") if path.name != "lock" and not path.name.startswith(PART)]
+    if others and not holds_run:
         raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")
     if holds_run and checkpoint and not resume and run_dir in checkpoint.resolve().parents:
         raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
-    lock = take_folder(run_dir)
-    if holds_run and not resume:
+    while True:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (lock := try_lock(run_dir / "lock")):
+            raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
+        if resume or not is_run(run_dir):
+            break
         set_aside(run_dir)
         lock.close()
-        lock = take_folder(run_dir)
     for part in run_dir.glob(f"{PART}*"):  # of a process that was killed
         part.unlink()
     if not (run_dir / "config.json").exists():  # first of all: the folder is known by it
@@ -80,19 +75,16 @@ def read_config(run_dir):
     path = run_dir / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        Config.from_dict(values)
     except OSError as error:
         raise UserError(f"there is no run to --resume in {run_dir}: {path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged, it holds no JSON: take it from a copy, or train into another --run-dir") from None
-    try:
-        Config.from_dict(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged, it holds no JSON: take it from a copy, or train into another --run-dir") from None
     return values
 
 
 def write_config(config):
     """config.json, which --resume reads."""
-    run_dir, values = config.training.run_dir, config.kept.as_dict()
-    if not (run_dir / "config.json").exists() or read_config(run_dir) != values:
-        write_text(run_dir / "config.json", json.dumps(values, indent=2) + "\n")
+    write_text(config.training.run_dir / "config.json", json.dumps(config.kept.as_dict(), indent=2) + "\n")

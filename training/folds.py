@@ -11,8 +11,8 @@ from queue import Queue
 
 from common import see_one_gpu
 from common.cli import run_script
-from common.config import Config, Stopped, UserError
-from training.folder import CACHE, take_new_folder, write_config
+from common.config import FOLDS_CACHE, Config, Stopped, UserError
+from training.folder import take_new_folder, write_config
 from training.hosts import environment, find_devices, passing_signals
 from training.report import list_folds
 
@@ -24,7 +24,7 @@ def train_folds(implementation, train, config):
     Folds of an interrupted cross-validation that `config.training.resume` finds finished are not trained again.
     """
     with take_new_folder(config):
-        cache = config.training.run_dir / CACHE  # without --cache the folds share one, until the last is done
+        cache = config.training.run_dir / FOLDS_CACHE  # without --cache the folds share one, until the last is done
         write_config(config)
         folds = []
         for fold in range(config.data.folds):

@@ -1,20 +1,13 @@
 """Killed in any moment of writing, by SIGKILL: nothing half is taken for whole, and nothing of before is lost."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.config import Config
+from common.checkpoint import load_checkpoint
 from common.output import PART
-from common.weights import initial_weights
 from prediction import EXPORTS
-from tests.fuzz.test_ownership import Variable
+from tests.conftest import save_network
 from tests.test_resume import Nursery
 from training.folder import KNOWN
 
@@ -22,66 +15,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 KILLS, SEED = 20, 16
 
-# Forks a child for each line of JSON on its input, which runs `module.main(arguments)` and is killed after so many seconds.
-FORKS = """
-import importlib, json, os, signal, sys, time
-import common
-from common.cli import run_script
-modules = {name: importlib.import_module(name) for name in sys.argv[1:]}
-for line in sys.stdin:
-    name, arguments, seconds = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        run_script(lambda: modules[name].main(arguments))
-    started = time.monotonic()
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([code, time.monotonic() - started]), flush=True)
-"""
 
-
-class Forks:
-    def __init__(self, folder, *modules):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", FORKS, *modules]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, name, *arguments, after=None):
-        """-> (exit code, seconds)"""
-        print(json.dumps([name, [str(argument) for argument in arguments], after]), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def kills(self, name, *arguments, check):
-        """Lets it run once for the time that it takes; kills it again and again, with a look after each; lets it run."""
-        code, seconds = self.run(name, *arguments)
-        assert code == 0, arguments
-        chance, killed = random.Random(SEED), 0
-        for _ in range(KILLS):
-            code, _ = self.run(name, *arguments, after=chance.uniform(0, 1.1 * seconds))
-            killed += code == -signal.SIGKILL
-            check()
-        assert killed > KILLS / 3, f"{killed} of {KILLS} were killed"
-        code, _ = self.run(name, *arguments)
-        assert code == 0
+def kills(nursery, *arguments, check):
+    """Lets it run once for the time that it takes; kills it again and again, with a look after each; lets it run."""
+    seconds, _ = nursery.run(*arguments)
+    chance, killed = random.Random(SEED), 0
+    for _ in range(KILLS):
+        killed += nursery.run(*arguments, after=chance.uniform(0, 1.1 * seconds))[1]
         check()
-        return killed
+    assert killed > KILLS / 3, f"{killed} of {KILLS} were killed"
+    nursery.run(*arguments)
+    check()
 
 
 @pytest.fixture
 def trained(tmp_path):
-    config = Config.of(filters=8, depth=2, channels=1, classes=1)
-    weights = {name: Variable(value) for name, value in initial_weights(config.network).items()}
-    path = tmp_path / "best.safetensors"
-    save_checkpoint(path, weights, {}, config=config.as_dict(), implementation="lowlevel")
-    return path
+    return save_network(tmp_path / "best.safetensors", filters=8)
 
 
 def pictures(folder, n):
@@ -111,7 +62,8 @@ def test_in_predict(trained, tmp_path):
         assert (out / "mine.png").read_bytes() == (images / "0.png").read_bytes() and (out / "notes.csv").read_text() == "mine"
 
     arguments = [images, "--checkpoint", trained, "--output", out, "--overlay", "--probabilities", "--evaluate", images]
-    Forks(tmp_path, "predict").kills("predict", *arguments, "--overwrite", check=check)
+    with Nursery(tmp_path, "predict") as nursery:
+        kills(nursery, *arguments, "--overwrite", check=check)
 
 
 @pytest.mark.slow
@@ -128,7 +80,8 @@ def test_in_export(kind, trained, tmp_path):
             assert zipfile.ZipFile(out / "model.keras").testzip() is None
 
     arguments = ["--checkpoint", trained, "--export", kind, "--output", out, "--overwrite"]
-    Forks(tmp_path, "predict").kills("predict", *arguments, check=check)
+    with Nursery(tmp_path, "predict") as nursery:
+        kills(nursery, *arguments, check=check)
     assert (out / "export.json").exists()
 
 
@@ -139,15 +92,15 @@ def test_in_writing_the_cache(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.glob("*s/*.png")}
     command = ["--dataset", "folder", "--data-dir", tmp_path, "--cache", tmp_path / "cache", "--depth", "1", "--filters", "1"]
     command += ["--epochs", "1", "--crop-size", "16", "--augment", "none", "--run-dir", tmp_path / "run"]
-    forks, chance = Forks(tmp_path, "lowlevel.train"), random.Random(SEED)
-    for _ in range(KILLS):
-        forks.run("lowlevel.train", *command, after=chance.uniform(0, 0.4))
-        for kept in (tmp_path / "cache").glob("*"):
-            if kept.is_dir() and kept.suffix != ".part":
-                assert {path.name for path in kept.iterdir()} == {"pixels", "index.npz"}
-        assert {path: path.read_bytes() for path in before} == before
-    code, _ = forks.run("lowlevel.train", *command)
-    assert code == 0, (tmp_path / "log").read_text()
+    chance = random.Random(SEED)
+    with Nursery(tmp_path, "lowlevel.train") as nursery:
+        for _ in range(KILLS):
+            nursery.run(*command, after=chance.uniform(0, 0.4))
+            for kept in (tmp_path / "cache").glob("*"):
+                if kept.is_dir() and kept.suffix != ".part":
+                    assert {path.name for path in kept.iterdir()} == {"pixels", "index.npz"}
+            assert {path: path.read_bytes() for path in before} == before
+        nursery.run(*command)
 
 
 OPTIONS = "--images 12 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 2 --folds 3 --deterministic".split()
@@ -156,17 +109,15 @@ OPTIONS = "--images 12 --image-size 16 --depth 1 --filters 2 --batch-size 2 --ep
 @pytest.mark.slow
 def test_in_cross_validation(tmp_path):
     """Killed within folds, between them and in their tables, and resumed: the figures of one that was never interrupted."""
-    with Nursery("lowlevel", tmp_path) as nursery:
-        code, seconds = nursery.train(*OPTIONS, "--run-dir", tmp_path / "whole")
-        assert code == 0, nursery.log.read_text()
-        chance, options, run_dir = random.Random(SEED), [*OPTIONS, "--run-dir", tmp_path / "killed"], tmp_path / "killed"
+    chance, run_dir = random.Random(SEED), tmp_path / "killed"
+    options = [*OPTIONS, "--run-dir", run_dir]
+    with Nursery(tmp_path, "lowlevel.train") as nursery:
+        seconds, _ = nursery.run(*OPTIONS, "--run-dir", tmp_path / "whole")
         for _ in range(KILLS):
-            code, _ = nursery.train(*options, kill_after=chance.uniform(0, 0.6 * seconds))
-            assert code in (0, -signal.SIGKILL), nursery.log.read_text()
+            nursery.run(*options, after=chance.uniform(0, 0.6 * seconds))
             if (run_dir / "config.json").exists():
                 options = ["--resume", "--run-dir", run_dir]
-        code, _ = nursery.train(*options)
-        assert code == 0, nursery.log.read_text()
+        nursery.run(*options)
     names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")]
     assert all(KNOWN.fullmatch(name) and PART not in name for name in names) and not list(tmp_path.glob("killed-*"))
     for k in range(3):

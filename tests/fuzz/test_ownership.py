@@ -8,12 +8,11 @@ from pathlib import Path
 
 import compare
 import predict
-from common.checkpoint import save_checkpoint
 from common.config import Config, UserError
 from common.output import RESULTS, write_text
-from common.weights import initial_weights
 from data import overview
 from prediction.export import export
+from tests.conftest import save_network
 from training.folder import FILES, KNOWN, is_run, take_new_folder
 
 import numpy as np
@@ -27,52 +26,43 @@ NAMES += ["fold0/mine.txt", "last.safetensors.7.part", "mine.part", ".lock", "st
 NAMES += ["overview.json", "overview.png", "parity.json", "parity.png", "events/mine", "notes.txt", "probabilities/a.npy"]
 
 
-class Variable:
-    def __init__(self, value):
-        self.value = value
-
-    def numpy(self):
-        return self.value
-
-
 @pytest.fixture
 def stubs(monkeypatch):
     """What is slow, and no writer: the network, the drawing of figures, the making of an export's file."""
     monkeypatch.setattr(predict, "make_predict", lambda *_: lambda images: images)
+    monkeypatch.setattr("prediction.export.restore", lambda *_: (None, None))
     monkeypatch.setattr("prediction.export.write_keras", lambda folder, *_: (folder / "model.keras").write_text("model"))
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).write_text(str(id(self))))
 
 
 def pretend_run(run_dir, seed, resume):
     """What a train script writes, without the training."""
-    config = Config.of(filters=2, depth=1, channels=1, classes=1, seed=seed, run_dir=run_dir, resume=resume)
-    with take_new_folder(config):
-        weights = {name: Variable(value) for name, value in initial_weights(config.network).items()}
+    options = dict(depth=1, seed=seed, run_dir=run_dir)
+    with take_new_folder(Config.of(**options, filters=2, channels=1, classes=1, resume=resume)):
         for name in ("best.safetensors", "last.safetensors"):
-            about = dict(config=config.replace(resume=False).as_dict(), implementation="lowlevel")
-            save_checkpoint(run_dir / name, weights, {"iterations": Variable(np.int64(seed))}, **about)
+            save_network(run_dir / name, **options)
         write_text(run_dir / "history.csv", f"{seed}")
 
 
 def act(rng, root, folders, checkpoint):
     """One thing that a user may do."""
     folder = rng.choice(folders)
-    kind = rng.randrange(6)
-    if kind == 0:
-        pretend_run(folder, rng.randrange(9), rng.random() < 0.3)
-    elif kind == 1:
-        what = [str(root / "photos"), *rng.sample(["--overlay", "--probabilities"], rng.randint(0, 2))]
-        what += ["--evaluate", str(root / "truth")] if rng.random() < 0.5 else []
-        predict.main([*what, "--checkpoint", str(checkpoint), "--output", str(folder)])
-    elif kind == 2:
-        export("keras", "keras_impl", Config.of(filters=2, depth=1, channels=1, classes=1), {}, folder)
-    elif kind == 3:
-        overview.main(["--images", "4", "--image-size", "16", "--depth", "1", "--output", str(folder)])
-    elif kind == 4:
-        compare.main(["runs", str(checkpoint.parent), "--run-dir", str(folder)])
-    else:
-        with take_new_folder(Config.of(run_dir=folder)):
-            pass
+    match rng.randrange(6):
+        case 0:
+            pretend_run(folder, rng.randrange(9), rng.random() < 0.3)
+        case 1:
+            what = [str(root / "photos"), *rng.sample(["--overlay", "--probabilities"], rng.randint(0, 2))]
+            what += ["--evaluate", str(root / "truth")] if rng.random() < 0.5 else []
+            predict.main([*what, "--checkpoint", str(checkpoint), "--output", str(folder)])
+        case 2:
+            export("keras", "keras_impl", Config.of(filters=2, depth=1, channels=1, classes=1), {}, folder)
+        case 3:
+            overview.main(["--images", "4", "--image-size", "16", "--depth", "1", "--output", str(folder)])
+        case 4:
+            compare.main(["runs", str(checkpoint.parent), "--run-dir", str(folder)])
+        case 5:
+            with take_new_folder(Config.of(run_dir=folder)):
+                pass
 
 
 def is_theirs(path):
@@ -82,14 +72,10 @@ def is_theirs(path):
     return of_run or (path.parent / RESULTS).exists() and path.name in PICTURES
 
 
-def mine(root, kept):
-    """The files that must be there as they are: path -> content."""
-    lost = [path for path, content in kept.items() if not path.is_file() or path.read_bytes() != content]
-    return [str(path.relative_to(root)) for path in lost]
-
-
 class Runs:
     """Stands for `comparison.runs`: writes what that writes."""
+
+    SETS = frozenset()
 
     @staticmethod
     def add_options(parser):
@@ -110,10 +96,7 @@ def play(steps, tmp_path, monkeypatch):
     pretend_run(tmp_path / "trained", 0, False)
     checkpoint = tmp_path / "trained" / "best.safetensors"
     monkeypatch.setattr(compare, "importlib", type("", (), {"import_module": staticmethod(lambda name: Runs)}))
-    kept, root = (
-        {path: path.read_bytes() for path in (tmp_path / "photos", tmp_path / "truth") for path in path.iterdir()},
-        None,
-    )
+    kept = {path: path.read_bytes() for name in ("photos", "truth") for path in (tmp_path / name).iterdir()}
     for step in range(steps):
         if step % 15 == 0:  # another user
             root = tmp_path / f"work{step}"
@@ -123,12 +106,8 @@ def play(steps, tmp_path, monkeypatch):
             monkeypatch.chdir(root if step % 2 else tmp_path)
         for _ in range(rng.randint(0, 2)):  # the user's own files, new or in place of what was written
             path = rng.choice(folders) / rng.choice(NAMES)
-            if (
-                path.resolve() not in kept
-                and not is_theirs(path)
-                and not (path.parent.exists() and not path.parent.is_dir())
-                and not path.is_dir()
-            ):
+            taken = path.resolve() in kept or is_theirs(path) or path.is_dir()
+            if not taken and (path.parent.is_dir() or not path.parent.exists()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(rng.randbytes(8))
                 kept[path.resolve()] = path.read_bytes()
@@ -138,7 +117,8 @@ def play(steps, tmp_path, monkeypatch):
         except UserError as error:
             refused += 1
             assert len(str(error).splitlines()) == 1
-        assert not mine(tmp_path, kept), f"seed {SEED}, step {step}"
+        lost = [path for path, content in kept.items() if not path.is_file() or path.read_bytes() != content]
+        assert not lost, f"seed {SEED}, step {step}"
     print(f"{done} done, {refused} refused, {len(kept)} files kept")
     assert done > steps / 10 and refused > steps / 10
 
