@@ -371,12 +371,12 @@ def test_masks_of_colours(tmp_path):
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("sky 1 2\n", "line 1"),
-        ("a 0 0 0\nb 0 0 256\n", "line 2"),
-        ("a 0 0 0\n\nb 0 0 0\n", "line 3"),
-        ("a 0 0 0\na 1 1 1\n", "line 2"),
-        ("a 0 0 0\nvoid 1 1 1\n", "names 1 classes"),
-        ("", "names 0 classes"),
+        (b"sky 1 2\n", "line 1"),
+        (b"a 0 0 0\nb 0 0 256\n", "line 2"),
+        (b"a 0 0 0\n\nb 0 0 0\n", "line 3"),
+        (b"a 0 0 0\na 1 1 1\n", "line 2"),
+        (b"a 0 0 0\nvoid 1 1 1\n", "names 1 classes"),
+        (b"", "names 0 classes"),
         (b"\xff\xfe\x00", "UTF-8"),
         (None, "No such file"),
     ],
@@ -384,7 +384,7 @@ def test_masks_of_colours(tmp_path):
 def test_files_of_colours_that_are_refused(tmp_path, text, problem):
     save_pairs(tmp_path, [BLOBS])
     if text is not None:
-        (tmp_path / "colors.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+        write(tmp_path / "colors.txt", text)
     with refused(tmp_path / "colors.txt", problem):
         layout_of("folder", tmp_path, colors=tmp_path / "colors.txt")
 
@@ -524,16 +524,15 @@ def test_where_0_is_white_the_values_are_turned(tmp_path, dtype, compression):
     np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), 255 * BLOBS)
 
 
-BANDS = {  # shape, dtype, options of tifffile, what the message says
-    "complex": ((40, 48), np.complex64, {}, "1 band of complex64"),
-    "12 bands of complex": ((40, 48, 12), np.complex64, {}, "12 bands of complex64"),
-    "float where 0 is white": ((40, 48), np.float32, {"photometric": "miniswhite"}, "0 is white"),
-}
+UNSUPPORTED = [  # shape, dtype, options of tifffile, what the message says
+    ((40, 48), np.complex64, {}, "1 band of complex64"),
+    ((40, 48, 12), np.complex64, {}, "12 bands of complex64"),
+    ((40, 48), np.float32, {"photometric": "miniswhite"}, "0 is white"),
+]
 
 
-@pytest.mark.parametrize("case", BANDS)
-def test_what_is_not_supported_is_not_called_damaged(tmp_path, case):
-    shape, dtype, options, text = BANDS[case]
+@pytest.mark.parametrize("shape, dtype, options, text", UNSUPPORTED)
+def test_what_is_not_supported_is_not_called_damaged(tmp_path, shape, dtype, options, text):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.ones(shape, dtype), **{"photometric": "minisblack", "planarconfig": "contig", **options})
     for read in (lambda: read_image(path, 3), lambda: read_image(path, 1), lambda: read_mask(path)):
@@ -577,36 +576,34 @@ def test_the_content_counts_and_not_the_name(tmp_path, kind):
     assert files.is_jpeg(path) == (kind == "JPEG")
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape, size", [((1280, 1918), (320, 480)), ((640, 960), (600, 900)), ((300, 400), (400, 800))])
-def test_a_jpeg_decoded_at_a_smaller_scale_shows_the_same(tmp_path, shape, size, channels):
+def test_a_jpeg_decoded_at_a_smaller_scale_shows_the_same(tmp_path, shape, size):
     photo = Image.fromarray(RAMP).resize(shape[::-1], Image.BICUBIC)
-    expected = np.asarray(photo.resize(size[::-1], Image.BOX).convert("RGB" if channels == 3 else "L"))
-    image = read_image(save(tmp_path / "photo.jpg", photo, quality=95), channels, Size(*size))
-    assert image.shape == (*size, channels)
-    # 4: JPEG at 95 and rounding; a shift by one pixel of the small image is worth 1 only, so the mean is bounded as well
-    difference = image.astype(int) - expected.reshape(image.shape)
-    assert abs(difference).max() <= 4
-    np.testing.assert_allclose(difference.mean(axis=(0, 1)), 0, atol=0.3)
+    path = save(tmp_path / "photo.jpg", photo, quality=95)
+    for channels, mode in ((1, "L"), (3, "RGB")):
+        expected = np.asarray(photo.resize(size[::-1], Image.BOX).convert(mode))
+        image = read_image(path, channels, Size(*size))
+        assert image.shape == (*size, channels)
+        # 4: JPEG at 95 and rounding; a shift by a pixel of the small image is worth 1 only, so the mean is bounded as well
+        difference = image.astype(int) - expected.reshape(image.shape)
+        assert abs(difference).max() <= 4
+        np.testing.assert_allclose(difference.mean(axis=(0, 1)), 0, atol=0.3)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_jpeg_decoded_at_a_smaller_scale_keeps_its_place(tmp_path, axis):
+def test_a_jpeg_decoded_at_a_smaller_scale_keeps_its_place(tmp_path):
     """An eighth of 409 pixels is decoded as 52, of which 51.125 are the image; all 52 would stretch it by 4.5 at the end."""
     ramp = np.tile((np.arange(409) + 0.5) / 409 * 255, (409, 1)).round().astype(np.uint8)
-    path = save(tmp_path / "ramp.jpg", ramp.T.copy() if axis == 0 else ramp, quality=95)
-    profile = read_image(path, 1, Size(51, 51))[..., 0].mean(axis=1 - axis)
-    np.testing.assert_allclose(profile, (np.arange(51) + 0.5) / 51 * 255, atol=1)  # 1: rounding, twice
+    for axis, image in ((1, ramp), (0, ramp.T.copy())):
+        path = save(tmp_path / "ramp.jpg", image, quality=95)
+        profile = read_image(path, 1, Size(51, 51))[..., 0].mean(axis=1 - axis)
+        np.testing.assert_allclose(profile, (np.arange(51) + 0.5) / 51 * 255, atol=1)  # 1: rounding, twice
 
 
-def test_a_jpeg_is_not_decoded_smaller_than_asked_for(tmp_path):
+def test_a_jpeg_keeps_detail_and_does_not_alias(tmp_path):
     waves = np.tile(127.5 + 100 * np.sin(np.arange(960) * np.pi / 4), (640, 1)).round().astype(np.uint8)
     path = save(tmp_path / "waves.jpg", waves, quality=95)
     shrunk = np.asarray(Image.fromarray(waves).resize((480, 320), Image.BILINEAR))
     assert read_image(path, 1, Size(320, 480)).std() > 0.9 * shrunk.std()  # from a quarter of the size it would be 0.55
-
-
-def test_resizing_a_jpeg_does_not_alias(tmp_path):
     board = (np.indices((640, 960)).sum(axis=0) % 2 * 255).astype(np.uint8)
     image = read_image(save(tmp_path / "board.jpg", board, quality=95), 1, Size(200, 300))
     np.testing.assert_allclose(image, 127.5, atol=4)  # a checkerboard of single pixels is gray from afar
@@ -728,11 +725,11 @@ def test_what_mask_values_mean(masks, options, classes, void, table, note):
     assert note in found.note and "\n" not in found.note
 
 
-@pytest.mark.parametrize("options", [{}, {"classes": 1}, {"classes": 2}])
-def test_jpeg_masks_are_black_and_white(options):
-    found = meaning([0, 1, 3, 127, 128, 250, 255], [0, 2], suffix=".jpg", **options)
-    np.testing.assert_array_equal(found.table, [0] * 128 + [1] * 128)
-    assert found.classes == options.get("classes", 1) and found.void_label is None and "JPEG" in found.note
+def test_jpeg_masks_are_black_and_white():
+    for options in ({}, {"classes": 1}, {"classes": 2}):
+        found = meaning([0, 1, 3, 127, 128, 250, 255], [0, 2], suffix=".jpg", **options)
+        np.testing.assert_array_equal(found.table, [0] * 128 + [1] * 128)
+        assert found.classes == options.get("classes", 1) and found.void_label is None and "JPEG" in found.note
 
 
 JPEG_LOSES, ODD = "JPEG does not keep", [[0, 255]] * 5  # five masks beside the odd one
@@ -899,10 +896,9 @@ def test_what_is_no_file_does_not_hang(tmp_path):
 def test_several_pages_in_one_file_are_refused(tmp_path):
     for name in ("pages.tif", "pages.gif", "pages.png"):
         path = save(tmp_path / name, NOISE, save_all=True, append_images=[Image.fromarray(255 - NOISE)])
-        with refused(path, "holds 2 images"):
-            read_image(path, 3)
-        with refused(path, "holds 2 images"):
-            read_mask(path)
+        for read in (lambda p: read_image(p, 3), read_mask):
+            with refused(path, "holds 2 images"):
+                read(path)
     # the second one of a phone is a preview
     phone = save(tmp_path / "phone.jpg", NOISE, format="MPO", save_all=True, append_images=[Image.fromarray(NOISE[::2, ::2])])
     assert read_image(phone, 3).shape == NOISE.shape
@@ -973,11 +969,9 @@ def test_what_must_not_be_read_is_named(tmp_path, monkeypatch):
     def deny(path, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", deny)
-        with refused(tmp_path / "images", "Permission denied"):
-            layout_of("folder", tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", deny)
-        with refused(tmp_path / "images/0.png", "Permission denied"):
-            layout.read(layout.items[0], 3, None)
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with refused(tmp_path / "images", "Permission denied"):
+        layout_of("folder", tmp_path)
+    monkeypatch.setattr("builtins.open", deny)
+    with refused(tmp_path / "images/0.png", "Permission denied"):
+        layout.read(layout.items[0], 3, None)
