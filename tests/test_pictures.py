@@ -1,9 +1,5 @@
 """The pictures: colours that are told apart, names drawn as they are, and none that costs a result."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 from common.colors import CLASS_COLORS
 from common.config import VOID, Config
 from common.pictures import (
@@ -17,6 +13,7 @@ from common.pictures import (
     legend,
     mask_colors,
 )
+from tests.helpers import python
 from training.report import draw_predictions
 
 import numpy as np
@@ -151,6 +148,5 @@ def test_no_picture_costs_a_result(tmp_path, capsys):
 
 def test_colours_and_names_cost_no_library():
     slow = ("tensorflow", "matplotlib", "skimage", "scipy")
-    code = f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    found = python("-c", f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])")
     assert found.stdout == "[]\n", found.stderr
