@@ -469,15 +469,13 @@ def test_cells_of_any_size(size):
 
 
 def test_the_split_is_by_chance_and_by_seed(capsys):
+    """tests/test_splits.py has the shares."""
     config = Config.of(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
     _, training, validation = load_examples(config)
-    assert len(training.names) == 15 and len(validation.names) == 5
-    assert not set(training.names) & set(validation.names)
+    assert len({*training.names} | {*validation.names}) == 20 and len(validation.names) == 5
     assert "synthetic cells: 15 images to train on, 5 to validate, 16x16 gray" in capsys.readouterr().out
     assert load_examples(config)[2].names == validation.names
     assert load_examples(config.replace(seed=4))[2].names != validation.names
-    few = Config.of(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
-    assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
 
 
 @pytest.mark.parametrize("way", ["ahead", "killed", "no process"])

@@ -78,7 +78,7 @@ def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
 
 def test_train_script_as_a_file(tmp_path):
     """As a module it runs in tests/test_training.py, where it is sent a signal."""
-    result = python("lowlevel/train.py", *TINY, "--epochs", "1", "--run-dir", tmp_path)
+    result = python("lowlevel/train.py", *TINIEST, "--epochs", "1", "--run-dir", tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr.strip() == "", "no start-up noise, no warnings"
 
@@ -88,6 +88,7 @@ def test_compare_without_arguments(tmp_path, monkeypatch):
     climbed = []
     monkeypatch.setattr(parity, "climb_all", lambda todo, path: climbed.append(([case.title for case in todo], path)) or True)
     monkeypatch.setattr(bench, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(bench, "STARTING", 5)
     assert compare.main([*TINIEST, "--rounds", "1", "--run-dir", str(tmp_path)]) == 0
     ((titles, path),) = climbed
     assert {*titles} == {f"default: {way}" for way in compare.SHORT} and path == tmp_path / "parity.json"
