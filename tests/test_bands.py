@@ -324,7 +324,7 @@ def test_the_overview_shows_the_bands_that_are_named_or_the_colour(tmp_path, mon
     assert "12 bands; the network reads 12 channels; 16 bits" in capsys.readouterr().out
     np.testing.assert_allclose(shown[0], DEEP[..., [11, 0, 3]] * 0.0255, atol=0.51)
     shown.clear()
-    overview.main([*options, "--data-dir", str(colour), "--channels", "1"])
+    overview.main([*options, "--data-dir", str(colour), "--channels", "1", "--overwrite"])
     assert "2 RGB; the network reads 1 channel" in capsys.readouterr().out and np.ptp(shown[0], axis=-1).max() > 9
 
 
