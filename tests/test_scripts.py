@@ -223,7 +223,7 @@ def train(implementation):
         (compare.main, "parity --steps 0", ["--steps"]),
         (compare.main, "relay --jit", ["--jit"]),
         (compare.main, "relay --epochs 5", ["--epochs"]),
-        (compare.main, "seeds --schedule cosine", ["--schedule", "train script"]),
+        (compare.main, "seeds --schedule cosine", ["unrecognized arguments: --schedule cosine", "--help"]),
         (compare.main, "parity --save README.md", ["README.md", "is there already: move it away"]),
         (compare.main, "runs nowhere", ["nowhere"]),
     ],

@@ -12,6 +12,7 @@ from common.checkpoint import save_checkpoint
 from common.config import Config, UserError
 from common.output import RESULTS, write_text
 from common.weights import initial_weights
+from comparison.proof import runs
 from data import overview
 from prediction.export import export
 from training.folder import FILES, KNOWN, is_run, take_new_folder
@@ -90,6 +91,8 @@ def mine(root, kept):
 
 class Runs:
     """Stands for `comparison.runs`: writes what that writes."""
+
+    SETS = runs.SETS
 
     @staticmethod
     def add_options(parser):
