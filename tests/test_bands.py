@@ -11,6 +11,8 @@ from data.files import count_bands, on_scale, read_image, read_mask
 from data.layouts import find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.images import Source, predict_mask, save_overlay
+from tests.drawn import save
+from tests.helpers import refused
 
 import numpy as np
 import pytest
@@ -39,8 +41,7 @@ def write(path, values, **options):
 def data_set(folder, suffix=".tif", channels=12, values=DEEP, n=5):
     for i in range(n):
         write(folder / f"images/{i}{suffix}", values[..., :channels])
-        (folder / "masks").mkdir(exist_ok=True)
-        Image.fromarray(MASK).save(folder / f"masks/{i}.png")
+        save(folder / f"masks/{i}.png", MASK)
     return folder
 
 
@@ -55,28 +56,27 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("values", [EIGHT, DEEP, DEEP / np.float32(10_000)], ids=["8", "16", "float"])
 @pytest.mark.parametrize("channels", [2, 4, 12])
 @pytest.mark.parametrize("way", WAYS)
-def test_bands_come_as_they_are_stored(tmp_path, way, channels, values):
+def test_bands_come_as_they_are_stored(tmp_path, way, channels):
     suffix, options = WAYS[way]
-    values = values[..., :channels]
-    if values.dtype == np.float32:
-        options = {key: value for key, value in options.items() if key != "predictor"}  # of floats imagecodecs has it
     if options.get("extrasamples"):
-        if channels == 2:
-            return
         options = {**options, "extrasamples": (0,) * (channels - 3)}
-    path = write(tmp_path / f"a{suffix}", values, **options)
-    assert count_bands(path) == channels
-    image = read_image(path, channels)
-    assert image.dtype == values.dtype
-    np.testing.assert_array_equal(image, values)
-    half = read_image(path, channels, Size(12, 16))
-    bands = [Image.fromarray(np.ascontiguousarray(image[..., k])).resize((16, 12), Image.BILINEAR) for k in range(channels)]
-    np.testing.assert_array_equal(half, np.stack(bands, axis=-1))
-    with pytest.raises(UserError, match=f"holds {channels} bands, but the network reads 3: all images"):
-        read_image(path, 3)
+    if way == "colours and more" and channels == 2:
+        return
+    for values in (EIGHT[..., :channels], DEEP[..., :channels], DEEP[..., :channels] / np.float32(10_000)):
+        if values.dtype == np.float32:
+            options = {key: value for key, value in options.items() if key != "predictor"}  # of floats imagecodecs has it
+        path = write(tmp_path / f"a{suffix}", values, **options)
+        assert count_bands(path) == channels
+        image = read_image(path, channels)
+        assert image.dtype == values.dtype
+        np.testing.assert_array_equal(image, values)
+        half = read_image(path, channels, Size(12, 16))
+        bands = [Image.fromarray(np.ascontiguousarray(image[..., k])).resize((16, 12), Image.BILINEAR) for k in range(channels)]
+        np.testing.assert_array_equal(half, np.stack(bands, axis=-1))
+        with refused(f"holds {channels} bands, but the network reads 3: all images"):
+            read_image(path, 3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.int64, np.bool_])
@@ -119,23 +119,19 @@ def test_photos_of_bands_come_upright(tmp_path):
         assert read_image(path, 12, Size(8, 20)).shape == (8, 20, 12)
 
 
-def save_previews(path):
-    """As a cloud-optimized GeoTIFF has them: a page of the image, and a smaller one of the same."""
-    with tifffile.TiffWriter(path) as file:
+def test_previews_are_no_images(tmp_path):
+    """A cloud-optimized GeoTIFF has a page of the image, and a smaller one of the same."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for image, kind in ((DEEP, 0), (DEEP[::2, ::2], 1)):
             file.write(image, photometric="minisblack", planarconfig="contig", subfiletype=kind)
-
-
-def test_previews_are_no_images(tmp_path):
-    save_previews(tmp_path / "a.tif")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 12), DEEP)
 
 
 REFUSED = {
-    "bands first": (".npy", np.moveaxis(DEEP, -1, 0), {}, r"\[12, 24, 32\]: bands come last"),
-    "a stack": (".npy", DEEP[None], {}, r"uint16 \[1, 24, 32, 12\]: an image is \[H, W\] or"),
+    "bands first": (".npy", np.moveaxis(DEEP, -1, 0), {}, "[12, 24, 32]: bands come last"),
+    "a stack": (".npy", DEEP[None], {}, "uint16 [1, 24, 32, 12]: an image is [H, W] or"),
     "complex": (".npy", DEEP.astype(complex), {}, "complex128"),
-    "objects": (".npy", np.array([{}] * 9, object), {}, "cannot read.*Python objects"),
+    "objects": (".npy", np.array([{}] * 9, object), {}, "Python objects"),
     "no number": (".tif", np.full((24, 32, 12), np.nan, np.float32), {}, "no finite floats of 0 and more"),
     "too bright": (".npy", np.full((24, 32, 12), 1e300), {}, "no finite floats of 0 and more"),
     "below 0": (".tif", DEEP.astype(np.int16) - 9999, {}, "outside of 0 to 65535"),
@@ -148,9 +144,8 @@ REFUSED = {
 def test_arrays_and_bands_that_are_refused(tmp_path, case):
     suffix, values, options, text = REFUSED[case]
     path = write(tmp_path / f"a{suffix}", values, **options)
-    with pytest.raises(UserError, match=text) as caught:
+    with refused(path, text):
         read_image(path, 12)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_masks_below_0_are_refused(tmp_path):
@@ -179,9 +174,8 @@ def test_damaged_bands(tmp_path, suffix):
     content = path.read_bytes()
     for spoilt in (content[: len(content) // 2], content[:30], b""):
         path.write_bytes(spoilt)
-        with pytest.raises(UserError, match="cannot read") as caught:
+        with refused("cannot read"):
             read_image(path, 12)
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
@@ -232,8 +226,7 @@ def floats_of(folder, *tops, suffix=".npy"):
     for i, top in enumerate(tops):
         values = np.linspace(0, top, 24 * 32).reshape(24, 32, 1)
         write(folder / f"images/{i}{suffix}", values.astype(np.uint16 if isinstance(top, int) else np.float32))
-        (folder / "masks").mkdir(exist_ok=True)
-        Image.fromarray(MASK).save(folder / f"masks/{i}.png")
+        save(folder / f"masks/{i}.png", MASK)
     return Config.of(dataset="folder", data_dir=folder, depth=2, batch_size=2, epochs=1, augment="none", classes=1)
 
 
@@ -317,35 +310,21 @@ def test_pictures_show_three_bands():
     for text in ("0", "1,2", "1,2,3,4", "a", ""):
         with pytest.raises(Exception, match="one or three"):
             Bands.parse(text)
-    with pytest.raises(UserError, match="--show-bands 4 needs more bands than the 3"):
-        Config.of(channels=3, show_bands=Bands([4]))
     with pytest.raises(UserError, match="gray or RGB"):
         load_examples(Config.of(channels=12, depth=2, images=4))
 
 
-def test_the_overview_shows_the_bands_that_are_named(tmp_path, monkeypatch, capsys):
+def test_the_overview_shows_the_bands_that_are_named_or_the_colour(tmp_path, monkeypatch, capsys):
+    """The colour also of what is read as gray."""
     shown = []
     monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args[0]) or np.zeros((8, 8, 3)))
-    words = ["--data-dir", str(data_set(tmp_path / "d", n=2)), "--depth", "2", "--white", "10000", "--batch-size", "1"]
-    code = overview.main(["--dataset", "folder", *words, "--show-bands", "12,1,4", "--output", str(tmp_path / "o")])
-    assert code == 0 and "12 bands; the network reads 12 channels; 16 bits" in capsys.readouterr().out
+    bands, colour = data_set(tmp_path / "bands", n=2), data_set(tmp_path / "colour", ".npy", 3, n=2)
+    options = ["--dataset", "folder", "--depth", "2", "--batch-size", "1", "--output", str(tmp_path / "o")]
+    assert overview.main([*options, "--data-dir", str(bands), "--white", "10000", "--show-bands", "12,1,4"]) == 0
+    assert "12 bands; the network reads 12 channels; 16 bits" in capsys.readouterr().out
     np.testing.assert_allclose(shown[0], DEEP[..., [11, 0, 3]] * 0.0255, atol=0.51)
-
-
-def test_the_overview_shows_the_colour_of_what_is_read_as_gray(tmp_path, monkeypatch, capsys):
-    shown = []
-    monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args[0]) or np.zeros((8, 8, 3)))
-    words = [
-        "--data-dir",
-        str(data_set(tmp_path / "d", ".npy", 3, n=2)),
-        "--depth",
-        "2",
-        "--channels",
-        "1",
-        "--batch-size",
-        "1",
-    ]
-    overview.main(["--dataset", "folder", *words, "--output", str(tmp_path / "o")])
+    shown.clear()
+    overview.main([*options, "--data-dir", str(colour), "--channels", "1", "--overwrite"])
     assert "2 RGB; the network reads 1 channel" in capsys.readouterr().out and np.ptp(shown[0], axis=-1).max() > 9
 
 

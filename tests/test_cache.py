@@ -6,16 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from common.config import Config, Size, UserError
 from data.cache import prepare
 from data.layouts import Item, Layout
+from tests.helpers import ROOT, refused
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
 SIZES = [(5, 7), (5, 7), (3, 4), (9, 2), (6, 6)]
 
 
@@ -50,12 +49,23 @@ def config(tmp_path, cache="cache", **options):
 
 @pytest.mark.parametrize("cache", [None, "cache"])
 @pytest.mark.parametrize("size", [None, Size(4, 8)])
-def test_what_goes_in_comes_out(tmp_path, cache, size):
-    layout = layout_of(tmp_path / "files")
+@pytest.mark.parametrize("kinds", [[np.uint8] * 5, [np.uint8, np.uint16, np.uint8, np.float32, np.uint16]])
+def test_what_goes_in_comes_out(tmp_path, cache, size, kinds):
+    """8 bits, 16 bits and floats."""
+    eight = layout_of(tmp_path / "files")
+
+    def read(item, channels, size):
+        image, mask = eight.read(item, channels, size)
+        kind = kinds[int(item.name[-5])]
+        return (image if kind == np.uint8 else image.astype(kind) * kind(257)), mask
+
+    layout = Layout(eight.items, read)
     for _ in range(2):  # the second time from the cache
         prepared = prepare(layout, layout.items, 3, config(tmp_path, cache, image_size=size, depth=1))
+        assert prepared.index["bits"].tolist() == [8 * kind().itemsize for kind in kinds]
         for i, item in enumerate(layout.items):
-            image, mask = layout.read(item, 3, size)
+            image, mask = read(item, 3, size)
+            assert prepared.image(i).dtype == image.dtype and prepared.index["brightest"][i] == image.max()
             np.testing.assert_array_equal(prepared.image(i), image)
             np.testing.assert_array_equal(prepared.mask(i), mask)
             np.testing.assert_array_equal(prepared.index["counts"][i], np.bincount(mask.ravel(), minlength=256))
@@ -112,7 +122,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot keep the decoded images in .*cache: No space left on device; .* GiB are free"):
+    with refused("cannot keep the decoded images in ", "cache: No space left on device; ", " GiB are free"):
         prepare(layout, layout.items, 1, config(tmp_path))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -121,56 +131,35 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_full_disk_under_the_temporary_file(tmp_path, monkeypatch):
     layout = layout_of(tmp_path / "files")
     monkeypatch.setattr("tempfile.TemporaryFile", lambda buffering: open("/dev/full", "r+b", buffering=0))
-    with pytest.raises(UserError, match="No space left on device"):
+    with refused("No space left on device"):
         prepare(layout, layout.items, 1, config(tmp_path, None))
 
 
-def test_a_damaged_cache_is_named(tmp_path):
+def kept(tmp_path):
+    """-> (layout, the folder of its cache)"""
     layout = layout_of(tmp_path / "files")
     prepare(layout, layout.items, 1, config(tmp_path))
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    with open(folder / "pixels", "r+b") as file:
-        file.truncate(10)
-    with pytest.raises(UserError, match=f"the cache {folder} is damaged .*cut short.*: remove it"):
+    return layout, folder
+
+
+def test_damaged_pixels_are_noticed(tmp_path):
+    """Cut short, or a bit in an image, in a mask, ..., in the last byte."""
+    layout, folder = kept(tmp_path)
+    content = (folder / "pixels").read_bytes()
+    (folder / "pixels").write_bytes(content[:10])
+    with refused(f"the cache {folder} is damaged ", "cut short", ": remove it"):
         prepare(layout, layout.items, 1, config(tmp_path))
-
-
-@pytest.mark.parametrize("position", [0, 17, 41, -1])  # in an image, in a mask, ..., the last byte
-def test_a_flipped_bit_in_the_cache_is_noticed(tmp_path, position):
-    layout = layout_of(tmp_path / "files")
-    prepare(layout, layout.items, 1, config(tmp_path))
-    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    content = bytearray((folder / "pixels").read_bytes())
-    content[position] ^= 1
-    (folder / "pixels").write_bytes(content)
-    with pytest.raises(UserError, match=r"the pixels of images/\d.bin are not those that were written"):
-        prepare(layout, layout.items, 1, config(tmp_path))
-
-
-def test_16_bits_and_floats_come_back(tmp_path):
-    layout = layout_of(tmp_path / "files")
-    kinds = [np.uint8, np.uint16, np.uint8, np.float32, np.uint16]
-
-    def read(item, channels, size):
-        image, mask = layout.read(item, channels, size)
-        kind = kinds[int(item.name[-5])]
-        return (image if kind == np.uint8 else image.astype(kind) * kind(257)), mask
-
-    deep = Layout(layout.items, read)
-    for _ in range(2):
-        prepared = prepare(deep, deep.items, 3, config(tmp_path))
-        assert prepared.index["bits"].tolist() == [8, 16, 8, 32, 16]
-        for i, item in enumerate(deep.items):
-            image, mask = read(item, 3, None)
-            assert prepared.image(i).dtype == image.dtype and prepared.index["brightest"][i] == image.max()
-            np.testing.assert_array_equal(prepared.image(i), image)
-            np.testing.assert_array_equal(prepared.mask(i), mask)
+    for position in (0, 17, 41, -1):
+        spoilt = bytearray(content)
+        spoilt[position] ^= 1
+        (folder / "pixels").write_bytes(spoilt)
+        with refused("the pixels of images/", ".bin are not those that were written"):
+            prepare(layout, layout.items, 1, config(tmp_path))
 
 
 def test_a_damaged_index_is_one_line_or_the_same_pixels(tmp_path):
-    good = layout_of(tmp_path / "files")
-    prepare(good, good.items, 1, config(tmp_path))
-    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    good, folder = kept(tmp_path)
     content, rng = (folder / "index.npz").read_bytes(), np.random.default_rng(0)
     for k in range(100):
         spoilt = bytearray(content)

@@ -1,5 +1,6 @@
 """The data: what is drawn, what is read and refused, and that batches are aligned, repeatable and of one shape."""
 
+import collections
 import contextlib
 import hashlib
 import multiprocessing
@@ -17,6 +18,7 @@ from data.loader import Examples, batch_names, load_examples, steps_per_epoch, t
 from data.synthetic import draw_ahead, make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
 from tests.drawn import BLOBS, NOISE, RNG, save, save_pairs
+from tests.helpers import refused
 
 import numpy as np
 import pytest
@@ -80,17 +82,17 @@ def test_nothing_is_drawn_from_the_numbers_of_something_else(monkeypatch):
 @pytest.mark.parametrize("shape, count", [((4, 4), 8), ((4, 6), 4)])
 def test_flips_reach_every_symmetry_equally_often(shape, count):
     image = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(*shape, 1)
-    rng, seen = np.random.default_rng(0), {}
-    for _ in range(800):
+    rng, seen = np.random.default_rng(0), collections.Counter()
+    for _ in range(400):
         flipped, mask = flips(image, image[..., 0], rng)
         assert flipped.shape == image.shape
         np.testing.assert_array_equal(flipped[..., 0], mask)
         many = flips(np.repeat(image, 13, axis=-1), image[..., 0], np.random.default_rng(len(seen)))  # OpenCV turns no 13 bytes
         np.testing.assert_array_equal(many[0], np.repeat(many[1][..., None], 13, axis=-1))
-        seen[mask.tobytes()] = seen.get(mask.tobytes(), 0) + 1
+        seen[mask.tobytes()] += 1
     expected = {np.rot90(m, k).tobytes() for m in (image[..., 0], image[:, ::-1, 0]) for k in range(0, 4, 8 // count)}
     assert seen.keys() == expected and len(expected) == count
-    assert min(seen.values()) > 0.7 * 800 / count
+    assert min(seen.values()) > 0.6 * 400 / count  # of 50, by some 3 sigma
 
 
 def test_random_crop_reaches_every_window_and_keeps_the_mask_with_the_image():
@@ -162,14 +164,11 @@ def test_validation_sees_whole_images_in_order():
 # files
 
 
-@pytest.mark.parametrize("classes", [1, 2])
 @pytest.mark.parametrize("white, suffix, note", [(1, ".png", "values 0/1"), (255, ".png", "0/255"), (255, ".jpg", "JPEG")])
-def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, classes):
+def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note):
     disk = (np.hypot(*np.mgrid[-20:20, -24:24]) < 12).astype(np.uint8)
     save_pairs(tmp_path, [disk * white, 0 * disk, disk * white], suffix=suffix)  # an empty mask reads the same either way
-    _, training, validation = load_examples(
-        Config.of(dataset="folder", data_dir=tmp_path, channels=1, classes=classes, **SMALL)
-    )
+    _, training, validation = load_folder(tmp_path, channels=1, classes=1)
     masks = dict(zip(training.names + validation.names, [*training.masks, *validation.masks]))
     for name, expected in {"images/0.png": disk, "images/1.png": 0 * disk, "images/2.png": disk}.items():
         np.testing.assert_array_equal(masks[name], expected)
@@ -182,8 +181,7 @@ def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note, class
 def test_resizing_invents_no_classes(tmp_path):
     mask = np.kron(RNG.choice([0, 2, 7], (5, 6)), np.ones((8, 8))).astype(np.uint8)
     data_dir = save_pairs(tmp_path, [mask] * 4)
-    config = Config.of(dataset="folder", data_dir=data_dir, classes=8, channels=3, image_size=Size(28, 36), **SMALL)
-    _, training, validation = load_examples(config)
+    _, training, validation = load_folder(data_dir, classes=8, channels=3, image_size=Size(28, 36))
     assert len(training.names) == 3 and len(validation.names) == 1
     for image, resized in zip(training.images, training.masks):
         assert image.shape == (28, 36, 3) and resized.shape == (28, 36)
@@ -196,6 +194,11 @@ def test_resizing_invents_no_classes(tmp_path):
 
 # bad input: what is done to a good folder of four, the options, and what the message must name. What is wrong with files,
 # folders and values is in tests/test_layouts.py: here that one of each arrives
+
+
+def load_folder(data_dir, **options):
+    return load_examples(Config.of(**{"dataset": "folder", "data_dir": data_dir, **SMALL, **options}))
+
 
 BAD = {
     "missing data_dir": (lambda d: None, {"data_dir": Path("nowhere")}, ["nowhere", "--data-dir"]),
@@ -221,18 +224,14 @@ BAD = {
 def test_bad_input_is_named_in_one_line(tmp_path, case):
     spoil, options, texts = BAD[case]
     spoil(save_pairs(tmp_path, [BLOBS] * 4))
-    with pytest.raises(UserError) as caught:
-        load_examples(Config.of(**{"dataset": "folder", "data_dir": tmp_path, "channels": 1, "classes": 1, **SMALL, **options}))
-    message = str(caught.value)
-    assert "\n" not in message
-    for text in texts:
-        assert text in message
+    with refused(*texts):
+        load_folder(**{"data_dir": tmp_path, "channels": 1, "classes": 1, **options})
 
 
 def test_different_sizes_train_on_crops_or_resized(tmp_path):
     save_pairs(tmp_path, [BLOBS[: 30 + i] for i in range(4)])
     for options in ({"crop_size": Size(24, 24)}, {"image_size": Size(24, 24)}):
-        config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path, channels=1, **SMALL, **options))
+        config, training, _ = load_folder(tmp_path, channels=1, **options)
         assert training_batches(config, training).element_spec[0].shape == (2, 24, 24, 1)
 
 
@@ -256,7 +255,6 @@ def corners(config, training, validation):
     return sorted(float(images[0, 1, 1, 0]) for images, _ in batches), max(float(images.numpy().max()) for images, _ in batches)
 
 
-@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize(
     "peaks, white, corner, note",
     [
@@ -267,12 +265,10 @@ def corners(config, training, validation):
         ([1000, 1000, 1000, 1000], 65535, 1000 / 65535, "16 bits with 65535 as white"),
     ],
 )
-def test_a_value_is_the_same_in_every_image(tmp_path, capsys, peaks, white, corner, note, cache):
-    options = dict(
-        dataset="folder", data_dir=save_deep(tmp_path / "data", peaks), white=white, cache=tmp_path / "c" if cache else None
-    )
-    for _ in range(1 + cache):  # the second time from the cache
-        found = load_examples(Config.of(**SMALL, epochs=1, **options))
+def test_a_value_is_the_same_in_every_image(tmp_path, capsys, peaks, white, corner, note):
+    save_deep(tmp_path / "data", peaks)
+    for cache in (None, tmp_path / "c", tmp_path / "c"):  # the third time from the cache
+        found = load_folder(tmp_path / "data", epochs=1, white=white, cache=cache)
         assert found[0].data.white == (white or max(peaks))
         values, brightest = corners(*found)
         np.testing.assert_allclose(values, corner, rtol=1e-6)
@@ -284,40 +280,34 @@ def test_a_value_is_the_same_in_every_image(tmp_path, capsys, peaks, white, corn
 
 def test_levels_are_not_lost(tmp_path):
     """5100 levels, which 8 bits would make 256 of."""
-    save_deep(tmp_path, [5100] * 4)
-    found = load_examples(Config.of(dataset="folder", data_dir=tmp_path, **SMALL, epochs=1, augment="none"))
-    (images, _), *_ = training_batches(*found[:2])
+    (images, _), *_ = training_batches(*load_folder(save_deep(tmp_path, [5100] * 4), epochs=1, augment="none")[:2])
     assert len(np.unique(images.numpy()[0])) > 1800  # of 1920 pixels
 
 
 def test_8_bits_among_16_are_said_and_8_alone_change_nothing(tmp_path, capsys):
-    save_deep(tmp_path / "mixed", [4000, 0, 3000, 4000])
-    config, *_ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "mixed", **SMALL))
+    config, *_ = load_folder(save_deep(tmp_path / "mixed", [4000, 0, 3000, 4000]))
     assert config.data.white == 4000 and "16 bits with 4000 as white, in 1 of 8 bits 255" in capsys.readouterr().out
-    save_deep(tmp_path / "eight", [0] * 4)
-    config, training, _ = load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", **SMALL))
+    config, training, _ = load_folder(save_deep(tmp_path / "eight", [0] * 4))
     assert config.data.white is None and training.images[0].dtype == np.uint8 and " bits" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="--white 4095 is for images of 16 bits or floats, and all have 8 bits"):
-        load_examples(Config.of(dataset="folder", data_dir=tmp_path / "eight", white=4095, **SMALL))
+    with refused("--white 4095 is for images of 16 bits or floats, and all have 8 bits"):
+        load_folder(tmp_path / "eight", white=4095)
 
 
-@pytest.mark.parametrize("white", [0, -1.0, float("inf"), float("nan"), 1e300, 1e-40, 65536, 0.5])
-def test_white_is_a_value_of_16_bits(tmp_path, white):
-    with pytest.raises(UserError, match="--white (must be|.* is no value of images of 16 bits)"):
-        load_examples(Config.of(dataset="folder", data_dir=save_deep(tmp_path, [4095] * 4), white=white, **SMALL))
-
-
-def predict_level(window):
-    """A network that shows what it gets: the probability is the brightness."""
-    return window[..., :1]
+def test_white_is_a_value_of_16_bits(tmp_path):
+    save_deep(tmp_path, [4095] * 4)
+    for white in (0, -1.0, float("inf"), float("nan"), 1e300, 1e-40, 65536, 0.5):
+        with pytest.raises(UserError, match="--white (must be|.* is no value of images of 16 bits)"):
+            load_folder(tmp_path, white=white)
 
 
 @pytest.mark.parametrize("size", [None, Size(20, 24)])
 def test_prediction_reads_on_the_scale_of_the_training(tmp_path, capsys, size):
+    """By a network that shows what it gets: the probability is the brightness."""
+
     def predict(image, white):
         config = Config.of(channels=1, classes=1, depth=1, dataset="folder", data_dir=tmp_path, white=white, image_size=size)
         source = Source(save(tmp_path / "a.png", image), None, "a")
-        return predict_mask(predict_level, source, config, 64, False)
+        return predict_mask(lambda window: window[..., :1], source, config, 64, False)
 
     image = np.full((40, 48), 1500, np.uint16)
     assert predict(image, 2000)[1].all() and not predict(image, 5000)[1].any()
@@ -327,22 +317,21 @@ def test_prediction_reads_on_the_scale_of_the_training(tmp_path, capsys, size):
     image[:2] = 2100
     assert predict(image, 2000)[1].all()
     assert "a.png: 5.00% of its values lie above 2000" in capsys.readouterr().err or size
-    with pytest.raises(UserError, match="a.png has 16 bits, but the images to train on had 8"):
+    with refused("a.png has 16 bits, but the images to train on had 8"):
         predict(image, None)
     assert predict(np.full((40, 48), 150, np.uint8), 2000)[1].all() and predict(np.full((40, 48), 150, np.uint8), None)[1].all()
 
 
-@pytest.mark.parametrize("name, refused", [("images", True), ("masks/r", True), ("images/../masks", True), ("r", False)])
-def test_no_run_among_the_images(tmp_path, name, refused):
+@pytest.mark.parametrize("name, among", [("images", True), ("masks/r", True), ("images/../masks", True), ("r", False)])
+def test_no_run_among_the_images(tmp_path, name, among):
     save_pairs(tmp_path, [BLOBS] * 4)
-    config = Config.of(dataset="folder", data_dir=tmp_path, run_dir=tmp_path / name, **SMALL)
-    with pytest.raises(UserError, match="--run-dir .* lies among the images") if refused else contextlib.nullcontext():
-        load_examples(config)
+    with refused("--run-dir", "lies among the images") if among else contextlib.nullcontext():
+        load_folder(tmp_path, run_dir=tmp_path / name)
 
 
 def test_a_photo_of_a_phone_is_named(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(UserError, match="cannot read .*a.heic: .* and not HEIC.*; save it again as PNG"):
+    with refused("cannot read ", "a.heic: ", " and not HEIC", "; save it again as PNG"):
         read_image(tmp_path / "a.heic", 3)
 
 
@@ -362,21 +351,20 @@ def test_what_was_passed_over_and_left_out_is_said(tmp_path, capsys):
         save(tmp_path / f"images/x{i}.png", NOISE)
         (tmp_path / f"images/x{i}.heic").write_bytes(b"")
     (tmp_path / "masks/\x1b[2J.txt").write_bytes(b"")
-    config = Config.of(dataset="folder", data_dir=tmp_path, skip_bad=True, **SMALL)
-    _, training, _ = load_examples(config)
+    _, training, _ = load_folder(tmp_path, skip_bad=True)
     printed = capsys.readouterr().out
     assert "passed over in images/" in printed and "x0.heic, x1.heic, x2.heic" in printed
     assert r"\x1b[2J.txt" in printed and "\x1b" not in printed
     assert printed.count("left out: images/x") == 3 and len(training.left_out) == 3
-    with pytest.raises(UserError, match="images/x0.png has no mask, .*--skip-bad goes on without"):
-        load_examples(config.replace(skip_bad=False))
+    with refused("images/x0.png has no mask, ", "--skip-bad goes on without"):
+        load_folder(tmp_path)
 
 
 def test_masks_by_a_suffix_and_groups_are_said(tmp_path, capsys):
     for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
         save(tmp_path / f"{name}.png", NOISE)
         save(tmp_path / f"{name}_mask.png", BLOBS)
-    config, training, validation = load_examples(Config.of(dataset="folder", data_dir=tmp_path, group="(p.)", **SMALL))
+    config, training, validation = load_folder(tmp_path, group="(p.)")
     assert config.data.mask_suffix == "_mask"
     assert {name[:2] for name in training.names} != {name[:2] for name in validation.names}
     printed = capsys.readouterr().out
@@ -384,15 +372,12 @@ def test_masks_by_a_suffix_and_groups_are_said(tmp_path, capsys):
 
 
 def test_checksums_are_of_what_the_files_hold(tmp_path):
-    save_pairs(tmp_path, [BLOBS] * 4)
-    config = Config.of(dataset="folder", data_dir=tmp_path, **SMALL)
-
     def checksums():
-        _, training, validation = load_examples(config)
-        return dict(zip(training.names + validation.names, training.checksums + validation.checksums))
+        _, *parts = load_folder(tmp_path)
+        return {name: checksum for part in parts for name, checksum in zip(part.names, part.checksums)}
 
-    before = checksums()
-    changed = BLOBS.copy()
+    save_pairs(tmp_path, [BLOBS] * 4)
+    before, changed = checksums(), BLOBS.copy()
     changed[3, 5] ^= 1
     save(tmp_path / "masks/2.png", changed)
     save(tmp_path / "masks/1.png", BLOBS, compress_level=0)  # other bytes, the same mask
@@ -420,15 +405,11 @@ def test_cells_are_as_large_as_the_crop(options):
 
 @pytest.mark.parametrize("augment", ["elastic", "mirror", "paper", "recolor", "flips"])
 def test_strips_that_opencv_does_not_take_are_refused(augment, tmp_path):
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-        for k in range(2):
-            save(tmp_path / kind / f"{k}.png", np.arange(8 * 32766).reshape(8, -1) % 2 == k)
-    options = dict(dataset="folder", data_dir=tmp_path, augment=augment, validation=0.5)
-    for crop, refused in ((Size(8, 8), False), (None, augment != "flips")):  # which is mirrored up to 32768
-        config = Config.of(depth=2, batch_size=1, crop_size=crop, **options)
-        with pytest.raises(UserError, match="32766x8 pixels, and --augment .* 32766") if refused else contextlib.nullcontext():
-            config, training, _ = load_examples(config)
+    strip = np.arange(8 * 32766).reshape(8, -1) % 2 == 0
+    save_pairs(tmp_path, [strip, ~strip], strip)
+    for crop, long in ((Size(8, 8), False), (None, augment != "flips")):  # which is mirrored up to 32768
+        with refused("32766x8 pixels, and --augment ", " 32766") if long else contextlib.nullcontext():
+            config, training, _ = load_folder(tmp_path, batch_size=1, crop_size=crop, augment=augment, validation=0.5)
             assert next(iter(training_batches(config, training)))[0].shape == (1, *(crop or (8, 32768)), 1)
 
 
@@ -448,7 +429,7 @@ def test_cells_follow_from_seed_and_number_alone():
 
 
 def test_background_lies_between_any_two_cells():
-    _, masks = make_cells(40, Size(128, 128), seed=0)
+    _, masks = make_cells(15, Size(128, 128), seed=0)
     for i, mask in enumerate(masks):
         _, _, cells = scene(Size(128, 128), generator(0, CELLS, i))
         np.testing.assert_array_equal(mask, cells > 0)
@@ -470,7 +451,7 @@ def test_masks_of_cells_are_exact():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_threshold_does_not_solve_the_cells(channels):
-    images, masks = make_cells(40, Size(128, 128), seed=0, channels=channels)
+    images, masks = make_cells(20, Size(128, 128), seed=0, channels=channels)
     assert 0.4 < otsu_dice(images, masks) < 0.85
     assert 0.1 < masks.mean() < 0.6
     assert (images == 255).mean() < 0.02
@@ -488,15 +469,13 @@ def test_cells_of_any_size(size):
 
 
 def test_the_split_is_by_chance_and_by_seed(capsys):
+    """tests/test_splits.py has the shares."""
     config = Config.of(depth=2, images=20, image_size=Size(16, 16), validation=0.25, seed=3)
     _, training, validation = load_examples(config)
-    assert len(training.names) == 15 and len(validation.names) == 5
-    assert not set(training.names) & set(validation.names)
+    assert len({*training.names} | {*validation.names}) == 20 and len(validation.names) == 5
     assert "synthetic cells: 15 images to train on, 5 to validate, 16x16 gray" in capsys.readouterr().out
     assert load_examples(config)[2].names == validation.names
     assert load_examples(config.replace(seed=4))[2].names != validation.names
-    few = Config.of(depth=2, images=3, image_size=Size(16, 16), batch_size=1, validation=0.01)
-    assert [len(part.names) for part in load_examples(few)[1:]] == [2, 1]
 
 
 @pytest.mark.parametrize("way", ["ahead", "killed", "no process"])

@@ -2,11 +2,12 @@
 
 import json
 
-from common.config import VOID, Config, Size, UserError
+from common.config import VOID, Config, Size
 from data import overview
 from data.loader import Examples, training_batches
 from data.overview import draw_augmentations, main, needs, overlay
 from tests.drawn import NOISE, save, save_pairs
+from tests.helpers import refused
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, caps
 def test_masks_that_mean_nothing_clear(tmp_path, capsys):
     folder = save_pairs(tmp_path / "data", [100 * HALF, 37 * HALF, HALF])
     code, printed, summary = run(capsys, folder)
-    assert code == 1 and summary["classes"] is None
+    assert code == 1 and summary["classes"] is None and len(summary["problems"]) == 1
     assert "unclear, they hold 4 values: 0, 1, 37, 100" in printed
     assert summary["mask_values"] == {"0": 3 * 36 * 40, "1": 12 * 40, "37": 12 * 40, "100": 12 * 40}
 
@@ -108,21 +109,11 @@ def test_unusable_input_is_one_line(tmp_path):
     folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for path in folder.glob("images/*"):
         path.write_bytes(b"no image")
-    with pytest.raises(UserError, match="none of 3 images can be read; the first: .*0.png"):
-        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
-    with pytest.raises(UserError, match="nowhere"):
-        main(
-            [
-                "--dataset",
-                "folder",
-                "--data-dir",
-                str(tmp_path / "nowhere"),
-                "--output",
-                str(tmp_path / "output"),
-                "--overwrite",
-            ]
-        )
-    with pytest.raises(UserError, match="cannot write to .*0.png"):
+    with refused("none of 3 images can be read; the first: ", "0.png"):
+        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output")])
+    with refused("nowhere"):
+        main(["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere"), "--output", str(tmp_path / "output")])
+    with refused("cannot write to ", "0.png"):
         main(["--images", "2", "--output", str(folder / "masks/0.png")])
 
 
@@ -145,11 +136,6 @@ def test_what_the_network_needs(sizes, options, problems, advice):
         assert len(found) == len(expected)
         for text, part in zip(found, expected):
             assert part in text
-
-
-def test_a_crop_that_does_not_halve_is_refused_with_one_that_does():
-    with pytest.raises(UserError, match="--crop-size 64x50 does not halve 4 times: 64x64 does"):
-        Config.of(crop_size=Size(50, 64))
 
 
 def test_what_is_advised_is_taken():
@@ -176,7 +162,7 @@ def test_overlay_tints_the_mask_where_it_lies():
     assert len(np.unique(large.reshape(-1, 3), axis=0)) == 3  # class, outline, nothing: no class 1 between 0 and 2
 
 
-@pytest.mark.parametrize("kind", ["flips", "elastic", "mirror", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["paper", "recolor"])
 def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkeypatch, kind):
     training = examples(NOISE[:, :40])
     config = Config.of(depth=2, batch_size=1, epochs=5, augment=kind, channels=3, classes=1, crop_size=Size(32, 32))
@@ -198,19 +184,6 @@ def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
         assert sheet.width > sheet.height > 800  # six columns, four rows
 
 
-def test_one_stray_value_is_blamed_on_its_mask(tmp_path, capsys):
-    """The commonest error of all: a brush with a soft edge touched one of many masks."""
-    masks = [255 * HALF] * 6
-    masks[4] = np.where(HALF, 255, 0).astype(np.uint8)
-    masks[4][0, 0] = 128
-    code, printed, summary = run(capsys, save_pairs(tmp_path / "data", masks))
-    assert code == 1 and len(summary["problems"]) == 1
-    assert "1 of 6 masks: " in printed and "masks/4.png holds 3 values (0, 128, 255)" in printed
-    assert "--void-label 128" in printed and "--classes" not in printed
-    code, printed, summary = run(capsys, tmp_path / "data", "--void-label", "128")
-    assert code == 0 and summary["classes"] == 1
-
-
 def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
     folder = tmp_path / "data"
     for i in range(3):
@@ -222,7 +195,7 @@ def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
     assert f"16 bits with {summary['white']} as white" in printed
     assert "STEM-seg is the mask of STEM" in printed and "notes.docx" in printed
     save(folder / "3.png", NOISE[..., 0])
-    with pytest.raises(UserError, match="3.png has no mask"):
+    with refused("3.png has no mask"):
         main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
     code, printed, summary = run(capsys, folder, "--skip-bad")
     assert code == 1 and "3.png has no mask" in summary["problems"][0] and summary["images"] == 3
@@ -240,13 +213,8 @@ def test_names_that_are_no_text(tmp_path, capsys):
 
 def test_classes_weigh_as_the_training_counts_them(tmp_path):
     """Where two objects touch, both sides of their border are background."""
-    for folder in ("images", "masks"):
-        (tmp_path / folder).mkdir()
     labels = np.zeros((16, 16), np.uint16)
     labels[4:12, 2:8], labels[4:12, 8:14] = 1, 2
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "images" / "a.png")
-    Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
-    config = Config.of(dataset="folder", data_dir=tmp_path, objects=True)
-    layout = overview.open_layout(config)
-    index, _ = overview.decode(layout, layout.items, 1, None, False)
+    layout = overview.open_layout(Config.of(dataset="folder", data_dir=save_pairs(tmp_path, [labels]), objects=True))
+    index, _ = overview.decode(layout, layout.items, 3, None, False)
     assert index["objects"][0] == 2 and index["counts"][0, 1] == 96 - 2 * 8

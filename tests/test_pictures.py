@@ -1,9 +1,5 @@
 """The pictures: colours that are told apart, names drawn as they are, and none that costs a result."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 from common.colors import CLASS_COLORS
 from common.config import VOID, Config
 from common.pictures import (
@@ -17,6 +13,7 @@ from common.pictures import (
     legend,
     mask_colors,
 )
+from tests.helpers import python
 from training.report import draw_predictions
 
 import numpy as np
@@ -106,17 +103,15 @@ def texts(figure):
     return shown
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: figures.append(self) or save(self, *args, **options))
-    draw_grid(
-        tmp_path / "grid.png", [[(name, PICTURE), (f"{name}\n24x16", PICTURE)]], name, [(name, "none"), (name, (1, 0, 0))]
-    )
-    assert texts(figures[0]) == [name, f"{name}\n24x16", name, name, name]
-    draw_curves(tmp_path / "curves.png", {name: [{"epoch": 1, **ROW}, {"epoch": 2, **ROW}], "b": [{"epoch": 1, **ROW}]})
-    assert {f"{name}, training", f"{name}, validation"} < set(texts(figures[1]))
+    rows = [[(name, PICTURE), (f"{name}\n24x16", PICTURE)] for name in NAMES]
+    draw_grid(tmp_path / "grid.png", rows, NAMES[2], [(name, (1, 0, 0)) for name in NAMES])
+    assert texts(figures[0]) == [*(title for row in rows for title, _ in row), NAMES[2], *NAMES]
+    draw_curves(tmp_path / "curves.png", {name: [{"epoch": 1, **ROW}, {"epoch": 2, **ROW}] for name in NAMES})
+    assert {f"{name}, {part}" for name in NAMES for part in ("training", "validation")} < set(texts(figures[1]))
     for path in tmp_path.glob("*.png"):
         Image.open(path).load()
 
@@ -151,6 +146,5 @@ def test_no_picture_costs_a_result(tmp_path, capsys):
 
 def test_colours_and_names_cost_no_library():
     slow = ("tensorflow", "matplotlib", "skimage", "scipy")
-    code = f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    found = python("-c", f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])")
     assert found.stdout == "[]\n", found.stderr

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 from common import see_one_gpu
@@ -19,13 +18,13 @@ from common.losses import weighted_mean
 from comparison import columns
 from comparison.proof import replicas
 from comparison.proof.ladder import difference
+from tests.helpers import ROOT, python
 from training.folds import side_by_side
-from training.hosts import environment, with_cluster
+from training.hosts import environment, free_addresses, with_cluster
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
 TINY = dict(filters=2, depth=1, image_size=Size(16, 16), batch_size=4, images=20)
 OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".split()
 
@@ -92,7 +91,7 @@ def test_faults_of_several_devices_are_seen(implementation):
 
 
 def test_the_processes_that_a_training_starts_find_the_project_from_any_folder(tmp_path):
-    command = [sys.executable, "-c", "import training.folds, lowlevel"]
+    command = [sys.executable, "-c", "import common"]
     assert subprocess.run(command, cwd=tmp_path, env=environment()).returncode == 0
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
 
@@ -130,15 +129,12 @@ def start_host(implementation, k, addresses, run_dir, *options):
 
 
 def start_hosts(implementation, run_dir, *options):
-    from training.hosts import free_addresses
-
     addresses = free_addresses(2)
     return [start_host(implementation, k, addresses, run_dir, *options) for k in range(2)]
 
 
 def train(implementation, run_dir, *options):
-    command = [sys.executable, "-m", f"{implementation}.train", *OPTIONS, "--run-dir", str(run_dir), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", f"{implementation}.train", *OPTIONS, "--run-dir", run_dir, *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -202,22 +198,15 @@ def test_a_signal_at_one_host_stops_all(implementation, asked, number, tmp_path)
 
 @pytest.mark.slow
 def test_a_host_that_never_comes_is_not_waited_for(tmp_path):
-    from training.hosts import free_addresses
-
     addresses = free_addresses(2)
-    program = "import sys; from training import hosts; hosts.WAIT = 15; "
-    program += "from lowlevel.train import main; main(sys.argv[1:])"
-    hosts = ["--workers", ",".join(addresses), "--worker", "0", "--run-dir", str(tmp_path / "run")]
-    host = subprocess.run(
-        [sys.executable, "-c", program, *OPTIONS, *hosts], cwd=ROOT, capture_output=True, text=True, timeout=90
-    )
+    program = "import sys; from training import hosts; hosts.WAIT = 15; from lowlevel.train import main; main(sys.argv[1:])"
+    hosts = ["--workers", ",".join(addresses), "--worker", "0", "--run-dir", tmp_path / "run"]
+    host = python("-c", program, *OPTIONS, *hosts)
     assert host.returncode == 1 and re.search(rf"no word within 15 seconds from worker 1 \({addresses[1]}\)", host.stderr)
 
 
 @pytest.mark.slow
 def test_hosts_with_other_options_are_told(tmp_path):
-    from training.hosts import free_addresses
-
     addresses = free_addresses(2)
     hosts = [start_host("lowlevel", k, addresses, tmp_path / "run", "--seed", str(k)) for k in range(2)]
     said = [host.communicate(timeout=90)[1] for host in hosts]
@@ -230,8 +219,7 @@ def test_hosts_with_other_options_are_told(tmp_path):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_folds_side_by_side_are_folds_one_after_the_other(implementation, tmp_path):
     for devices in ("1", "2"):
-        options = ["--folds", "3", "--epochs", "2", "--devices", devices]
-        train(implementation, tmp_path / devices, *options)
+        train(implementation, tmp_path / devices, "--folds", "3", "--epochs", "2", "--devices", devices)
     for k in range(3):
         one, two = (weights_of(tmp_path / devices / f"fold{k}") for devices in ("1", "2"))
         for name in one:
@@ -271,6 +259,4 @@ def test_a_fold_sees_its_gpu_from_its_start(monkeypatch):
 
 
 def test_free_addresses_differ():
-    from training.hosts import free_addresses
-
     assert len(set(free_addresses(8))) == 8

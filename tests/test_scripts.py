@@ -1,41 +1,31 @@
 """The scripts as a user runs them: every train script end to end, compare.py, and what bad input gets."""
 
 import contextlib
-import csv
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import compare
 import comparison
 from common.checkpoint import load_checkpoint
+from common.cli import run_script
 from common.config import Config, Size, UserError
 from common.weights import is_trainable
 from comparison import columns
+from comparison.benchmark import bench
+from comparison.benchmark.cells import STOCK
 from comparison.proof import parity
 from comparison.proof.ways import cases
-from training.report import COLUMNS
+from data.loader import load_examples, training_batches
+from tests.drawn import BLOBS, save_pairs
+from tests.helpers import python, refused
+from training.options import read_command_line
+from training.report import read_history
 
 import numpy as np
 import pytest
-from skimage.io import imsave
 
-ROOT = Path(__file__).parents[1]
 TINY = "--images 10 --image-size 32 --depth 2 --filters 4 --batch-size 4 --epochs 2 --learning-rate 0.01".split()
-
-
-def read_history(run_dir):
-    with open(run_dir / "history.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def script(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
+TINIEST = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +43,7 @@ def runs(tmp_path_factory):
 def test_train_script(implementation, runs):
     folder, output = runs[implementation]
     rows = read_history(folder)
-    assert tuple(rows[0]) == COLUMNS
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert rows[1]["step"] == 4
-    assert rows[1]["loss"] < rows[0]["loss"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4)] and rows[1]["loss"] < rows[0]["loss"]
     assert json.loads((folder / "config.json").read_text())["image_size"] == "32x32"
     for picture in ("curves.png", "predictions.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
@@ -77,13 +64,10 @@ def test_the_three_scripts_train_the_same_network(runs):
 
 def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
     """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
-    from data.loader import load_examples, training_batches
-    from training.options import read_command_line as start
-
     code = comparison.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path)]
     code.main(arguments)
-    config, training, _ = load_examples(start("keras_impl", arguments, ""))
+    config, training, _ = load_examples(read_command_line("keras_impl", arguments, ""))
     model = code.UNet(config.network)
     step = code.make_train_step(model, config)
     for images, masks in training_batches(config, training):
@@ -93,23 +77,26 @@ def test_fit_makes_the_same_steps_as_the_train_step(tmp_path):
         np.testing.assert_array_equal(weight.numpy(), weights[name], err_msg=name)
 
 
-def test_train_script_as_a_file_and_as_a_module(tmp_path):
-    for how in (["lowlevel/train.py"], ["-m", "lowlevel.train"]):
-        result = script(*how, *TINY, "--epochs", "1", "--run-dir", str(tmp_path))
-        assert result.returncode == 0, result.stderr
-        assert result.stderr.strip() == "", "no start-up noise, no warnings"
+def test_train_script_as_a_file(tmp_path):
+    """As a module it runs in tests/test_training.py, where it is sent a signal."""
+    result = python("lowlevel/train.py", *TINIEST, "--epochs", "1", "--run-dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.strip() == "", "no start-up noise, no warnings"
 
 
-def test_compare_without_arguments(tmp_path, capsys):
-    arguments = ["--image-size", "16", "--depth", "1", "--filters", "2", "--batch-size", "2", "--images", "6", "--rounds", "2"]
-    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
-    output = capsys.readouterr().out
-    assert "the same network three times" in output and "CPU" in output
-    checks = json.loads((tmp_path / "parity.json").read_text())["checks"]
-    assert all(check["passed"] and check["reason"] for check in checks)
+def test_compare_without_arguments(tmp_path, monkeypatch):
+    """The default network in both tiers, which `test_compare_parity_climbs` climbs, and a short benchmark."""
+    climbed = []
+    monkeypatch.setattr(parity, "climb_all", lambda todo, path: climbed.append(([case.title for case in todo], path)) or True)
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(bench, "STARTING", 5)
+    assert compare.main([*TINIEST, "--rounds", "1", "--run-dir", str(tmp_path)]) == 0
+    ((titles, path),) = climbed
+    assert {*titles} == {f"default: {way}" for way in compare.SHORT} and path == tmp_path / "parity.json"
     records = json.loads((tmp_path / "bench.json").read_text())["records"]
-    assert {(r["implementation"], r["mode"]) for r in records} == {
-        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in ("train", "infer", "folded")
+    assert {(r["implementation"], r["mode"]) for r in records} >= {
+        *((name, mode) for name in comparison.IMPLEMENTATIONS for mode in ("train", "infer", "folded")),
+        *((STOCK, mode) for mode in ("train", "infer")),
     }
     assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
     assert (tmp_path / "bench.png").exists()
@@ -133,24 +120,13 @@ def test_compare_parity_climbs(tmp_path, capsys):
     assert "as written, within rounding: " in output and "to the last bit: " in output
 
 
-@pytest.fixture(scope="module")
-def lowered(tmp_path_factory):
-    """(folder of the saved programs, what `compare.py graph` printed).
-
-    In a process of its own: lowering to StableHLO names devices by a random operation, which determinism forbids.
-    """
-    folder = tmp_path_factory.mktemp("graph")
-    arguments = "graph --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
-    result = script("compare.py", *arguments, "--run-dir", str(folder), "--save", str(folder / "texts"))
+def test_compare_graph(tmp_path):
+    """In a process of its own: lowering to StableHLO names devices by a random operation, which determinism forbids."""
+    result = python("compare.py", "graph", *TINIEST, "--run-dir", tmp_path, "--save", tmp_path / "texts")
     assert result.returncode == 0, result.stderr
-    return folder / "texts", result.stdout
-
-
-def test_compare_graph(lowered):
-    folder, output = lowered
-    assert output.count("the same mathematics") == 4
-    texts = sorted(path.name for path in folder.glob("*.txt"))
-    assert len(texts) == 6 and "stablehlo.convolution" in (folder / texts[0]).read_text()
+    assert result.stdout.count("the same mathematics") == 4
+    texts = sorted((tmp_path / "texts").glob("*.txt"))
+    assert len(texts) == 6 and "stablehlo.convolution" in texts[0].read_text()
 
 
 @pytest.mark.slow
@@ -167,8 +143,7 @@ Patched.nn.elu = tf.nn.relu
 lowlevel.model.tf = Patched()
 sys.exit(compare.main(sys.argv[1:]))
 """
-    arguments = "graph --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
-    result = script("-c", plant, *arguments, "--run-dir", str(tmp_path))
+    result = python("-c", plant, "graph", *TINIEST, "--run-dir", tmp_path)
     assert result.returncode == 1, result.stderr
     assert "DIFFERENT: number" in result.stdout and "maximum" in result.stdout, result.stdout
 
@@ -199,9 +174,8 @@ def test_convolution_flops_by_hand():
     assert round(8 * convolution_flops(Config().network, 128, 128)[0] / 1e9, 2) == 12.05
 
 
-def test_compare_relay(tmp_path, capsys):
-    arguments = "relay --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
-    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+def test_compare_relay(tmp_path):
+    assert compare.main(["relay", *TINIEST, "--run-dir", str(tmp_path)]) == 0
     records = json.loads((tmp_path / "relay.json").read_text())
     assert {(r["precision"], r["alone"]) for r in records} == {
         (precision, name) for precision in ("float32", "float64") for name in comparison.IMPLEMENTATIONS
@@ -227,8 +201,7 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
         return code
 
     monkeypatch.setattr(columns, "load", load_perturbed)
-    arguments = "parity --image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --steps 1 --precision bfloat16".split()
-    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 1
+    assert compare.main(["parity", *TINIEST, "--steps", "1", "--precision", "bfloat16", "--run-dir", str(tmp_path)]) == 1
     output = capsys.readouterr().out
     assert "FAILED" in output and "first difference between lowlevel and keras_impl: the value of head/bias" in output
 
@@ -236,63 +209,49 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
 # --- bad input ---
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Eight images of 32x32 with masks."""
-    rng = np.random.default_rng(0)
-    for i in range(8):
-        for kind in ("images", "masks"):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            values = rng.integers(0, 256, (32, 32)) if kind == "images" else 255 * rng.integers(0, 2, (32, 32))
-            imsave(tmp_path / kind / f"{i}.png", values.astype(np.uint8), check_contrast=False)
-    return tmp_path
-
-
-def test_folder_end_to_end(implementation, folder, tmp_path):
-    arguments = ["--dataset", "folder", "--data-dir", str(folder), "--depth", "1", "--filters", "2", "--batch-size", "2"]
-    comparison.load(implementation).main([*arguments, "--crop-size", "16", "--epochs", "1", "--run-dir", str(tmp_path / "run")])
-    assert (tmp_path / "run" / "predictions.png").exists()
+def train(implementation):
+    return comparison.load(implementation).main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("main", "arguments", "words"),
     [
-        (["-m", "highlevel.train", "--depht", "3"], ["--depht", "--help"]),
-        (["-m", "keras_impl.train", "--dataset", "folder", "--data-dir", "nowhere"], ["nowhere"]),
-        (["compare.py", "parity", "--image-size", "8"], ["--image-size 8x8", "--depth"]),
-        (["compare.py", "prove"], ["prove"]),
-        (["compare.py", "parity", "--steps", "0"], ["--steps"]),
-        (["compare.py", "relay", "--jit"], ["--jit"]),
-        (["compare.py", "relay", "--epochs", "5"], ["--epochs"]),
-        (["compare.py", "seeds", "--schedule", "cosine"], ["--schedule", "train script"]),
-        (["compare.py", "parity", "--save", "README.md"], ["README.md", "is there already: move it away"]),
-        (["-m", "lowlevel.train", "--dataset", "folder", "--data-dir", "d", "--colors", "nothing.txt"], ["No such file"]),
-        (["compare.py", "runs", "nowhere"], ["nowhere"]),
-        (["-m", "lowlevel.train", "--data-dir", "nowhere"], ["--dataset folder"]),
+        (train("highlevel"), "--depht 3", ["--depht", "--help"]),
+        (train("keras_impl"), "--dataset folder --data-dir nowhere", ["nowhere"]),
+        (train("lowlevel"), "--dataset folder --data-dir d --colors nothing.txt", ["No such file"]),
+        (train("lowlevel"), "--data-dir nowhere", ["--dataset folder"]),
+        (compare.main, "parity --image-size 8", ["--image-size 8x8", "--depth"]),
+        (compare.main, "prove", ["prove"]),
+        (compare.main, "parity --steps 0", ["--steps"]),
+        (compare.main, "relay --jit", ["--jit"]),
+        (compare.main, "relay --epochs 5", ["--epochs"]),
+        (compare.main, "seeds --schedule cosine", ["unrecognized arguments: --schedule cosine", "--help"]),
+        (compare.main, "parity --save README.md", ["README.md", "is there already: move it away"]),
+        (compare.main, "runs nowhere", ["nowhere"]),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(arguments, words):
-    result = script(*arguments)
-    assert result.returncode == 2
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    for word in words:
-        assert word in lines[0]
+def test_bad_input_gets_one_line_and_exit_code_2(main, arguments, words, tmp_path, capsys):
+    run_dir = ["--run-dir", str(tmp_path)] if "--data-dir" not in arguments else []
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: main([*arguments.split(), *run_dir]))
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and not [word for word in words if word not in line], line
 
 
-def test_not_a_number_names_step_and_files(implementation, folder, tmp_path):
-    run_dir = tmp_path / "run"
-    code = comparison.load(implementation)
-    common = ["--dataset", "folder", "--data-dir", str(folder), "--depth", "1", "--filters", "2", "--batch-size", "3"]
-    common += ["--run-dir", str(run_dir), "--batch-norm", "none"]
-    code.main([*common, "--epochs", "1"])
-    saved = (run_dir / "best.safetensors").read_bytes()
+def test_a_folder_and_not_a_number_that_names_step_and_files(tmp_path):
+    """tests/test_training.py has what is not finite in each implementation."""
+    save_pairs(tmp_path, [BLOBS] * 8)
+    common = ["--dataset", "folder", "--data-dir", str(tmp_path), "--depth", "1", "--filters", "2", "--batch-size", "3"]
+    common += ["--crop-size", "16", "--run-dir", str(tmp_path / "run"), "--batch-norm", "none"]
+    train("lowlevel")([*common, "--epochs", "1"])
+    assert (tmp_path / "run" / "predictions.png").exists()
+    saved = (tmp_path / "run" / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"nan at step 2, on the images images/\d.png, (images/\d.png,? ?){2}; what was saved"):
-        code.main([*common, "--epochs", "2", "--learning-rate", "1e38"])
+        train("lowlevel")([*common, "--epochs", "2", "--learning-rate", "1e38"])
     assert (tmp_path / "run-1" / "best.safetensors").read_bytes() == saved
 
 
 def test_unwritable_run_dir(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--run-dir"):
-        comparison.load("lowlevel").main([*TINY, "--run-dir", str(tmp_path / "file" / "run")])
+    with refused("--run-dir"):
+        train("lowlevel")([*TINY, "--run-dir", str(tmp_path / "file" / "run")])

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Stopped, UserError
 from comparison.proof import runs
 from data import cache
+from tests.drawn import BLOBS, save_pairs
+from tests.helpers import ROOT, python
 from training import run as loop
 from training.folder import KNOWN, read_config
 from training.report import read_history
@@ -23,9 +24,7 @@ from training.schedule import learning_rate, stops_early
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 TINY = "--images 10 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()  # 4 steps an epoch
 
 
@@ -38,6 +37,24 @@ def no_pictures(monkeypatch):
 
 def train(run_dir, *options, implementation="lowlevel"):
     comparison.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+
+
+def resume(run_dir, *options, implementation="lowlevel"):
+    """With nothing but the options given."""
+    comparison.load(implementation).main(["--resume", "--run-dir", str(run_dir), *map(str, options)])
+
+
+def same_weights(a, b):
+    """That two runs ended at the same bits, in their optimizers too."""
+    (weights, state, _), (others, other_state, _) = (load_checkpoint(run_dir / "last.safetensors") for run_dir in (a, b))
+    for name, value in {**weights, **state}.items():
+        np.testing.assert_array_equal({**others, **other_state}[name], value, err_msg=name)
+
+
+def patch_end_step(monkeypatch, do):
+    """Calls do(run) before each step ends."""
+    before = loop.Run.end_step
+    monkeypatch.setattr(loop.Run, "end_step", lambda run, loss: [do(run), before(run, loss)])
 
 
 def rows(*dice):
@@ -69,13 +86,7 @@ def test_early_stopping_waits_for_its_patience():
 def test_the_optimizer_gets_the_rate_of_every_step(implementation, tmp_path, monkeypatch):
     """Read from the optimizer's own variable, after the step that used it."""
     seen = []
-    before = loop.Run.end_step
-
-    def end_step(self, loss):
-        seen.append(float(np.asarray(self.optimizer.learning_rate)))
-        before(self, loss)
-
-    monkeypatch.setattr(loop.Run, "end_step", end_step)
+    patch_end_step(monkeypatch, lambda run: seen.append(float(np.asarray(run.optimizer.learning_rate))))
     train(tmp_path, "--schedule", "cosine", "--warmup", "2", "--learning-rate", "0.5", implementation=implementation)
     config = Config.of(learning_rate=0.5, warmup=2, schedule="cosine")
     np.testing.assert_allclose(seen, [learning_rate(config, step, 12) for step in range(12)], rtol=1e-6)  # float32
@@ -109,22 +120,24 @@ def test_a_checkpoint_every_few_steps_and_with_each_new_best(tmp_path, monkeypat
 
 
 def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    train(run, "--epochs", "2", "--augment", "paper")
+    resume(run, "--epochs", "4")
     train(tmp_path / "whole", "--epochs", "4", "--augment", "paper")
-    train(tmp_path / "run", "--epochs", "2", "--augment", "paper")
-    comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--epochs", "4"])
-    whole, run = (load_checkpoint(tmp_path / name / "last.safetensors")[0] for name in ("whole", "run"))
-    for name, value in whole.items():
-        np.testing.assert_array_equal(run[name], value, err_msg=name)
-    with pytest.raises(UserError, match="was trained with --augment paper: --resume cannot change that"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--augment", "none"])
-    with pytest.raises(UserError, match="was trained with --class-weights None: --resume cannot change that"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--class-weights", "balanced"])
+    same_weights(tmp_path / "whole", run)
+    for name, option in (("augment paper", "--augment none"), ("class-weights None", "--class-weights balanced")):
+        with pytest.raises(UserError, match=f"was trained with --{name}: --resume cannot change that"):
+            resume(run, *option.split())
     with pytest.raises(UserError, match=f"there is no run to --resume in {tmp_path / 'nothing'}"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "nothing")])
-    split = json.loads((tmp_path / "run" / "split.json").read_text())
-    (tmp_path / "run" / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
+        resume(tmp_path / "nothing")
+    split = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
     with pytest.raises(UserError, match="the images are not those of .*split.json"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path / "run"), "--epochs", "5"])
+        resume(run, "--epochs", "5")
+    config = json.loads((run / "config.json").read_text())  # what was found in the data is not edited
+    (run / "config.json").write_text(json.dumps({**config, "class_weights": "1.0,2.0"}))
+    with pytest.raises(UserError, match="last.safetensors was trained with --class-weights None, and now it is 1.0,2.0: put"):
+        resume(run)
 
 
 def test_an_epoch_of_one_step_that_was_traced_has_no_rate(tmp_path, capsys):
@@ -133,18 +146,10 @@ def test_an_epoch_of_one_step_that_was_traced_has_no_rate(tmp_path, capsys):
     assert "images/s" not in first and "images/s" in second
 
 
-def test_what_was_found_in_the_data_is_not_edited(tmp_path):
-    train(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "class_weights": "1.0,2.0"}))
-    with pytest.raises(UserError, match="last.safetensors was trained with --class-weights None, and now it is 1.0,2.0: put"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path)])
-
-
 def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_to_the_next(tmp_path, monkeypatch):
     """Neither its list of images, for what was wrong with them may be mended by then, nor its pictures."""
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "end_step", lambda run, _: run.stop.no_such_thing)
+        patch_end_step(patch, lambda run: run.no_such_thing)
         for name in "ab":
             with pytest.raises(AttributeError):
                 train(tmp_path / name)
@@ -213,7 +218,7 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys):
     options = {"a": [], "b": ["--augment", "none", "--cache", tmp_path], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
     for name, changed in options.items():
-        train(tmp_path / name, "--epochs", "1", *changed)
+        train(tmp_path / name, "--images", "5", "--epochs", "1", *changed)
     config = Config.of(run_dir=tmp_path / "compare")
     assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"])) is True
     assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
@@ -226,16 +231,15 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
 
 def test_runs_have_their_options_without_tensorflow():
     code = "import argparse, sys; from comparison.proof import runs; p = argparse.ArgumentParser(); runs.add_options(p); "
-    code += "print(*p.parse_args([]).run_dirs, 'tensorflow' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = python("-c", code + "print(*p.parse_args([]).run_dirs, 'tensorflow' in sys.modules)")
     assert found.stdout.split() == ["runs/lowlevel", "runs/highlevel", "runs/keras_impl", "False"], found.stderr
 
 
 # folds
 
 
-def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
-    train(tmp_path, "--folds", "2", "--epochs", "1", implementation=implementation)
+def test_folds_train_each_and_report_the_mean(tmp_path, capsys):
+    train(tmp_path, "--folds", "2", "--epochs", "1", implementation="keras_impl")
     with open(tmp_path / "folds.csv", newline="") as file:
         table = list(csv.reader(file))
     assert [line[0] for line in table] == ["fold", "fold0, epoch 1", "fold1, epoch 1", "mean", "standard deviation"]
@@ -251,7 +255,7 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
     before = (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns
     (tmp_path / "fold1" / "last.safetensors").unlink()  # as if it had been killed there
     capsys.readouterr()
-    comparison.load(implementation).main(["--resume", "--run-dir", str(tmp_path)])
+    resume(tmp_path, implementation="keras_impl")
     assert (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns == before, "not trained again"
     with open(tmp_path / "folds.csv", newline="") as file:
         assert list(csv.reader(file)) == table
@@ -260,25 +264,19 @@ def test_folds_train_each_and_report_the_mean(implementation, tmp_path, capsys):
 
 
 def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
-    for kind in ("images", "masks"):
-        (tmp_path / "data" / kind).mkdir(parents=True)
-        for k in range(4):
-            pixels = np.random.default_rng(k).integers(0, 2, (16, 16), dtype=np.uint8)
-            Image.fromarray(255 * pixels).save(tmp_path / "data" / kind / f"{k}.png")
+    save_pairs(tmp_path / "data", [BLOBS[:16, :16]] * 4)
     run_dir, options = tmp_path / "run", ["--dataset", "folder", "--data-dir", tmp_path / "data", "--folds", "2"]
     decode, decoded = cache.decode, []
     monkeypatch.setattr(cache, "decode", lambda *args: decoded.append(1) or decode(*args))
-    before = loop.Run.end_step
 
-    def end_step(self, loss):
-        if self.config.data.fold == 1:
-            self.stop.arrived = signal.SIGINT
-        before(self, loss)
+    def stop(run):
+        if run.config.data.fold == 1:
+            run.stop.arrived = signal.SIGINT
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(loop.Run, "end_step", end_step)
+        patch_end_step(patched, stop)
         train(run_dir, *options)
-    comparison.load("lowlevel").main(["--resume", "--run-dir", str(run_dir)])
+    resume(run_dir)
     assert len(decoded) == 1
     for fold in range(2):  # that folder is gone, and nobody is to make it anew
         assert read_config(run_dir / f"fold{fold}")["cache"] is None
@@ -289,41 +287,36 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
 # stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(number, tmp_path):
-    command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(tmp_path / "a run")]
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
+    """SIGTERM, to a process; SIGINT below."""
+    run_dir = tmp_path / "a run"
+    command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "a run" / "best.safetensors").exists():
+    while not (run_dir / "best.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    step = load_metadata(tmp_path / "a run" / "last.safetensors")["step"]
-    assert stderr.splitlines()[-1] == (
-        f"stopped after step {step} of 400000; go on with: python -m keras_impl.train --resume --run-dir '{tmp_path / 'a run'}'"
-    )
+    assert process.returncode == 128 + signal.SIGTERM
+    step = load_metadata(run_dir / "last.safetensors")["step"]
+    go_on = f"go on with: python -m keras_impl.train --resume --run-dir '{run_dir}'"
+    assert [line for line in stderr.splitlines() if line][-2:] == [
+        "SIGTERM: finishing this step",
+        f"stopped after step {step} of 400000; {go_on}",
+    ]
     assert "Traceback" not in stderr
 
 
 def test_a_stop_in_mid_epoch_is_resumed(implementation, tmp_path, monkeypatch):
-    before = loop.Run.end_step
-
-    def end_step(self, loss):
-        if self.step == 5:
-            self.stop.arrived = signal.SIGTERM
-        before(self, loss)
-
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Run, "end_step", end_step)
-        with pytest.raises(Stopped, match="stopped after step 6 of 12; go on with"):
+        patch_end_step(patched, lambda run: signal.raise_signal(signal.SIGINT) if run.step == 5 else None)
+        with pytest.raises(Stopped, match="stopped after step 6 of 12; go on with") as stopped:
             train(tmp_path / "stopped", implementation=implementation)
+    assert stopped.value.signal == signal.SIGINT
     assert load_metadata(tmp_path / "stopped" / "last.safetensors")["step"] == 6
-    comparison.load(implementation).main(["--resume", "--run-dir", str(tmp_path / "stopped")])
+    resume(tmp_path / "stopped", implementation=implementation)
     train(tmp_path / "whole", implementation=implementation)
-    stopped, whole = (load_checkpoint(tmp_path / name / "last.safetensors") for name in ("stopped", "whole"))
-    for name, value in {**whole[0], **whole[1]}.items():
-        np.testing.assert_array_equal({**stopped[0], **stopped[1]}[name], value, err_msg=name)
+    same_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
 # guards
@@ -349,33 +342,27 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
 
 
-def test_clipping_bounds_the_step_in_all_three(tmp_path):
+def test_clipping_bounds_the_step_in_all_three():
     """SGD without momentum moves the weights by the learning rate times the clipped gradients."""
     from common.weights import initial_weights
     from tests.test_network import random_batch
 
-    config = Config.of(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, clip_norm=0.01, batch_norm="none")
-    for name in comparison.IMPLEMENTATIONS:
-        code = comparison.load(name)
+    def moved(implementation, clip_norm):
+        options = dict(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, batch_norm="none")
+        config, code = Config.of(**options, clip_norm=clip_norm), comparison.load(implementation)
         model = code.UNet(config.network)
         code.make_train_step(model, config)(*random_batch(config))
-        moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(config.network).items()]
-        norm = math.sqrt(sum((difference**2).sum() for difference in moved))
-        assert norm == pytest.approx(0.01, rel=1e-3), name  # float32
-    unclipped = config.replace(clip_norm=1e6)
-    code = comparison.load("lowlevel")
-    model = code.UNet(unclipped.network)
-    code.make_train_step(model, unclipped)(*random_batch(unclipped))
-    moved = [code.named_weights(model)[key].numpy() - value for key, value in initial_weights(unclipped.network).items()]
-    assert math.sqrt(sum((difference**2).sum() for difference in moved)) > 0.02
+        differences = [code.named_weights(model)[key] - value for key, value in initial_weights(config.network).items()]
+        return float(tf.linalg.global_norm(differences))
+
+    for name in comparison.IMPLEMENTATIONS:
+        assert moved(name, 0.01) == pytest.approx(0.01, rel=1e-3), name  # float32
+    assert moved("lowlevel", 1e6) > 0.02
 
 
 def test_a_cosine_is_not_bent_under_way(tmp_path):
-    """Resumed with more epochs its rate would jump from near 0 to half of the full one."""
-    train(tmp_path / "run", "--schedule", "cosine")
+    """Resumed with more epochs its rate would jump from near 0 to half of the full one; a constant has no end to keep."""
+    train(tmp_path, "--schedule", "cosine", "--images", "5")
     with pytest.raises(UserError, match="the cosine of .* comes to 0 in epoch 3.*--checkpoint"):
-        train(tmp_path / "run", "--resume", "--epochs", "6")
-    train(tmp_path / "run", "--resume", "--epochs", "3")
-    train(tmp_path / "other")
-    train(tmp_path / "other", "--resume", "--epochs", "4")
-    assert len(read_history(tmp_path / "other")) == 4, "a constant rate has no end to keep"
+        train(tmp_path, "--resume", "--epochs", "6", "--images", "5")
+    train(tmp_path, "--resume", "--epochs", "3", "--images", "5")

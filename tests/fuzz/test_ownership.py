@@ -10,6 +10,7 @@ import compare
 import predict
 from common.config import Config, UserError
 from common.output import RESULTS, write_text
+from comparison.proof import runs
 from data import overview
 from prediction.export import export
 from tests.conftest import save_network
@@ -75,7 +76,7 @@ def is_theirs(path):
 class Runs:
     """Stands for `comparison.runs`: writes what that writes."""
 
-    SETS = frozenset()
+    SETS = runs.SETS
 
     @staticmethod
     def add_options(parser):
