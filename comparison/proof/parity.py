@@ -112,7 +112,7 @@ def with_void(masks):
 def print_table(checks):
     """A row for every rung: the differences of the three pairs, the tolerance, the verdict."""
     pairs = list(dict.fromkeys(check.pair for check in checks))
-    print(f"\n{checks[0].case.title:<56}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>11}")
+    print(f"\n{checks[0].case.title:<56}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>16}")
     for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
         row = list(row)
         cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
@@ -120,7 +120,7 @@ def print_table(checks):
         allowed = " / ".join(words.get(t, f"{t:.0e}") for t in sorted({c.tolerance for c in row}))
         failed = sorted({c.worst for c in row if not c.passed})
         verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
-        print(f"{rung:<56}{cells}{allowed:>11}  {verdict}", flush=True)
+        print(f"{rung:<56}{cells}{allowed:>16}  {verdict}", flush=True)
 
 
 def draw(losses, path):
