@@ -227,6 +227,11 @@ def test_what_is_imported_in_functions_is_there(package):
                     assert is_there, f"{path.relative_to(ROOT)}: {name} from {node.module}"
 
 
+def test_no_file_is_longer_than_a_reader_holds_in_mind():
+    for path in (path for package in BELOW for path in (ROOT / package).rglob("*.py")):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, f"{path.relative_to(ROOT)}: two files"
+
+
 def test_no_circle_of_files():
     """Imports in functions count, too."""
     files = {path.relative_to(ROOT).with_suffix(""): path for package in BELOW for path in (ROOT / package).rglob("*.py")}
