@@ -228,7 +228,10 @@ def parity(case, batches):
         built = exact.build(name, case)
         for layer, array in finder.activations(built.model, case.config, images, True):
             seen[layer_row(layer)]["output, in training"][layer] = array
-        for rung, arrays in ladder.observe(name, case, batches).items():
+        rungs = ladder.observe(name, case, batches)
+        for rung in [rung for rung in rungs if rung.endswith(", biases")]:  # which have a tolerance of their own, and no row
+            rungs[rung.removesuffix(", biases")] |= rungs.pop(rung)
+        for rung, arrays in rungs.items():
             for row in RUNG_ROWS.get(rung, ()):
                 seen[row][rung] = arrays
             if rung == "gradients":
