@@ -1,5 +1,6 @@
 """What is written over what: the project's own, and nothing else."""
 
+import contextlib
 import json
 import os
 import signal
@@ -98,9 +99,13 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     with try_lock(run_dir / "lock"), refused("is in use by another process"):
         pretend_run(run_dir, 3, resume=False)
     assert not (tmp_path / "run-2").exists()
-    (run_dir / f"{PART}1.safetensors").touch()  # of a process that was killed
+    with contextlib.suppress(KeyboardInterrupt), replacing(run_dir / "best.safetensors") as part:
+        left = part.name
+        raise KeyboardInterrupt
+    for name in (left, f"{PART}notes"):  # of a process that was killed, and the user's
+        (run_dir / name).touch()
     pretend_run(run_dir, 2, resume=True)
-    assert not list(run_dir.glob(f"{PART}*"))
+    assert [path.name for path in run_dir.glob(f"{PART}*")] == [f"{PART}notes"]
 
 
 @pytest.mark.parametrize("name, text", [("a.png", ""), ("config.json", '{"mine": 1}'), ("config.json", "{}"), ("lock2", "")])

@@ -160,8 +160,7 @@ def highlevel(column):
         # the store of variables opens once around all replicas, which take turns in it, and so does the other `_moments`
         @tf.compat.v1.keras.utils.track_tf1_style_variables
         def around(_, images, masks):
-            of_batch = dict(_moments=lambda layer, x, *_, **__: moments(x))
-            with mock.patch.multiple(tf.compat.v1.layers.BatchNormalization, **of_batch):
+            with mock.patch.object(tf.compat.v1.layers.BatchNormalization, "_moments", lambda layer, x, *_, **__: moments(x)):
                 return train_step(images, masks)
 
         return tf.function(functools.partial(around, model), autograph=False)

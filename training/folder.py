@@ -55,7 +55,7 @@ def take_new_folder(config):
             break
         set_aside(run_dir)
         lock.close()
-    for part in run_dir.glob(f"{PART}*"):  # of a process that was killed
+    for part in run_dir.glob(f"{PART}{32 * '[0-9a-f]'}*"):  # of a process that was killed
         part.unlink()
     if not (run_dir / "config.json").exists():  # first of all: the folder is known by it
         write_config(config)
