@@ -30,6 +30,9 @@ RECORDED = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES
 )
 
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
+
+
 def recorded():
     """name -> value of what the environment holds of `RECORDED`."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}

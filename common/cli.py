@@ -93,11 +93,6 @@ def count(text):
     return int(text)
 
 
-def listed(texts, limit=10):
-    """The first of `texts` with commas between them, and how many more there are."""
-    return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")
-
-
 def in_a_line(error):
     """What to tell the user of an error; None for one that needs its traceback."""
     tf = sys.modules.get("tensorflow")

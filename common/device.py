@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 
-import common  # noqa: F401  settles the environment
+import common  # settles the environment
 
 
 @contextlib.contextmanager
@@ -114,4 +114,4 @@ def device_name():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return f"GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'unnamed')})"
-    return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+    return f"CPU ({common.CORES} cores)"

@@ -7,6 +7,7 @@ settled before the work begins: a run has a folder of its own (`training.folder`
 
 import contextlib
 import csv
+import fcntl
 import os
 import tempfile
 import uuid
@@ -17,6 +18,16 @@ from common.config import UserError
 PART = ".unet-"  # how the name of what is not finished begins; only a process that is killed leaves such a file
 RESULTS = "results-of-compare"
 ABOUT = "compare.py wrote what lies here. Its next command replaces results of the same name: keep nothing else here.\n"
+
+
+def try_lock(path):
+    """The open file `path`, which no other process has locked, or None. Closing it lets go, and so does dying."""
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file.close()
+    return file
 
 
 @contextlib.contextmanager

@@ -23,3 +23,8 @@ def cell(text):
     """`text` for a cell of a CSV file. Behind an apostrophe a spreadsheet computes nothing (OWASP, "CSV injection")."""
     text = printable(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def listed(texts, limit=10):
+    """The first of `texts` with commas between them, and how many more there are."""
+    return ", ".join(texts[:limit]) + (f", and {len(texts) - limit} more" if len(texts) > limit else "")

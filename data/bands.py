@@ -171,7 +171,6 @@ def _open_tiff(path, wanted):
             height, width, photometric = page.imagelength, page.imagewidth, int(page.photometric)
             dtype, kind, itemsize = page.dtype, page.dtype.kind, page.dtype.itemsize
             orientation = int(page.tags.valueof("Orientation", 1))
-            pages = [k for k, page in enumerate(file.pages) if not page.tags.valueof("NewSubfileType", 0) & (SMALLER | MASK)]
     except Exception:  # damaged: Pillow has the words for it
         return None
     alpha = [samples - len(extra) + k for k, kind in enumerate(extra) if kind in (1, 2)]
@@ -185,13 +184,17 @@ def _open_tiff(path, wanted):
         return None
 
     def read(*_):
-        if wanted is None:
-            _check_pages(path, len(pages))
         if photometric == WHITE_IS_0:
             raise UserError(f"{path} holds {counted(bands)} of which 0 is white: save it with 0 as black")
         try:
             with TiffFile(path) as file:
-                values = file.pages[pages[0] if wanted is None else wanted].asarray()
+                number = wanted
+                if number is None:
+                    subtypes = [page.tags.valueof("NewSubfileType", 0) for page in file.pages]
+                    numbers = [k for k, subtype in enumerate(subtypes) if not subtype & (SMALLER | MASK)]
+                    _check_pages(path, len(numbers))
+                    number = numbers[0]
+                values = file.pages[number].asarray()
         except (KeyError, ValueError) as error:
             if "imagecodecs" not in str(error):
                 raise

@@ -19,8 +19,10 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.cli import listed
+from common import CORES
 from common.config import Size, UserError
+from common.output import try_lock
+from common.text import listed
 from data.borders import part_touching
 from data.files import has_color, image_files
 from data.meaning import as_classes
@@ -31,7 +33,6 @@ from PIL import Image
 from tqdm import tqdm
 
 VERSION = 7  # of the format, and of how files are decoded
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of images, by their bits
 INDEX = np.dtype(
     [  # what is known of an item; all 0 where it was left out
@@ -205,16 +206,6 @@ def _digest(path):
     except OSError as error:  # --skip-bad may go on without it
         return str(error.strerror)
     return digest.hexdigest()
-
-
-def try_lock(path):
-    """The open file `path`, which no other process has locked, or None. Closing it lets go, and so does dying."""
-    file = open(path, "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return file.close()
-    return file
 
 
 def _wait_for(path):

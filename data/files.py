@@ -54,7 +54,7 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
             )
         raise UserError(f"{image_path} is {image_size} pixels, but its mask {mask_path} is {mask_size}: {turned}")
     mask = _nearest(mask, size)
-    return image, _numbered(mask) if objects else mask
+    return image, _numbered(mask) if objects and size else mask  # an object may be gone
 
 
 def read_image(path, channels, size=None, page=None):

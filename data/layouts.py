@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from common.cli import listed
 from common.config import VOID, Names, Size, UserError
+from common.text import listed
 from data.files import EXTENSIONS, count_bands, count_pages, has_color, image_files, is_meant, read_image, read_pair, readable
 from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
 
@@ -375,7 +375,7 @@ def _by_stem(folder):
     return found
 
 
-def find_channels(layout, samples=64):
+def find_channels(layout):
     """1 if the images are gray, 3 if any of some that are spread over the data set has colour, or how many bands they have.
 
     Some are not few: among gray images, many of them stored as colours, a quarter may have colour. Bad files are passed over.
@@ -383,7 +383,7 @@ def find_channels(layout, samples=64):
     if layout.channels:
         return layout.channels
     n = len(layout.items)
-    for i in sorted({k * (n - 1) // max(samples - 1, 1) for k in range(samples)}):
+    for i in sorted({k * (n - 1) // 63 for k in range(64)}):
         item = layout.items[i]
         try:
             bands = count_bands(item.image)

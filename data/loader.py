@@ -6,20 +6,20 @@ that resumes at step k sees the batches of the uninterrupted run, and a batch ca
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import listed
+from common import CORES
 from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
 from common.shapes import margin, min_size, missing, needs
 from common.streams import AUGMENT, ORDER, generator
-from common.text import say
+from common.text import listed, say
 from data.augment import augment
 from data.borders import border_weights, part_touching
-from data.cache import CORES, prepare
+from data.cache import prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import as_classes, filled_in, mask_meaning
@@ -50,7 +50,7 @@ class Examples:
 class Stored(Sequence):
     """Images or masks that are read, by their number in `data.cache.Prepared`, when they are asked for."""
 
-    read: callable
+    read: Callable
     numbers: list[int]
 
     def __len__(self):

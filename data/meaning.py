@@ -4,8 +4,8 @@ import re
 import reprlib
 from dataclasses import dataclass
 
-from common.cli import listed
 from common.config import VOID, Names, UserError, Values
+from common.text import listed
 from data.files import Colors, is_jpeg
 
 import numpy as np

@@ -10,13 +10,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from common.cli import listed, make_parser, parse, read_config, run_script
+from common.cli import make_parser, parse, read_config, run_script
 from common.config import VOID, Size, UserError
 from common.metrics import balanced_weights
 from common.output import prepare, write_text
 from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
 from common.shapes import min_size, missing
-from common.text import say
+from common.text import listed, say
 from data.cache import decode
 from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
@@ -153,7 +153,7 @@ def survey(layout, config):
             problems.append(f"{item.name}: all pixels of the image are equal")
         if np.count_nonzero(row["counts"]) == 1:
             problems.append(f"{item.name}: its mask holds only the value {row['counts'].argmax()}")
-    too_small, advice = needs([config.data.image_size or size for size in sizes], [item.name for item in items], config)
+    too_small, advice = size_advice([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
     advice = [*layout.over, *filter(None, [layout.note]), *advice]
     if layout.mask_suffix:
@@ -202,7 +202,7 @@ def survey(layout, config):
     return summary, items, meaning, found
 
 
-def needs(sizes, names, config):
+def size_advice(sizes, names, config):
     """What the network asks of images of these sizes: (problems, advice), lines for the user."""
     problems, advice = [], []
     step, crop = 2**config.network.depth, config.data.crop_size

@@ -3,10 +3,10 @@
 import json
 import re
 
-from common.cli import listed
 from common.config import UserError
 from common.output import write_text
 from common.streams import SPLIT, generator
+from common.text import listed
 
 SIDES = ("train", "val")
 

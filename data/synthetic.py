@@ -81,7 +81,7 @@ def asked_for(config):
 _ahead = {}  # what is drawn -> the end of a pipe through which it comes
 
 
-def draw_ahead(n, size, seed, classes=1, channels=1):
+def draw_ahead(n, size, seed, classes, channels):
     """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5.
 
     Raises: UserError, as `make_cells`.

@@ -48,7 +48,7 @@ SEEN = 100  # training images to choose the ranges of int8 by, and validation im
 
 @contextlib.contextmanager
 def new_folder(path):
-    """Gives a folder for an export, whose files are moved into `path` at the end. If anything fails, what was there stays.
+    """Gives a folder for an export, whose files are moved into `path` at the end, export.json last: it makes it whole.
 
     Raises: UserError when `path` cannot be written.
     """
@@ -238,9 +238,9 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     elif kind in FIXED:
         size = fixed_size(kind, config, size)
         words = f"one image of {Size(*size)}"
+    refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
     if quantize:
         calibration, pairs = read_windows(config, size)
-    refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
     if kind == "keras" and network.batch_norm == "fused":  # in inference Keras's own layer computes the same, but for rounding
         network = dataclasses.replace(network, batch_norm="explicit")
     elif kind in ("onnx", "litert"):

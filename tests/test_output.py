@@ -12,8 +12,7 @@ from pathlib import Path
 import compare
 from common.cli import run_script
 from common.config import Config, UserError
-from common.output import PART, RESULTS, prepare, refuse_existing, replacing, take_results, write_text
-from data.cache import try_lock
+from common.output import PART, RESULTS, prepare, refuse_existing, replacing, take_results, try_lock, write_text
 from tests.fuzz.test_ownership import pretend_run
 from training.folder import take_new_folder
 

@@ -5,7 +5,7 @@ import json
 from common.config import VOID, Config, Size
 from data import overview
 from data.loader import Examples, training_batches
-from data.overview import draw_augmentations, main, needs, overlay
+from data.overview import draw_augmentations, main, overlay, size_advice
 from tests.drawn import NOISE, save, save_pairs
 from tests.helpers import refused
 
@@ -132,7 +132,7 @@ def test_unusable_input_is_one_line(tmp_path):
     ],
 )
 def test_what_the_network_needs(sizes, options, problems, advice):
-    for found, expected in zip(needs([Size(*s) for s in sizes], "abc", Config.of(**options)), (problems, advice)):
+    for found, expected in zip(size_advice([Size(*s) for s in sizes], "abc", Config.of(**options)), (problems, advice)):
         assert len(found) == len(expected)
         for text, part in zip(found, expected):
             assert part in text
@@ -142,7 +142,7 @@ def test_what_is_advised_is_taken():
     """Sizes that the advice names fit the network without padding, and the crop fits into every image."""
     config = Config.of(depth=3)
     for low, high in [((70, 45), (300, 200)), ((1000, 1500), (2000, 1500)), ((17, 900), (18, 901))]:
-        _, (advice, *_) = needs([Size(*low), Size(*high)], "ab", config)
+        _, (advice, *_) = size_advice([Size(*low), Size(*high)], "ab", config)
         words = advice.replace(",", "").split()
         crop, image = (Size.parse(words[words.index(flag) + 1]) for flag in ("--crop-size", "--image-size"))
         assert all(c <= n for c, n in zip(crop, low)) and not any(n % 8 for n in (*crop, *image))

@@ -163,7 +163,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_to_the_next
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
-    from data.cache import try_lock
+    from common.output import try_lock
 
     with try_lock(tmp_path / "lock"):
         with pytest.raises(UserError, match="is in use by another process: wait for it, or take another --run-dir"):

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from common.config import FOLDS_CACHE, Config, UserError
-from common.output import PART, write_text
-from data.cache import try_lock
+from common.output import PART, try_lock, write_text
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")

@@ -5,7 +5,6 @@ MultiWorkerMirroredStrategy for several hosts, where the same script runs once o
 validates and writes; the others know what they need to from it.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import faulthandler
@@ -38,7 +37,7 @@ def with_cluster(config):
         jobs, kind, index = told["cluster"], told["task"]["type"], int(told["task"]["index"])
         chiefs = jobs.get("chief", [])
         workers = Addresses.parse(",".join(chiefs + jobs.get("worker", [])))
-    except (argparse.ArgumentTypeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         how = "unset it, or give --workers and --worker"
         raise UserError(f"TF_CONFIG does not say which workers there are and which this is ({error!r}): {how}") from None
     if kind not in ("chief", "worker"):  # the chief validates, and no host holds the weights of others
@@ -119,7 +118,7 @@ def _waiting(training):
     """What is inside waits for the other hosts: after `WAIT` seconds, or at Ctrl-C, this process ends.
 
     Another process watches the time and says who is missing, since TensorFlow lets no thread and no handler of Python run
-    meanwhile; a thread of C that lets it do so for 5 seconds ends this one.
+    meanwhile; then faulthandler, which needs no Python, ends this one.
     """
     with open(os.devnull, "w") as null, handling(signal.SIG_DFL, signal.SIGINT):  # nothing is there yet to be saved
         waiting, end = os.getpid(), time.monotonic() + WAIT
@@ -130,7 +129,8 @@ def _waiting(training):
                 os._exit(0)
             if time.monotonic() > end:
                 _give_up(training, f"within {WAIT} seconds")
-        faulthandler.dump_traceback_later(WAIT + 5, exit=True, file=null)  # the exit code is 1
+        patience = WAIT + 5 + 2 * len(training.workers)  # `_give_up` asks each for 2 seconds
+        faulthandler.dump_traceback_later(patience, exit=True, file=null)  # the exit code is 1
         try:
             yield
         finally:

@@ -7,13 +7,13 @@ import statistics
 import sys
 import time
 
+from common import CORES
 from common.cli import count
 from common.config import Size, UserError, flag
 from common.output import write_text
 from comparison import columns
 from comparison.benchmark import cells, roofline, scaling, speeds
 from comparison.benchmark.cells import LIMIT, MODES
-from data.cache import CORES
 
 from tqdm import tqdm
 

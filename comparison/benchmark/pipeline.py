@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
+from common import CORES
 from common.config import FIELDS, UserError
 from common.device import device_name, tf
 from common.output import write_text
 from comparison import columns
-from data.cache import CORES
 from data.layouts import find_layout
 from data.loader import as_floats, augmented, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.splits import split
