@@ -53,7 +53,7 @@ def make_keras_step(code, model, config, optimizer=None):
         weights = model.trainable_variables
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
-            loss = loss_of.call(masks, logits)
+            loss = loss_of(masks, logits)
         gradients = tape.gradient(loss, weights)
         with tf.name_scope("optimizer"):
             optimizer.apply(gradients, weights)

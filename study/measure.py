@@ -20,7 +20,7 @@ from comparison import IMPLEMENTATIONS, columns
 from comparison.benchmark import profile
 from comparison.machine import processor
 from comparison.proof import exact, finder, ladder
-from comparison.proof.graph import collect_one, statements
+from comparison.proof.graph import NO_WORK, collect_one, statements
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
 from study import rows
@@ -30,8 +30,7 @@ from tensorflow.python import pywrap_tfe  # to learn which operation a gradient 
 from tensorflow.python.eager import backprop
 
 STEPS = 5
-NO_WORK = {"Const", "Placeholder", "NoOp", "Identity", "IdentityN", "_Arg", "_Retval", "_DeviceArg", "_DeviceRetval"}
-VIEWS = NO_WORK | {"ReadVariableOp", "Shape", "ShapeN", "Cast"}  # nothing that is kept: weights, sizes, and casts of weights
+VIEWS = {*NO_WORK, "ReadVariableOp", "Shape", "ShapeN", "Cast"}  # nothing that is kept: weights, sizes, and casts of weights
 STEP = "train/make_train_step"
 LOOP = "train/train/end_step"  # the line that calls the whole step: in Keras `fit`
 # where `fit` does what stands in a row of the other two, and files that tell so
@@ -228,21 +227,15 @@ def parity(case, batches):
         built = exact.build(name, case)
         for layer, array in finder.activations(built.model, case.config, images, True):
             seen[layer_row(layer)]["output, in training"][layer] = array
-        rungs = ladder.observe(name, case, batches)
-        for rung in [rung for rung in rungs if rung.endswith(", biases")]:  # which have a tolerance of their own, and no row
-            rungs[rung.removesuffix(", biases")] |= rungs.pop(rung)
-        for rung, arrays in rungs.items():
+        for rung, arrays in ladder.observe(name, case, batches).items():
             for row in RUNG_ROWS.get(rung, ()):
                 seen[row][rung] = arrays
             if rung == "gradients":
                 for weight, array in arrays.items():
                     seen[layer_row(weight.rpartition("/")[0])]["gradients of its weights"][weight] = array
-            if rung == "moments, 1 step":
-                for slot in ("m", "v"):
-                    of_slot = {key: array for key, array in arrays.items() if key.endswith(f"/{slot}")}
-                    if of_slot:
-                        optimizer = {"adam": "Adam", "sgd": "SGD"}[case.config.training.optimizer]
-                        seen[f"train/{optimizer}/apply/{slot}"][f"{slot}, after 1 step"] = of_slot
+            if rung in ("m, 1 step", "v, 1 step"):
+                optimizer = {"adam": "Adam", "sgd": "SGD"}[case.config.training.optimizer]
+                seen[f"train/{optimizer}/apply/{rung[0]}"][f"{rung[0]}, after 1 step"] = arrays
     first = values[IMPLEMENTATIONS[0]]
     pairs = list(itertools.combinations(IMPLEMENTATIONS, 2))
     answer = {}

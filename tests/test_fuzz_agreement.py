@@ -40,7 +40,7 @@ def check_agreement(case, n, larger):
         scale = max(float(np.abs(value).max()) for value in values.values())
         for a, b in itertools.combinations(rungs, 2):
             worst, difference, _ = ladder.difference(rungs[a][rung], rungs[b][rung])
-            allowed, _ = ladder.tolerance(rung, (a, b), case, scale, of_bias=0)
+            allowed, _ = ladder.tolerance(rung, (a, b), case, scale)
             assert difference <= allowed, f"{rung}: {a} - {b}, {difference:.1e} at {worst}, {allowed:.1e} allowed"
         if case.config.network.precision == "float64":  # in float32 a ReLU may switch by rounding
             for name in rungs:

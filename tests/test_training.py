@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import importlib
 import json
 import math
 import signal
@@ -366,3 +367,12 @@ def test_a_cosine_is_not_bent_under_way(tmp_path):
     with pytest.raises(UserError, match="the cosine of .* comes to 0 in epoch 3.*--checkpoint"):
         train(tmp_path, "--resume", "--epochs", "6", "--images", "5")
     train(tmp_path, "--resume", "--epochs", "3", "--images", "5")
+
+
+def test_a_norm_that_is_infinite_is_no_step_of_0():
+    """The square of 1e30 is infinite in float32: all becomes nan, as in TensorFlow; no weight stands still."""
+    gradients = {"a": tf.constant([1e30]), "b": tf.constant([1.0])}
+    of_the_library, _ = tf.clip_by_global_norm(list(gradients.values()), 1.0)
+    clipped = importlib.import_module("lowlevel.train").clip_by_global_norm(gradients, 1.0)
+    for found, expected in zip(clipped.values(), of_the_library):
+        assert np.isnan(found).all() and np.isnan(expected).all()

@@ -1,7 +1,7 @@
 """A record that travels: what the ladder saw on one machine, and where another, or a version or precision, departs from it.
 
 The record holds no arrays but of each its size, a checksum, its largest value and a sample. What another machine needs to make
-them again follows from the configuration: weights, images and masks are drawn by numpy from its seed, and need no data set.
+them again follows from the configuration: weights, images and masks are drawn by numpy from its seed, and need no data set. It holds no path of the machine that wrote it.
 """
 
 import hashlib
@@ -28,9 +28,8 @@ FREE = {"precision", "batch_norm", "jit", "deterministic", "run_dir"}  # what ma
 def see(implementation, case, batches, weights):
     """All that is recorded of one implementation, in the order of a training step. -> rung -> {name -> array}"""
     ladder = observe(implementation, case, batches, weights)
-    for known in ("structure", "gradients", "gradients, biases", "losses, first 5 steps"):  # in the others, or in more detail
+    for known in ("structure", "count of steps", "gradients", "losses, first 5 steps"):  # in the others, or in more detail
         del ladder[known]
-    ladder["moments, 1 step"] |= ladder.pop("moments, 1 step, biases")
     return look(implementation, case, batches, weights) | ladder
 
 
@@ -58,7 +57,8 @@ def take(config, steps):
     seen = {"inputs": {"weights": weights, "batches": drawn}}
     seen |= {name: see(name, case, batches, weights) for name in columns.IMPLEMENTATIONS}
     return {
-        **dict(config=config.as_dict(), steps=steps, arithmetic=machine.arithmetic(config)),
+        "config": {name: value for name, value in config.as_dict().items() if name not in ("run_dir", "data_dir", "cache")},
+        **dict(steps=steps, arithmetic=machine.arithmetic(config)),
         "environment": machine.environment(),
         "seen": {
             who: {rung: {name: summarize(x) for name, x in values.items()} for rung, values in rungs.items()}

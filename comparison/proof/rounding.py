@@ -5,10 +5,9 @@ Every bound in `comparison` that is neither 0 nor measured by itself is made her
 What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u of the sum of their absolute values at most,
 but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
 Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
-threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel (`of_a_bias`). That
-makes 128 u. bfloat16 and TF32 are
-summed in float32, and what is stored is rounded to fewer bits: kernel, convolution, normalization and activation, 4 times up
-to twice the usual rounding.
+threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel
+(`of_the_head_bias`). That makes 128 u. bfloat16 and TF32 are summed in float32, and what is stored is rounded to fewer bits:
+kernel, convolution, normalization and activation, 4 times up to twice the usual rounding.
 
 What the network makes of it. An operation that is off by 128 u of its products has computed with weights that are 128 u off
 (Higham 2002, "Accuracy and stability of numerical algorithms", section 1.5). So two runs in float64, one with all weights and
@@ -32,8 +31,8 @@ def of_a_sum(precision):
     return SUM * ROUNDING[precision]
 
 
-def of_a_bias(config, logits, masks):
-    """How far from right the gradient of the head's bias may be: BiasAddGrad adds up all pixels of the batch one by one.
+def of_the_head_bias(config, logits, masks, gradient):
+    """How far from right the `gradient` of the head's bias may be, relative to it: BiasAddGrad adds up all pixels one by one.
 
     That grows with their number, and where many are alike faster than with its root. So they are added up here, as it does on
     one thread, beside a wider sum: twice the largest error on the way, for threads add up parts and then these.
@@ -47,7 +46,8 @@ def of_a_bias(config, logits, masks):
         tape.watch(logits)
         loss = segmentation_loss(masks, logits, config)
     terms = tape.gradient(loss, logits).numpy().reshape(-1, logits.shape[-1])
-    return 2 * float(np.abs(np.cumsum(terms, 0, terms.dtype) - np.cumsum(terms, 0, np.longdouble)).max())
+    error = np.abs(np.cumsum(terms, 0, terms.dtype) - np.cumsum(terms, 0, np.longdouble)).max()
+    return 2 * float(error) / (float(np.abs(gradient).max()) or 1.0)
 
 
 def explained(look, case, batches, weights, unit):
