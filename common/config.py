@@ -121,7 +121,9 @@ class Network:
     bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps", low=0, below=1)
     bn_epsilon: float = option(1e-3, "added to the variance", above=0, hidden=True)
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path", low=0, below=1)
-    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = option(
+        "float32", "of the arithmetic; weights stay float32 or wider"
+    )
     seed: int = option(0, "of all that is random: weights, split, order, augmentation", low=0, below=2**31 - 1, val=True)
 
     def __post_init__(self):
@@ -137,7 +139,7 @@ class Network:
 
     @property
     def variable_dtype(self):
-        """Of weights, moving statistics and optimizer state: bfloat16 arithmetic keeps float32 master weights."""
+        """Of weights, moving statistics and optimizer state: arithmetic in 16 bits keeps float32 master weights."""
         return "float64" if self.precision == "float64" else "float32"
 
 

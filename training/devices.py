@@ -127,7 +127,9 @@ def lowlevel(column):
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = share_of_loss(masks, logits, config)
-            gradients = total(tape.gradient(loss, optimizer.weights))
+            gradients = total(tape.gradient(loss, optimizer.weights, optimizer.loss_scale))
+            if optimizer.loss_scale is not None:
+                gradients = {name: g / optimizer.loss_scale for name, g in gradients.items()}
             if config.training.clip_norm:
                 gradients = column.clip_by_global_norm(gradients, config.training.clip_norm)
             optimizer.apply(gradients)
@@ -150,7 +152,7 @@ def highlevel(column):
             weights = model.trainable_variables
             logits = model(images, training=True)
             loss = share_of_loss(masks, logits, config)
-            gradients = tf.gradients(loss, weights)
+            gradients, _ = zip(*optimizer.compute_gradients(loss, weights, column.Optimizer.GATE_NONE))
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(total(gradients), config.training.clip_norm)
                 gradients = share(gradients)  # for apply_gradients sums over the replicas

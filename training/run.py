@@ -163,7 +163,7 @@ class Run:
         if not state:
             return {}
         if state.keys() != self.state.keys():
-            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer of its training")
+            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer and --precision of its training")
         assign_weights(self.state, state)
         return metadata
 
