@@ -176,14 +176,14 @@ MATRIX = {
     "variables": ("name: tf.Variable(value", "x = layers.conv2d(", "x = layers.Conv2D("),
     "names": ('f"{name}/conv{k}"', 'name=f"{name}/conv{k}"', 'name=f"{name}_conv{k}"'),
     "shapes": ("shape = [", "layers.conv2d_transpose(", "layers.Conv2DTranspose("),
-    "dtype": ("tf.cast(kernel", "tf.cast(getter(", '"mixed_bfloat16" if'),
+    "dtype": ("tf.cast(kernel", "tf.cast(getter(", 'f"mixed_'),
     "initial values": ("initial_weights(network).items()", "assign_weights(named", "assign_weights(named"),
     "batch statistics": ("moving_mean.assign(moving", "x = layers.batch_normalization(", "else layers.BatchNormalization"),
     "dropout state": ("state.assign_add(", "state.assign_add(", "layers.Dropout("),
-    "gradients": ("tape.gradient(", "tf.gradients(", "model.fit("),
+    "gradients": ("tape.gradient(", "compute_gradients(", "model.fit("),
     "optimizer": ("class Adam", "class Adam(tf.compat.v1.train.AdamOptimizer)", "keras.optimizers.Adam("),
     "loop": ("in run.steps()", "in run.steps()", "model.fit("),
-    "checkpoints": ("**optimizer.state", "optimizer.get_slot(", "= optimizer.variables"),
+    "checkpoints": ("**optimizer.state", "inner.get_slot(", "= inner.variables"),
 }
 
 

@@ -38,6 +38,7 @@ CONFIGS = {
     "own": OWN,
     "paper": OWN.replace(channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
     "bfloat16": OWN.replace(precision="bfloat16"),
+    "float16": OWN.replace(precision="float16"),
     "float64": OWN.replace(precision="float64", batch_norm="explicit"),
 }
 CASES = [
@@ -45,6 +46,8 @@ CASES = [
     *[("keras", "keras_impl", name) for name in CONFIGS],
     ("savedmodel", "lowlevel", "paper"),
     ("savedmodel", "highlevel", "float64"),
+    ("savedmodel", "lowlevel", "float16"),
+    ("stablehlo", "highlevel", "float16"),
     ("stablehlo", "highlevel", "paper"),
     *[(kind, implementation, "own") for kind in ("onnx", "litert") for implementation in IMPLEMENTATIONS],
     *[("onnx", "lowlevel", "paper"), ("onnx", "highlevel", "float64"), ("litert", "lowlevel", "paper")],
@@ -54,7 +57,8 @@ MISSING = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.fin
 HERE = [case for case in CASES if case[0] != "onnx" or not MISSING]
 # Probabilities are below 1: a unit in the last place is at most 6e-8 in float32. Other kernels round in another way in every
 # layer: deterministic ones here and not there, XLA's, Keras's own normalization. 1.3e-6 measured; in bfloat16, 8 bits, 0.01.
-TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5}  # float64 is narrowed to float32 at the end
+# float64 is narrowed to float32 at the end; float16 has 3 bits more than bfloat16
+TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5, "float16": 2**-8}
 
 # What somebody would write who was given an export. `python -I` sees neither the current folder nor PYTHONPATH.
 READER = """

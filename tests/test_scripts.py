@@ -110,7 +110,7 @@ def test_compare_parity_climbs(tmp_path, capsys):
     """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
     config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
     every = list(cases("default", config, steps=2))
-    assert len({case.title for case in every}) == len(every) == 25
+    assert len({case.title for case in every}) == len(every) == 27
     some = [c for c in every if (c.config.training.jit, c.config.network.precision) in ((False, "bfloat16"), (True, "float32"))]
     some = [c for c in some if c.exact == (c.config.network.precision == "bfloat16")]
     assert parity.climb_all(some, tmp_path / "parity.json")

@@ -211,11 +211,12 @@ def keras_impl(column):
 
     def make_optimizer(model, config):
         optimizer, clip_norm = plain_optimizer(model, config), config.training.clip_norm
-        if clip_norm:
-            # Keras clips each replica's gradients and sums up what is left: here each gets their mean, clipped to a share, so
-            # that the sum is that of all, clipped
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if clip_norm or inner is not optimizer:
+            # Keras clips each replica's gradients and sums up what is left, and in float16 asks the first alone whether they
+            # are finite: here each gets their mean, clipped to a share, so that the sum is that of all, clipped
             n = tf.distribute.get_strategy().num_replicas_in_sync
-            apply, optimizer.global_clipnorm = optimizer.apply, clip_norm / n
+            apply, inner.global_clipnorm = optimizer.apply, clip_norm and clip_norm / n
             optimizer.apply = lambda gradients, weights: apply(share(total(gradients)), weights)
         return optimizer
 

@@ -65,7 +65,9 @@ def observe(implementation, case, batches, initial=None):
         if k == 0:
             state = {name: v.numpy() for name, v in built.state.items()}
             rungs["count of steps"] = {name: value for name, value in state.items() if "/" not in name}
-            for slot in sorted({name[-1] for name in state.keys() - rungs["count of steps"]}):  # apart: v is as small as a square
+            for slot in sorted(
+                {name[-1] for name in state.keys() - rungs["count of steps"]}
+            ):  # apart: v is as small as a square
                 rungs[f"{slot}, 1 step"] = {name: value for name, value in state.items() if name.endswith(f"/{slot}")}
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
