@@ -343,6 +343,24 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
 
 
+def test_out_of_memory_names_the_largest_batch_that_fits(implementation, tmp_path, monkeypatch):
+    """On a device with memory for two images, or none."""
+    batches, left = loop.training_batches, 2
+
+    def on_a_small_device(config, *arguments, **options):
+        if config.training.batch_size > left:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return batches(config, *arguments, **options)
+
+    monkeypatch.setattr(loop, "training_batches", on_a_small_device)
+    with pytest.raises(UserError, match="out of memory with --batch-size 8: use --batch-size 2; what was saved before stays"):
+        train(tmp_path / "a", "--batch-size", "8", implementation=implementation)
+    train(tmp_path / "a", "--batch-size", "2", implementation=implementation)
+    left = 0
+    with pytest.raises(UserError, match="out of memory with --batch-size 8: use a smaller --crop-size, --filters or --depth"):
+        train(tmp_path / "b", "--batch-size", "8", implementation=implementation)
+
+
 def test_clipping_bounds_the_step_in_all_three():
     """SGD without momentum moves the weights by the learning rate times the clipped gradients."""
     from common.weights import initial_weights
