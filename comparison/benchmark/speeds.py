@@ -4,12 +4,12 @@ import statistics
 
 from common.pictures import save_figure
 from comparison.benchmark import roofline
-from comparison.benchmark.cells import MODES, ROWS, Cell
+from comparison.benchmark.cells import MODES, PUBLISHED, ROWS, Cell
 
 import numpy as np
 from matplotlib.figure import Figure
 
-SETTING = Cell._fields[:-1]
+SETTING = ("precision", "jit", "batch_size", "image_size", "variant")
 WIDTH = max(map(len, ROWS)) + 4
 
 
@@ -18,12 +18,13 @@ def record(cell, mode, workers, config, limit):
     times, first, size = workers.times[cell, mode], workers.first[cell], workers.sizes[cell]
     config, training = cell.config(config), mode == "train"
     flops = cell.batch_size * roofline.convolution_flops(config.network, *size)[training]
-    step = statistics.median(times)
+    step, published = statistics.median(times), PUBLISHED.get((cell.variant, mode, cell.batch_size))
     return {
-        **cell._asdict(),
+        **{name: value for name, value in cell._asdict().items() if name != "changes"},
         **dict(mode=mode, image_size=str(cell.image_size)),
         "images_per_second": cell.batch_size / step,
         "images_per_second_quartiles": [cell.batch_size / q for q in np.percentile(times, [75, 25])],
+        **({"published_by_nvidia": published} if published else {}),
         "images_per_second_best": cell.batch_size / min(times),
         "step_seconds": times,
         "flops": flops,
@@ -37,17 +38,21 @@ def record(cell, mode, workers, config, limit):
     }
 
 
-def print_table(records, limits, failed):
+def print_table(records, limits, first):
+    """first: whether nothing is printed yet, and the columns need their names."""
     for precision, limit in limits.items():
         words = f"{limit['convolution'] / 1e9:,.0f} GFLOP/s in a large convolution, {limit['copy'] / 1e9:,.1f} GB/s in a copy"
         print(f"limit in {precision}: {words}")
-    print(f"\n{'':<{WIDTH}}{'images/s':>9}{'quartiles':>17}{'best':>8}{'relative':>10}{'step':>11}", end="")
-    print(f"{'GFLOP/s':>9}{'of limit':>9}{'trace':>8}{'compile':>9}{'first step':>12}{'peak of process':>17}")
+    if first:
+        print(f"\n{'':<{WIDTH}}{'images/s':>9}{'quartiles':>17}{'best':>8}{'relative':>10}{'step':>11}", end="")
+        print(f"{'GFLOP/s':>9}{'of limit':>9}{'trace':>8}{'compile':>9}{'first step':>12}{'peak memory':>17}")
     shown = None
     for row in records:
-        title = f"{MODES[row['mode']]}, {Cell(*(row[name] for name in Cell._fields)).setting}"
+        cell = Cell(*(row[name] for name in Cell._fields[:6]))
+        title = f"{MODES[row['mode']]}, {cell.setting}"
         if title != shown:
-            print(f"\n{title}")
+            published = f" (NVIDIA's on one A100: {row['published_by_nvidia']})" if "published_by_nvidia" in row else ""
+            print(f"\n{title}{published}")
             shown, reference = title, row["images_per_second"]
         low, high = row["images_per_second_quartiles"]
         share, peak = row["share_of_arithmetic_limit"], row["peak_memory_bytes"]
@@ -56,10 +61,9 @@ def print_table(records, limits, failed):
             f"{row['images_per_second_best']:>8.1f}{row['images_per_second'] / reference:>10.2f}"
             f"{1000 * statistics.median(row['step_seconds']):>8.1f} ms{row['flops_per_second'] / 1e9:>9.0f}"
             f"{f'{100 * share:.0f} %' if share else '':>9}{row['trace_seconds']:>6.1f} s{row['compile_seconds']:>7.1f} s"
-            f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}"
+            f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}",
+            flush=True,
         )
-    for why in failed.values():
-        print(f"\n{why}")
 
 
 def draw(records, title, path):
@@ -75,7 +79,9 @@ def draw(records, title, path):
         axes = panels[row["mode"]]
         bar = axes.barh(y, median, 0.2, xerr=np.abs(quartiles - median), color=f"C{k}", capsize=2)
         axes.bar_label(bar, fmt="%.0f", fontsize=7, padding=3)
-    words = [f"{p}{', XLA' if jit else ''}\nbatch {batch}, {size}" for p, jit, batch, size in settings]
+    words = [
+        f"{' '.join([p, variant])}{', XLA' if jit else ''}\nbatch {batch}, {size}" for p, jit, batch, size, variant in settings
+    ]
     for mode, axes in panels.items():
         axes.set_yticks(range(len(settings)), words if mode == modes[0] else [""] * len(settings), fontsize=7)
         axes.invert_yaxis()
