@@ -33,6 +33,11 @@ RECORDED = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
 
 
+def asks_for_gpu():
+    """Whether there is an NVIDIA driver, and nobody has hidden its GPUs. It takes no TensorFlow to know that."""
+    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
 def recorded():
     """name -> value of what the environment holds of `RECORDED`."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}

@@ -122,7 +122,7 @@ def start_tensorflow():
         gpus = tf.config.list_physical_devices("GPU")
     gc.freeze()  # and it is not looked for among them again
     gc.enable()
-    if has_driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # which ask for the CPU
+    if common.asks_for_gpu():
         details = map(tf.config.experimental.get_device_details, gpus)  # without a first operation, which may crash
         found = {of.get("device_name", "a GPU"): of.get("compute_capability", (0, 0)) for of in details}
         lacking = [] if gpus else [library for library in LIBRARIES if not is_there(library)]

@@ -103,7 +103,7 @@ def test_compare_without_arguments(tmp_path, monkeypatch):
         *((STOCK, mode) for mode in ("train", "infer")),
     }
     assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
-    assert (tmp_path / "bench.png").exists()
+    assert (tmp_path / "roofline.png").exists()
 
 
 def test_compare_parity_climbs(tmp_path, capsys):

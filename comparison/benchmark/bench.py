@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import CORES
+from common import CORES, asks_for_gpu
 from common.cli import count
 from common.config import Size, UserError, flag
 from common.output import write_text
@@ -63,7 +63,7 @@ def run(config, args):
         module, file, _ = OTHERS[args.what]
         importlib.import_module(f"comparison.benchmark.{module}").run(config, rounds, folder / file)
     else:
-        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", "GPU" if args.gpu else None)
+        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", args.gpu)
     return True
 
 
@@ -76,8 +76,8 @@ class Workers:
     sizes: cell -> (height, width) that the network sees. failed: cell -> why it could not be measured.
     """
 
-    def __init__(self, config, kind="CPU", modes=tuple(MODES)):
-        self.config, self.shared, self.modes, self.up = config, kind == "GPU", modes, {}
+    def __init__(self, shared=False, modes=tuple(MODES)):
+        self.config, self.shared, self.modes, self.up = None, shared, modes, {}
         self.first, self.times, self.peaks, self.sizes, self.failed = {}, collections.defaultdict(list), {}, {}, {}
         self.folder, self.files, self.batches = tempfile.TemporaryDirectory(), {}, {}
 
@@ -85,16 +85,16 @@ class Workers:
         return self
 
     def __exit__(self, *_):
-        for process in self.up.values():
-            process.end()
+        for process in self.up.values():  # nobody waits for them
+            process.connection.close()
         self.folder.cleanup()
 
     def start(self, cell):
         """The process of `cell`; it may take a while until it answers."""
         key = cell.column if self.shared else cell
         if key not in self.up:
-            arguments = cell.column, self.config, time.time()
-            self.up[key] = columns.Process(cell.title, "comparison.benchmark.worker.work", *arguments)
+            work = "comparison.benchmark.worker.work"
+            self.up[key] = columns.Process(cell.title, work, cell.column, time.time())
         return self.up[key]
 
     def ask(self, cell, *request):
@@ -129,7 +129,7 @@ class Workers:
         width = "16 bits" if "16" in cell.precision else cell.precision
         key = cell.variant, cell.image_size, width
         if key not in self.batches:
-            found = self.ask(cell, ("batches", cell._replace(jit=False), self.file(cell)[0])) or []
+            found = self.ask(cell, ("batches", cell._replace(jit=False), self.config, self.file(cell)[0])) or []
             self.batches[key] = [size for size, _ in found][-2:][:1]
             rates = ", ".join(f"{size}: {f'{rate:.0f}' if rate else 'does not fit'}" for size, rate in found)
             what = ", ".join(filter(None, [cell.variant, width, f"{cell.image_size} pixels"]))
@@ -142,7 +142,7 @@ class Workers:
         for k in tqdm(range(0, len(group), together), desc="starting", leave=False, disable=None):
             for cell in group[k : k + together]:
                 path, self.sizes[cell] = self.file(cell)
-                self.start(cell).connection.send(("prepare", cell, path, self.modes))
+                self.start(cell).connection.send(("prepare", cell, self.config, path, self.modes))
             for cell in group[k : k + together]:
                 if first := self.ask(cell):
                     self.first[cell] = first
@@ -168,14 +168,11 @@ class Workers:
                 process.end()
 
 
-def measure(todo, config, rounds, workers):
+def measure(todo, rounds, workers):
     """Times the cells `todo`, those of a group in turn, one at a time, `rounds` times. Yields each group, when it is done."""
-    if workers.shared:
-        together, too_large = cells.by_setting(todo), []
-        for cell in todo:
-            workers.start(cell)
-    else:
-        together, too_large = cells.groups(todo, config, 0.75 * cells.available_bytes())
+    together, too_large = cells.by_setting(todo), []
+    if not workers.shared:
+        together, too_large = cells.groups(todo, workers.config, 0.75 * cells.available_bytes())
     workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
     for group in together:
         group = workers.with_batch(group)
@@ -185,54 +182,64 @@ def measure(todo, config, rounds, workers):
         yield group
 
 
-def run_matrix(config, given, matrix, rounds, path, kind=None):
-    """Measures the `matrix` of a kind of device, by default of this one; prints the table, group by group, and writes JSON to
-    `path` after each; at last a bar chart and the roofline beside it.
+def run_matrix(config, given, matrix, rounds, path, gpu=False):
+    """Measures the `matrix`, that of a GPU if there is one or `gpu`; prints the table and writes JSON to `path`, a group at a
+    time; at last the roofline, beside it.
 
     given: names of the options that the user has set.
 
     Raises: UserError when no cell could be measured.
     """
-    from common.device import tf
+    shared = gpu or asks_for_gpu()
+    with Workers(shared, [mode for mode in MODES if not shared or matrix != "quick" or mode != "folded"]) as workers:
+        if shared:  # all at once, while this process imports TensorFlow itself
+            for column in (LIMIT, *columns.IMPLEMENTATIONS):
+                workers.start(cells.Cell("float32", False, None, None, column))
+            from common.device import tf
+
+            if not gpu and not tf.config.list_physical_devices("GPU"):
+                raise UserError(
+                    "TensorFlow finds no GPU, though there is a driver: CUDA_VISIBLE_DEVICES= in front measures the CPU"
+                )
+        _run_matrix(workers, config, given, matrix, rounds, path)
+
+
+def _run_matrix(workers, config, given, matrix, rounds, path):
     from comparison.benchmark.worker import peak_work
     from comparison.machine import described, environment, has_tf32
     from data.loader import load_examples
 
-    kind = kind or ("GPU" if tf.config.list_physical_devices("GPU") else "CPU")
     config, training, _ = load_examples(config)
+    workers.config = config
     image_size = config.data.crop_size or Size(*training.sizes[0])
-    todo = cells.find_cells(config, given, matrix, image_size, kind, has_tf32())
+    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if workers.shared else "CPU", has_tf32())
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
     about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)
     work, limits, records = peak_work(), {}, []
-    modes = [mode for mode in MODES if mode != "folded" or (kind, matrix) != ("GPU", "quick")]
-    with Workers(config, kind, modes) as workers:
-        for group in measure(todo, config, rounds, workers):
-            of_group = {}
-            for cell in group:
-                if cell.implementation == LIMIT and all(workers.times.get((cell, step)) for step in work):
-                    of_group[cell.precision] = {s: work[s] / statistics.median(workers.times[cell, s]) for s in work}
-            limits |= of_group
-            done = [(cell, mode) for mode in MODES for cell in group if cell.implementation != LIMIT]
-            done = [(cell, mode) for cell, mode in done if workers.times.get((cell, mode))]
-            new = [speeds.record(cell, mode, workers, config, limits.get(cell.precision)) for cell, mode in done]
-            speeds.print_table(new, of_group, first=not records)
-            records += new
-            whole = {
-                **dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, limits=limits),
-                "not_measured": {cell.title: why for cell, why in workers.failed.items()},
-                "records": records,
-            }
-            write_text(path, json.dumps(whole, indent=2) + "\n")
-        failed = list(workers.failed.values())
+    for group in measure(todo, rounds, workers):
+        of_group = {}
+        for cell in group:
+            if cell.implementation == LIMIT and all(workers.times.get((cell, step)) for step in work):
+                of_group[cell.precision] = {s: work[s] / statistics.median(workers.times[cell, s]) for s in work}
+        limits |= of_group
+        done = [(cell, mode) for mode in MODES for cell in group if cell.implementation != LIMIT]
+        done = [(cell, mode) for cell, mode in done if workers.times.get((cell, mode))]
+        new = [speeds.record(cell, mode, workers, config, limits.get(cell.precision)) for cell, mode in done]
+        speeds.print_table(new, of_group, first=not records)
+        records += new
+        whole = {
+            **dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, limits=limits),
+            "not_measured": {cell.title: why for cell, why in workers.failed.items()},
+            "records": records,
+        }
+        write_text(path, json.dumps(whole, indent=2) + "\n")
     if not records:
-        raise UserError("; ".join(failed))
-    for why in failed:
+        raise UserError("; ".join(workers.failed.values()))
+    for why in workers.failed.values():
         print(f"\n{why}")
-    speeds.draw(records, what, path.with_suffix(".png"))
     points = [
         (MODES[r["mode"]] + (", XLA" if r["jit"] else ""), r["implementation"], r["precision"])
         + (r["flops"] / r["least_bytes"], r["flops_per_second"])
@@ -240,4 +247,4 @@ def run_matrix(config, given, matrix, rounds, path, kind=None):
     ]
     roof = path.with_name("roofline.png")
     roofline.draw(points, limits, what, roof)
-    print(f"\nmedians of {rounds} interleaved rounds; written to {path}, {path.with_suffix('.png')} and {roof}")
+    print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {roof}")

@@ -1,15 +1,12 @@
-"""What `compare.py bench` says of its measurements: records, the table and the bar chart."""
+"""What `compare.py bench` says of its measurements: records and the table."""
 
 import statistics
 
-from common.pictures import save_figure
 from comparison.benchmark import roofline
 from comparison.benchmark.cells import MODES, PUBLISHED, ROWS, Cell
 
 import numpy as np
-from matplotlib.figure import Figure
 
-SETTING = ("precision", "jit", "batch_size", "image_size", "variant")
 WIDTH = max(map(len, ROWS)) + 4
 
 
@@ -44,7 +41,7 @@ def print_table(records, limits, first):
         words = f"{limit['convolution'] / 1e9:,.0f} GFLOP/s in a large convolution, {limit['copy'] / 1e9:,.1f} GB/s in a copy"
         print(f"limit in {precision}: {words}")
     if first:
-        print(f"\n{'':<{WIDTH}}{'images/s':>9}{'quartiles':>17}{'best':>8}{'relative':>10}{'step':>11}", end="")
+        print(f"\n{'':<{WIDTH}}{'images/s':>9}{'quartiles':>20}{'best':>9}{'relative':>10}{'step':>11}", end="")
         print(f"{'GFLOP/s':>9}{'of limit':>9}{'trace':>8}{'compile':>9}{'first step':>12}{'peak memory':>17}")
     shown = None
     for row in records:
@@ -57,38 +54,10 @@ def print_table(records, limits, first):
         low, high = row["images_per_second_quartiles"]
         share, peak = row["share_of_arithmetic_limit"], row["peak_memory_bytes"]
         print(
-            f"  {row['implementation']:<{WIDTH - 2}}{row['images_per_second']:>9.1f}{f'{low:.1f} to {high:.1f}':>17}"
-            f"{row['images_per_second_best']:>8.1f}{row['images_per_second'] / reference:>10.2f}"
+            f"  {row['implementation']:<{WIDTH - 2}}{row['images_per_second']:>9.1f}{f'{low:.1f} to {high:.1f}':>20}"
+            f"{row['images_per_second_best']:>9.1f}{row['images_per_second'] / reference:>10.2f}"
             f"{1000 * statistics.median(row['step_seconds']):>8.1f} ms{row['flops_per_second'] / 1e9:>9.0f}"
             f"{f'{100 * share:.0f} %' if share else '':>9}{row['trace_seconds']:>6.1f} s{row['compile_seconds']:>7.1f} s"
             f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}",
             flush=True,
         )
-
-
-def draw(records, title, path):
-    """A bar for every implementation, setting and mode: the median, with the quartiles as whiskers."""
-    modes = [mode for mode in MODES if any(row["mode"] == mode for row in records)]
-    settings = list(dict.fromkeys(tuple(row[name] for name in SETTING) for row in records))
-    figure = Figure(figsize=(4.2 * len(modes), 2 + 0.75 * len(settings)))
-    panels = dict(zip(modes, figure.subplots(1, len(modes), squeeze=False).flat))
-    for row in records:
-        k = ROWS.index(row["implementation"])
-        y = settings.index(tuple(row[name] for name in SETTING)) + 0.21 * (k - 1.5)
-        median, quartiles = row["images_per_second"], np.array([row["images_per_second_quartiles"]]).T
-        axes = panels[row["mode"]]
-        bar = axes.barh(y, median, 0.2, xerr=np.abs(quartiles - median), color=f"C{k}", capsize=2)
-        axes.bar_label(bar, fmt="%.0f", fontsize=7, padding=3)
-    words = [
-        f"{' '.join([p, variant])}{', XLA' if jit else ''}\nbatch {batch}, {size}" for p, jit, batch, size, variant in settings
-    ]
-    for mode, axes in panels.items():
-        axes.set_yticks(range(len(settings)), words if mode == modes[0] else [""] * len(settings), fontsize=7)
-        axes.invert_yaxis()
-        axes.margins(x=0.15)
-        axes.set(title=MODES[mode], xlabel="images per second")
-    handles = [figure.axes[0].barh(0, 0, color=f"C{k}") for k in range(len(ROWS))]
-    figure.legend(handles, ROWS, loc="lower right", ncols=len(ROWS), fontsize=7)
-    figure.suptitle(title, fontsize=8)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    save_figure(figure, path)

@@ -32,14 +32,18 @@ def read_batch(path, size):
         return [tf.constant(np.resize(found[name], (size, *found[name].shape[1:]))) for name in ("images", "masks")]
 
 
-def work(column, config, started, connection):
+def arithmetic_of(cell):
+    tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+
+
+def work(column, started, connection):
     """Receives the name of a method of `Bench` and its arguments, sends the result, until it receives None.
 
     column: what it measures. started: the time at which the process was asked for.
     """
     if column != LIMIT:
         columns.load(column)
-    bench = Bench(config, time.time() - started)
+    bench = Bench(time.time() - started)
     while request := connection.recv():
         name, *arguments = request
         try:
@@ -52,30 +56,30 @@ def work(column, config, started, connection):
 class Bench:
     """The cells that a process holds. imported: seconds that it took to start."""
 
-    def __init__(self, config, imported):
-        self.config, self.imported, self.steps = config, imported, {}
+    def __init__(self, imported):
+        self.imported, self.steps = imported, {}
 
-    def prepare(self, cell, path, modes):
+    def prepare(self, cell, config, path, modes):
         """{what was done first: seconds}, in those of `modes` that the cell has.
 
         With a warm-up: caches, memory pools, the choice of algorithms.
         """
-        tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+        arithmetic_of(cell)
         if tf.config.list_physical_devices("GPU"):
             tf.config.experimental.reset_memory_stats("GPU:0")
-        self.steps[cell], first = prepare(cell, self.config, path, modes)
+        self.steps[cell], first = prepare(cell, config, path, modes)
         first |= {f"warm {mode}": seconds(step, 2) for mode, step in self.steps[cell].items()}
         return {"import": self.imported, **first}
 
     def time(self, cell, mode, count):
         """Seconds of a step."""
-        tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+        arithmetic_of(cell)
         return seconds(self.steps[cell][mode], count)
 
-    def batches(self, cell, path):
+    def batches(self, cell, config, path):
         """`cells.doubled` of the cell in training; one graph takes batches of any size."""
-        tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
-        step = columns.Built(cell.column, cell.config(self.config)).train_step
+        arithmetic_of(cell)
+        step = columns.Built(cell.column, cell.config(config)).train_step
         any_size = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in read_batch(path, 1)]
         step = step.get_concrete_function(*any_size)
 
