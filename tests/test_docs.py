@@ -69,8 +69,6 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
-        if module == "comparison.benchmark.scaling":
-            return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         parser = make_parser(module, "")
         args = parse(parser, argv)

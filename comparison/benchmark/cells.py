@@ -23,8 +23,6 @@ ENOUGH = 1.05  # a batch that is twice as large has to bring so much more, or it
 # networks beside the user's own; the paper's sees 572 pixels of an image of 388 that is mirrored around its border
 VARIANTS = {"": {}, "ReLU": dict(activation="relu")}
 VARIANTS["paper"] = PRESETS["paper"] | dict(crop_size=None, image_size=Size(388, 388))
-# NVIDIA's TensorFlow U-Net, that of the paper, in float16 with XLA on one A100: images per second as they publish them
-PUBLISHED = {("paper", "train", 8): 119, ("paper", "infer", 16): 424}
 
 
 class Cell(NamedTuple):
@@ -45,6 +43,11 @@ class Cell(NamedTuple):
             changes["batch_norm"] = "explicit"
         return config.replace(**changes)
 
+    def published(self, mode):
+        """What NVIDIA has measured, None if not this: images per second in float16 with XLA on one A100."""
+        same = self.variant == "paper" and self.changes == changes_of("paper", set())
+        return {("train", 8): 119, ("infer", 16): 424}.get((mode, self.batch_size)) if same else None
+
     @property
     def column(self):
         return self.implementation.partition(",")[0]
@@ -57,6 +60,11 @@ class Cell(NamedTuple):
     @property
     def title(self):
         return f"{self.implementation}, {self.setting}"
+
+
+def changes_of(variant, given):
+    """The options of a variant, but for those `given` by the user, and for the batch."""
+    return tuple((name, value) for name, value in VARIANTS[variant].items() if name not in {"batch_size", *given})
 
 
 def settings_of_cpu(matrix, precisions, batch_size, sizes):
@@ -100,18 +108,16 @@ def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False):
         settings = settings_of_cpu(matrix, precisions, batch_size, sizes)
     found, limited = [], set()
     for variant, size, batch, precision, compiled in settings:
-        changes = {name: value for name, value in VARIANTS[variant].items() if name not in given | {"batch_size"}}
-        size = size or changes.get("image_size", image_size)
+        changes = changes_of(variant, given)
+        size = size or dict(changes).get("image_size", image_size)
         if "batch_size" in given:
             batch = batch_size
         if "jit" in given:
             compiled = config.training.jit
-        setting = precision, compiled, batch, size
-        of_variant = variant, tuple(changes.items())
-        fused = config.replace(**changes).network.batch_norm == "fused" and (kind == "CPU" or matrix != "quick")
+        fused = config.replace(**dict(changes)).network.batch_norm == "fused" and (kind == "CPU" or matrix != "quick")
         rows = [LIMIT] * (precision not in limited) + [row for row in ROWS if row != STOCK or fused]
         limited.add(precision)
-        found += [Cell(*setting, row, *of_variant) for row in rows]
+        found += [Cell(precision, compiled, batch, size, row, variant, changes) for row in rows]
     return list(dict.fromkeys(found))
 
 

@@ -3,7 +3,7 @@
 import statistics
 
 from comparison.benchmark import roofline
-from comparison.benchmark.cells import MODES, PUBLISHED, ROWS, Cell
+from comparison.benchmark.cells import MODES, ROWS, Cell
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def record(cell, mode, workers, config, limit):
     times, first, size = workers.times[cell, mode], workers.first[cell], workers.sizes[cell]
     config, training = cell.config(config), mode == "train"
     flops = cell.batch_size * roofline.convolution_flops(config.network, *size)[training]
-    step, published = statistics.median(times), PUBLISHED.get((cell.variant, mode, cell.batch_size))
+    step, published = statistics.median(times), cell.published(mode)
     return {
         **{name: value for name, value in cell._asdict().items() if name != "changes"},
         **dict(mode=mode, image_size=str(cell.image_size)),
@@ -48,7 +48,11 @@ def print_table(records, limits, first):
         cell = Cell(*(row[name] for name in Cell._fields[:6]))
         title = f"{MODES[row['mode']]}, {cell.setting}"
         if title != shown:
-            published = f" (NVIDIA's on one A100: {row['published_by_nvidia']})" if "published_by_nvidia" in row else ""
+            published = (
+                f" (NVIDIA's, float16 with XLA on one A100: {row['published_by_nvidia']})"
+                if "published_by_nvidia" in row
+                else ""
+            )
             print(f"\n{title}{published}")
             shown, reference = title, row["images_per_second"]
         low, high = row["images_per_second_quartiles"]
