@@ -67,10 +67,10 @@ def make_optimizer(model, config):
         optimizer = Adam(learning_rate, *constants)
     else:
         optimizer = SGD(learning_rate, settings.momentum)
-    optimizer._create_slots(model.trainable_variables)  # now: a checkpoint may fill them
     wrapped = optimizer
     if config.network.precision == "float16":  # leaves out steps whose gradients overflow
         wrapped = mixed_precision.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")
+    optimizer._create_slots(model.trainable_variables)  # now: a checkpoint may fill them
     wrapped.inner, wrapped.learning_rate = optimizer, learning_rate
     wrapped.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
     return wrapped
