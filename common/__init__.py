@@ -47,7 +47,11 @@ os.environ |= PINNED
 
 def by_ctrl_c(error):
     """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
-    return isinstance(error, KeyboardInterrupt) or error is not None and by_ctrl_c(error.__cause__ or error.__context__)
+    seen = []  # an error may be its own cause
+    while error is not None and error not in seen and not isinstance(error, KeyboardInterrupt):
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
 
 
 def quietly(hook):

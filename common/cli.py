@@ -14,6 +14,9 @@ from common.text import printable, say
 GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
 FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
 
+# whatever else trains begins anew, at one learning rate, and saves nothing
+OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
+
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
 
 
@@ -98,6 +101,8 @@ def in_a_line(error):
     tf = sys.modules.get("tensorflow")
     if isinstance(error, MemoryError) or tf and isinstance(error, tf.errors.ResourceExhaustedError):
         return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve
+        return f"{error}: name another path"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:  # a full disk, a folder not to be written
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) if isinstance(error, (UserError, OSError)) else None

@@ -165,7 +165,7 @@ class Training:
     # XLA chooses its own order, and on a CPU "MaxPoolGrad is not yet deterministic" under it
     jit: bool = option(False, "compile the steps with XLA", excludes=("deterministic",))
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
-    run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)", free=True)
+    run_dir: Path | None = option(None, "where everything is written (default: %(default)s)", free=True)
     resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options")
     checkpoint: Path | None = option(None, "start from best.safetensors of any run, or from last with its optimizer")
     checkpoint_every: int | None = option(None, "steps between checkpoints (default: an epoch)", low=1, free=True)

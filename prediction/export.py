@@ -16,16 +16,15 @@ import dataclasses
 import json
 import os
 import re
-import tempfile
+import shutil
 import warnings
-from pathlib import Path
 
 from common import shapes
 from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
 from common.metrics import predicted_classes, scores
-from common.output import PART, refuse_existing
+from common.output import part_beside, prepare, refuse_existing
 from common.padding import any_size
 from common.weights import fold_batch_norm
 from data.borders import part_touching
@@ -47,22 +46,26 @@ SEEN = 100  # training images to choose the ranges of int8 by, and validation im
 
 
 @contextlib.contextmanager
-def new_folder(path):
+def new_folder(path, overwrite=False):
     """Gives a folder for an export, whose files are moved into `path` at the end, export.json last: it makes it whole.
 
-    Raises: UserError when `path` cannot be written.
+    Raises: UserError when `path` cannot be written, and where something has come there meanwhile.
     """
+    folder = part_beside(path / "export")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=PART, dir=path) as folder:
-            yield Path(folder)
-            (path / "export.json").unlink(missing_ok=True)  # comes last: with it the export is whole
-            for file in sorted(Path(folder).rglob("*"), key=lambda file: (file.name == "export.json", file)):
-                target = path / file.relative_to(folder)
-                target.mkdir(exist_ok=True) if file.is_dir() else os.replace(file, target)
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        except (OSError, tf.errors.OpError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
+        names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+        prepare([path / name for name in names], overwrite)
+        (path / "export.json").unlink(missing_ok=True)
+        for name in sorted(names, key=lambda name: name.name == "export.json"):
+            os.replace(folder / name, path / name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def serving(model, network, size=(None, None), **options):
@@ -246,7 +249,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     elif kind in ("onnx", "litert"):
         network, weights = fold_batch_norm(dataclasses.replace(network, precision="float32"), weights)
     model, variables = restore(implementation, network, weights)
-    with new_folder(path) as folder:
+    with new_folder(path, overwrite) as folder:
         if kind == "keras":
             write_keras(folder, network, model)
         elif kind == "savedmodel":
@@ -259,7 +262,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
             about |= write_litert(folder, network, model, variables, size, calibration)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")
+    print(f"{implementation} exported to {path} ({kind}, {total / 1e3:,.0f} kB) for {words}")
     if config.data.stretch:
         print("it was trained on images of --stretch: stretch yours before, as data/files.py, `stretched`, does")
     if quantize:

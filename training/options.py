@@ -37,7 +37,8 @@ def resumed(args, given):
 
     Raises: UserError when there is no run, or an option would make it another one.
     """
-    from training.folder import read_config as read_run_config  # its imports take half a second
+    from common.checkpoint import load_metadata  # these imports take half a second
+    from training.folder import read_config as read_run_config
 
     if args.preset:
         raise UserError("--resume goes on with the options of its run: leave --preset out")
@@ -52,5 +53,11 @@ def resumed(args, given):
             f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: "
             f"--resume without --epochs, or a new run with --checkpoint {args.run_dir / 'best.safetensors'}"
         )
+    for last in (args.run_dir / "last.safetensors", *args.run_dir.glob("fold*/last.safetensors")):
+        done = load_metadata(last) if "epochs" in given and last.exists() else {}
+        if done.get("step", 0) > args.epochs * done.get("steps_per_epoch", 0):
+            raise UserError(
+                f"{last} is {done['epoch']} epochs on, and --epochs {args.epochs} is less: name more, or leave it out"
+            )
     changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
     return stored.replace(**changed)

@@ -84,7 +84,7 @@ def read_history(run_dir):
             raise ValueError("no epochs")
         return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except OSError:
-        command = f"python -m lowlevel.train --run-dir {shlex.quote(str(run_dir))}"
+        command = f"python -m lowlevel.train --run-dir={shlex.quote(str(run_dir))}"
         raise UserError(f"there is no {path}: train first, for instance with {command}") from None
     except (ValueError, OverflowError, csv.Error):
         raise UserError(f"{path} is damaged, or holds no epochs: train again, or take another folder") from None
