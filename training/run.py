@@ -129,11 +129,11 @@ class Run:
     def _restore(self, path):
         """All that the run knew when it wrote `path`."""
         metadata = self._load(path)
-        if not {"step", "rows", "losses"} <= metadata.keys():
+        if not {"step", "rows", "losses", "config"} <= metadata.keys():
             raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
         now = self.config.as_dict()
         for name in marked("found"):  # those that pixels or names follow from are known by split.json, or harmless
-            had = metadata.get("config", {}).get(name, now[name])
+            had = metadata["config"].get(name, now[name])
             if name != "class_names" and had != now[name]:
                 raise UserError(
                     f"{path} was trained with {flag(name)} {had}, and now it is {now[name]}: put it back in "
