@@ -39,6 +39,7 @@ def read_command_line(argv):
     group.add_argument("--tta", action="store_true", help="mean over the image mirrored and turned as in the training")
     group.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
     group.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
+    group.add_argument("--threshold", type=float, metavar="P", help="of one class: foreground from it on (default: 0.5)")
     group = parser.add_argument_group("what to write")
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
     group.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -59,11 +60,13 @@ def read_command_line(argv):
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
     company = {  # what an option goes with -> (whether that is so, the options)
-        "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile"),
+        "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile threshold"),
         "--objects": (args.objects, "object_settings object_class"),
         "--export stablehlo and litert": (args.export in FIXED, "image_size"),
         "--export litert": (args.export == "litert", "quantize"),
     }
+    if args.threshold is not None and not 0 < args.threshold <= 1:
+        raise UserError(f"--threshold is a probability above 0 and up to 1, got {args.threshold:g}")
     for what, (there, names) in company.items():
         if not there and (odd := [name for name in names.split() if getattr(args, name) != parser.get_default(name)]):
             raise UserError(f"{flag(odd[0])} goes with {what}")
@@ -79,7 +82,8 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
     """
     refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
     save_to, klass = paths.get("probabilities"), args.object_class
-    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
+    keep, threshold = settings and klass, args.threshold or 0.5
+    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, keep, threshold)
     line, labels, measured = images.describe(source, mask, config), None, []
     if settings:
         from prediction import objects  # and scikit-image with it
@@ -112,6 +116,10 @@ def main(argv=None):
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
+    if args.threshold and config.network.classes > 1:
+        raise UserError(
+            "--threshold is for one class: of several each pixel has the largest, and --probabilities are all of them"
+        )
     args.tta = config.data.augment if args.tta else None
     if args.tta:
         symmetries(True, args.tta)  # or what keeps it from having any

@@ -81,6 +81,14 @@ def given_options(parser, argv):
     return {name for name in FIELDS if getattr(silent, name) is not None}
 
 
+def refuse_idle(config, given):
+    """Raises: UserError for an option among the names `given` that does nothing beside the others."""
+    for name in sorted(given):
+        for other, values in FIELDS[name][1].metadata.get("only", {}).items():
+            if (has := config.flat[other]) not in values:
+                raise UserError(f"{flag(name)} does nothing beside {flag(other)} {has}: leave one of them out")
+
+
 def read_config(args):
     """The `Config` in parsed arguments, which may hold other options too.
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from common.shapes import min_size, missing
 from common.text import printable
-from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights
+from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights, in_float32
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 FOLDS_CACHE = "cache-of-the-folds"  # in the folder of a cross-validation without --cache, until the last fold is done
@@ -36,6 +36,7 @@ def option(default, help, **marks):
     Marks:
     low, high: the least and the largest value; high comes with low. above, below: the value is larger, or smaller.
     needs: another field, which must be set then, and the values that do if not all. excludes: fields that must not be set.
+    only: {another field: values}, with which alone it does anything; on a command line it is refused beside others.
     found: the data says it where the command line does not. free: may change when a run goes on. hidden: it has no option.
     val: decides which images validate and how they are read, as every field of `Data` does where it does not say False.
     """
@@ -70,6 +71,8 @@ def check(part):
             if not (low <= value <= high and marks.get("above", -math.inf) < value < marks.get("below", math.inf)):  # nan too
                 finite = "" if abs(value) < math.inf else " and finite"
                 raise UserError(f"{word} must be {range_of(field)}{finite}, got {value}")
+            if type(value) is float and not (in_float32(value) and (value < 1 - 2**-25 or marks.get("below") != 1)):
+                raise UserError(f"{word} {value} is a number that float32 does not hold, with which a training computes")
             if type(value) is int and value >= 2**31:  # products of two are still whole numbers everywhere
                 raise UserError(f"{word} must be below 2**31, got {value}")
         if value is None or value == field.default:
@@ -118,7 +121,13 @@ class Network:
     activation: Literal["elu", "relu"] = option("elu", "after every 3x3 convolution")
     padding: Literal["same", "valid"] = option("same", "same: logits as large as the image; valid: the paper's", val=True)
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
-    bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps", low=0, below=1)
+    bn_momentum: float = option(
+        0.9,
+        "share of the old moving statistic that an update keeps",
+        low=0,
+        below=1,
+        only={"batch_norm": ("fused", "explicit")},
+    )
     bn_epsilon: float = option(1e-3, "added to the variance", above=0, hidden=True)
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path", low=0, below=1)
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
@@ -152,7 +161,7 @@ class Training:
     beta_1: float = option(0.9, "Adam: decay of the mean of the gradients", low=0, below=1, hidden=True)
     beta_2: float = option(0.999, "Adam: decay of the mean of their squares", low=0, below=1, hidden=True)
     epsilon: float = option(1e-7, "Adam: added to the root of the mean square", above=0, hidden=True)
-    momentum: float = option(0.9, "SGD: share of the last step that is kept", above=0, below=1)
+    momentum: float = option(0.9, "SGD: share of the last step that is kept", above=0, below=1, only={"optimizer": ("sgd",)})
     weight_map: bool = option(
         False, "borders between cells weigh more, the paper's equation 2", needs=("loss", "cross_entropy", "dice_ce")
     )
@@ -230,14 +239,26 @@ class Data:
     show_bands: Bands | None = option(
         None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
     )
-    images: int = option(250, "synthetic: how many to draw", low=2)
-    validation: float = option(0.2, "share of the images held back to validate on", above=0, below=1)
-    group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
+    images: int = option(250, "synthetic: how many to draw", low=2, only={"dataset": ("synthetic",)})
+    validation: float = option(
+        0.2, "share of the images held back to validate on", above=0, below=1, only={"split": (None,), "folds": (None,)}
+    )
+    group: str | None = option(
+        None, "regular expression on file names: what its (...) matches stays on one side of the split", only={"split": (None,)}
+    )
     split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
     folds: int | None = option(None, "split into so many, and validate on number --fold", low=2, excludes=("split",))
     fold: int | None = option(None, "validate on this one, from 0 (default: all in turn)", low=0, needs=("folds",))
-    cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
-    skip_bad: bool = option(False, "go on without images that cannot be read or have no mask, and list them", val=False)
+    cache: Path | None = option(
+        None,
+        "folder that keeps the decoded and resized images for the next run",
+        free=True,
+        val=False,
+        only={"dataset": ON_DISK},
+    )
+    skip_bad: bool = option(
+        False, "go on without images that cannot be read or have no mask, and list them", val=False, only={"dataset": ON_DISK}
+    )
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw so large; default: 128)")
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN; validation sees whole images", val=False

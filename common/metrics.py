@@ -8,10 +8,10 @@ from common.config import VOID, UserError, Weights
 import numpy as np
 
 
-def predicted_classes(probabilities):
-    """[N, H, W, classes] -> [N, H, W] class indices: 1 from a probability of 0.5 with one class, else the largest."""
+def predicted_classes(probabilities, threshold=0.5):
+    """[N, H, W, classes] -> [N, H, W] class indices: 1 from a probability of `threshold` with one class, else the largest."""
     if probabilities.shape[-1] == 1:
-        return (probabilities[..., 0] >= 0.5).astype(np.uint8)
+        return (probabilities[..., 0] >= threshold).astype(np.uint8)
     return probabilities.argmax(-1).astype(np.uint8)
 
 

@@ -2,13 +2,17 @@
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import typing
 from pathlib import Path
 
 VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
+
+
+def in_float32(value):
+    """Whether float32 holds the number, and what it is divided by: 0, or 1e-37 to 1e37; below 1.2e-38 it is flushed to 0."""
+    return value == 0 or 1e-37 <= abs(value) <= 1e37
 
 
 class UserError(argparse.ArgumentTypeError, ValueError):
@@ -97,7 +101,7 @@ class Weights(Listed):
         return cls() if text == "balanced" else super().parse(text)
 
     def fits(self):
-        return all(0 <= w < math.inf for w in self) and sum(self) > 0
+        return all(w >= 0 and in_float32(w) for w in self) and sum(self) > 0
 
     def __str__(self):
         return super().__str__() or "balanced"

@@ -6,6 +6,7 @@ that resumes at step k sees the batches of the uninterrupted run, and a batch ca
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from common import CORES
 from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
+from common.pictures import class_names
 from common.shapes import margin, min_size, missing, needs
 from common.streams import AUGMENT, ORDER, generator
 from common.text import listed, say
@@ -100,10 +102,13 @@ def load_examples(config):
         objects = Stored(prepared.mask, numbers) if layout.objects else ()
         chosen.append(Examples(names, Stored(image, numbers), Stored(mask, numbers), sizes, left_out, checksums, objects))
     training, validation = chosen
+    counts = [np.zeros((len(part.names), 256), np.int64) for part in chosen]  # pixels of the classes in each mask
+    for part, found in zip(chosen, counts):
+        np.add.at(found, (slice(None), table), index["counts"][part.images.numbers])
+    counts = [found[:, : max(config.network.classes, 2)] for found in counts]
+    _check_classes(config, *(found.any(axis=0) for found in counts))
     if config.training.class_weights == Weights():
-        counts = np.zeros((len(training.names), 256), np.int64)
-        np.add.at(counts, (slice(None), table), index["counts"][training.images.numbers])
-        config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
+        config = config.replace(class_weights=balanced_weights(counts[0]))
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
@@ -129,6 +134,25 @@ def load_examples(config):
     for line in [*layout.over, *(f"left out: {line}" for line in left_out)]:
         say(line)
     return config, training, validation
+
+
+def _check_classes(config, learnt, judged):
+    """learnt, judged: which classes occur in the masks to train on, and to validate on: bool [classes].
+
+    Raises: UserError where there is nothing to learn from, or to judge by. Warns of classes that only one side has.
+    """
+    for found, part, why in (learnt, "train", "learn from"), (judged, "validate", "judge by"):
+        if not found.any():
+            raise UserError(
+                f"no pixel of the masks to {part} on is labelled, so there is nothing to {why}: another --seed or --split"
+            )
+    names = class_names(config.data.class_names, config.network.classes)
+    if learnt.sum() == 1:
+        only = names[int(learnt.argmax())]
+        say(f"warning: every labelled pixel to train on is {only}: there is nothing to tell it from", sys.stderr)
+    elif (learnt != judged).any():
+        of_one = [f"{names[k]} only to {'train' if learnt[k] else 'validate'} on" for k in np.flatnonzero(learnt != judged)]
+        say(f"warning: the masks hold {listed(of_one, 5)}", sys.stderr)
 
 
 def open_layout(config):
@@ -255,7 +279,7 @@ def grow(config, size, fits=False):
     return Size(*(side + sum(border) for side, border in zip(size, _borders(config, size, fits))))
 
 
-def _window(config, training):
+def window(config, training):
     """The `Size` of what the network sees in training: the crop, or the first image mirrored up to a size that fits."""
     return config.data.crop_size or grow(config, training.sizes[0], fits=True)
 
@@ -293,7 +317,7 @@ def augmented(config, training, epoch, i):
     """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.scale)
+    image, mask = augment(*example, window(config, training), config.data.augment, rng, config.data.scale)
     return image, part_touching(mask) if config.data.objects else mask
 
 
@@ -316,7 +340,7 @@ def training_batches(config, training, first_step=0):
             return [augmented(config, training, epoch, i) for i in indices[first : first + rows]]
 
         steps = range(first_step * here, config.training.epochs * steps_per_epoch(config, training) * here)
-        return _pipeline(config, steps, draw, [rows, *_window(config, training)])
+        return _pipeline(config, steps, draw, [rows, *window(config, training)])
 
     if strategy.num_replicas_in_sync == 1:
         return pipeline(tf.distribute.InputContext())

@@ -232,6 +232,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     network, values = config.network, config.as_dict()
     about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
     about |= {name: values[name] for name in ("class_names", "mask_values", "image_size")}
+    white = about["white"] = config.data.white or 255  # what 1 is
     about["stretch"] = {"percentiles": STRETCHED, "white": config.data.scale} if config.data.stretch else None
     words, calibration = "images of any size", None
     if kind == "keras":
@@ -263,6 +264,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{implementation} exported to {path} ({kind}, {total / 1e3:,.0f} kB) for {words}")
+    if white != 255:
+        print(f"white is {white:g}: divide images by it")
     if config.data.stretch:
         print("it was trained on images of --stretch: stretch yours before, as data/files.py, `stretched`, does")
     if quantize:

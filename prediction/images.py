@@ -81,12 +81,12 @@ def outputs(source, args):
     return {kind: args.output / path for kind, path in paths.items()}
 
 
-def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
+def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None, threshold=0.5):
     """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W], probabilities [H, W] of class `keep`.
 
     All probabilities go into the file `save_to`, if any.
 
-    predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
+    predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them; threshold: `predicted_classes`.
 
     Raises: UserError for an image that cannot be read or is too small, OSError for a file that cannot be written.
     """
@@ -108,7 +108,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
         for rows, columns, p in parts:
             if not np.isfinite(p).all():
                 raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
-            mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
+            mask[rows, columns] = predicted_classes(p[np.newaxis], threshold)[0]
             if keep is not None:
                 kept[rows, columns] = p[..., keep if network.classes > 1 else 0]
             if save_to:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.cli import given_options, make_parser, parse, read_config, run_script
+from common.cli import given_options, make_parser, parse, read_config, refuse_idle, run_script
 from common.config import Config, UserError, Weights, flag, marked
 
 
@@ -28,8 +28,10 @@ def read_command_line(implementation, argv, description):
     """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
     parser = make_parser(f"python -m {implementation}.train", description)
     parser.set_defaults(run_dir=Path("runs") / implementation)
-    args = parse(parser, argv)
-    return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
+    args, given = parse(parser, argv), given_options(parser, argv)
+    config = resumed(args, given) if args.resume else read_config(args)
+    refuse_idle(config, given)
+    return config
 
 
 def resumed(args, given):
