@@ -26,6 +26,7 @@ from common.output import prepare, refuse_existing
 from common.text import say
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
+from prediction.georeference import map_of_pixels, read_tags
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile, symmetries
 
@@ -54,7 +55,12 @@ def read_command_line(argv):
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     group = parser.add_argument_group("export")
     group.add_argument("--export", choices=EXPORTS, help="no masks: write the network into DIR, for use without this project")
-    group.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of stablehlo and litert (default: as trained)")
+    group.add_argument(
+        "--image-size",
+        type=Size.parse,
+        metavar="SIZE",
+        help="of stablehlo and litert (default: as trained), and of onnx (default: any)",
+    )
     group.add_argument("--quantize", choices=["int8"], help="--export litert in 8 bits, by images of the training")
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
@@ -62,7 +68,7 @@ def read_command_line(argv):
     company = {  # what an option goes with -> (whether that is so, the options)
         "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile threshold"),
         "--objects": (args.objects, "object_settings object_class"),
-        "--export stablehlo and litert": (args.export in FIXED, "image_size"),
+        "--export stablehlo, litert and onnx": (args.export in (*FIXED, "onnx"), "image_size"),
         "--export litert": (args.export == "litert", "quantize"),
     }
     if args.threshold is not None and not 0 < args.threshold <= 1:
@@ -81,7 +87,7 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
     Raises: UserError for an image or a mask that cannot be read or does not fit.
     """
     refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
-    save_to, klass = paths.get("probabilities"), args.object_class
+    save_to, klass, tags = paths.get("probabilities"), args.object_class, read_tags(source)
     keep, threshold = settings and klass, args.threshold or 0.5
     image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, keep, threshold)
     line, labels, measured = images.describe(source, mask, config), None, []
@@ -89,13 +95,13 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
         from prediction import objects  # and scikit-image with it
 
         labels = objects.find_objects(p, settings, config)
-        measured = objects.measure(labels, image)
+        measured = objects.measure(labels, image, map_of_pixels(tags))
         line += f"  {labels.max()} objects"
     if evaluation:
         line += evaluation.add(source, image, mask, labels, klass)
-    images.save_mask(paths["mask"], mask, config)
+    images.save_mask(paths["mask"], mask, config, tags)
     if settings:
-        objects.save_labels(paths["objects"], paths["many objects"], labels)
+        objects.save_labels(paths["objects"], paths["objects as TIFF"], labels, tags)
     if args.overlay and settings:
         objects.save_outlines(paths["overlay"], image, labels, config)
     elif args.overlay:

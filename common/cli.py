@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from common import by_ctrl_c
-from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
+from common.config import FIELDS, ON_DISK, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
 GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
 FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
+
+# option: (another, its values); beside others it does nothing
+ONLY_BESIDE = {
+    "momentum": ("optimizer", ["sgd"]), "bn_momentum": ("batch_norm", ["fused", "explicit"]),
+    "cache": ("dataset", ON_DISK), "skip_bad": ("dataset", ON_DISK), "group": ("split", [None]),
+    "validation": ("split", [None]), "images": ("dataset", ["synthetic"]),
+}  # fmt: skip
 
 # whatever else trains begins anew, at one learning rate, and saves nothing
 OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
@@ -83,10 +90,10 @@ def given_options(parser, argv):
 
 def refuse_idle(config, given):
     """Raises: UserError for an option among the names `given` that does nothing beside the others."""
-    for name in sorted(given):
-        for other, values in FIELDS[name][1].metadata.get("only", {}).items():
-            if (has := config.flat[other]) not in values:
-                raise UserError(f"{flag(name)} does nothing beside {flag(other)} {has}: leave one of them out")
+    for name in sorted(given & ONLY_BESIDE.keys()):
+        other, values = ONLY_BESIDE[name]
+        if (has := config.flat[other]) not in values:
+            raise UserError(f"{flag(name)} does nothing beside {flag(other)} {has}: leave one of them out")
 
 
 def read_config(args):

@@ -36,7 +36,6 @@ def option(default, help, **marks):
     Marks:
     low, high: the least and the largest value; high comes with low. above, below: the value is larger, or smaller.
     needs: another field, which must be set then, and the values that do if not all. excludes: fields that must not be set.
-    only: {another field: values}, with which alone it does anything; on a command line it is refused beside others.
     found: the data says it where the command line does not. free: may change when a run goes on. hidden: it has no option.
     val: decides which images validate and how they are read, as every field of `Data` does where it does not say False.
     """
@@ -121,13 +120,7 @@ class Network:
     activation: Literal["elu", "relu"] = option("elu", "after every 3x3 convolution")
     padding: Literal["same", "valid"] = option("same", "same: logits as large as the image; valid: the paper's", val=True)
     batch_norm: Literal["fused", "explicit", "none"] = option("fused", "fused: one kernel; explicit: tf.nn.moments")
-    bn_momentum: float = option(
-        0.9,
-        "share of the old moving statistic that an update keeps",
-        low=0,
-        below=1,
-        only={"batch_norm": ("fused", "explicit")},
-    )
+    bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps", low=0, below=1)
     bn_epsilon: float = option(1e-3, "added to the variance", above=0, hidden=True)
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path", low=0, below=1)
     precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
@@ -161,7 +154,7 @@ class Training:
     beta_1: float = option(0.9, "Adam: decay of the mean of the gradients", low=0, below=1, hidden=True)
     beta_2: float = option(0.999, "Adam: decay of the mean of their squares", low=0, below=1, hidden=True)
     epsilon: float = option(1e-7, "Adam: added to the root of the mean square", above=0, hidden=True)
-    momentum: float = option(0.9, "SGD: share of the last step that is kept", above=0, below=1, only={"optimizer": ("sgd",)})
+    momentum: float = option(0.9, "SGD: share of the last step that is kept", above=0, below=1)
     weight_map: bool = option(
         False, "borders between cells weigh more, the paper's equation 2", needs=("loss", "cross_entropy", "dice_ce")
     )
@@ -239,26 +232,14 @@ class Data:
     show_bands: Bands | None = option(
         None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
     )
-    images: int = option(250, "synthetic: how many to draw", low=2, only={"dataset": ("synthetic",)})
-    validation: float = option(
-        0.2, "share of the images held back to validate on", above=0, below=1, only={"split": (None,), "folds": (None,)}
-    )
-    group: str | None = option(
-        None, "regular expression on file names: what its (...) matches stays on one side of the split", only={"split": (None,)}
-    )
+    images: int = option(250, "synthetic: how many to draw", low=2)
+    validation: float = option(0.2, "share of the images held back to validate on", above=0, below=1)
+    group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
     split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
     folds: int | None = option(None, "split into so many, and validate on number --fold", low=2, excludes=("split",))
     fold: int | None = option(None, "validate on this one, from 0 (default: all in turn)", low=0, needs=("folds",))
-    cache: Path | None = option(
-        None,
-        "folder that keeps the decoded and resized images for the next run",
-        free=True,
-        val=False,
-        only={"dataset": ON_DISK},
-    )
-    skip_bad: bool = option(
-        False, "go on without images that cannot be read or have no mask, and list them", val=False, only={"dataset": ON_DISK}
-    )
+    cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
+    skip_bad: bool = option(False, "go on without images that cannot be read or have no mask, and list them", val=False)
     image_size: Size | None = option(None, "resize to WIDTHxHEIGHT or NxN pixels (synthetic: draw so large; default: 128)")
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN; validation sees whole images", val=False

@@ -6,7 +6,6 @@ that resumes at step k sees the batches of the uninterrupted run, and a batch ca
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from common import CORES
 from common.config import Names, Size, UserError, Weights
 from common.device import tf
 from common.metrics import balanced_weights
-from common.pictures import class_names
 from common.shapes import margin, min_size, missing, needs
 from common.streams import AUGMENT, ORDER, generator
 from common.text import listed, say
@@ -24,7 +22,7 @@ from data.borders import border_weights, part_touching
 from data.cache import prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, filled_in, mask_meaning
+from data.meaning import as_classes, check_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import asked_for, make_cells
 
@@ -106,7 +104,7 @@ def load_examples(config):
     for part, found in zip(chosen, counts):
         np.add.at(found, (slice(None), table), index["counts"][part.images.numbers])
     counts = [found[:, : max(config.network.classes, 2)] for found in counts]
-    _check_classes(config, *(found.any(axis=0) for found in counts))
+    check_classes(config, *(found.any(axis=0) for found in counts))
     if config.training.class_weights == Weights():
         config = config.replace(class_weights=balanced_weights(counts[0]))
     _check_sizes(config, training, validation)
@@ -134,25 +132,6 @@ def load_examples(config):
     for line in [*layout.over, *(f"left out: {line}" for line in left_out)]:
         say(line)
     return config, training, validation
-
-
-def _check_classes(config, learnt, judged):
-    """learnt, judged: which classes occur in the masks to train on, and to validate on: bool [classes].
-
-    Raises: UserError where there is nothing to learn from, or to judge by. Warns of classes that only one side has.
-    """
-    for found, part, why in (learnt, "train", "learn from"), (judged, "validate", "judge by"):
-        if not found.any():
-            raise UserError(
-                f"no pixel of the masks to {part} on is labelled, so there is nothing to {why}: another --seed or --split"
-            )
-    names = class_names(config.data.class_names, config.network.classes)
-    if learnt.sum() == 1:
-        only = names[int(learnt.argmax())]
-        say(f"warning: every labelled pixel to train on is {only}: there is nothing to tell it from", sys.stderr)
-    elif (learnt != judged).any():
-        of_one = [f"{names[k]} only to {'train' if learnt[k] else 'validate'} on" for k in np.flatnonzero(learnt != judged)]
-        say(f"warning: the masks hold {listed(of_one, 5)}", sys.stderr)
 
 
 def open_layout(config):

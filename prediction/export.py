@@ -116,20 +116,22 @@ def write_stablehlo(folder, network, model, variables, size):
     return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
 
 
-def write_onnx(folder, network, model):
-    """Returns: what export.json says of it. Raises: UserError when tf2onnx is not installed."""
+def write_onnx(folder, network, model, size):
+    """size: (height, width) for one image of one size, as OpenCV's `dnn` needs it; None: any.
+
+    Returns: what export.json says of it. Raises: UserError when tf2onnx is not installed."""
     try:
         import tf2onnx
     except ImportError as error:
         raise UserError(f"--export onnx needs a package more ({error}): pip install {TF2ONNX}") from None
-    serve = serving(model, network)
+    serve = serving(model, network, size or (None, None))
     onnx, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=OPSET)
     margin = shapes.margin(network.depth, network.padding)
     for value, less in ((onnx.graph.input[0], ""), (onnx.graph.output[0], f" - {margin}" if margin else "")):
-        for dim, name in zip(value.type.tensor_type.shape.dim, ("N", f"H{less}", f"W{less}")):
+        for dim, name in () if size else zip(value.type.tensor_type.shape.dim, ("N", f"H{less}", f"W{less}")):
             dim.dim_param = name
     (folder / "model.onnx").write_bytes(onnx.SerializeToString())
-    return {"precision": "float32", "opset": OPSET}
+    return {"precision": "float32", "opset": OPSET, "size": size and list(size)}
 
 
 def write_litert(folder, network, model, variables, size, calibration):
@@ -221,7 +223,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
 
     kind, implementation: of `EXPORTS`, through which one; the Keras file is made by keras_impl, whichever trained.
     weights: canonical name -> array, as `load_checkpoint` returns them. config: of the training.
-    size: (height, width) of the image for StableHLO and LiteRT; by default the --image-size or --crop-size of the training.
+    size: (height, width) of the image for StableHLO and LiteRT, by default the --image-size or --crop-size of the training; and
+    for ONNX, by default any.
     quantize: whether LiteRT computes in int8, in ranges found on training images; what that costs in dice is printed.
 
     Raises: UserError for an implementation that cannot make this kind, a package or data that it needs and that are not there,
@@ -239,7 +242,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         multiple, more = 2**network.depth, shapes.missing(0, network)
         about |= {"sides_multiple_of": multiple, "sides_and": more}
         words = f"images whose sides are multiples of {multiple} pixels" + (f" and {more} more" if more else "")
-    elif kind in FIXED:
+    elif kind in FIXED or size:
         size = fixed_size(kind, config, size)
         words = f"one image of {Size(*size)}"
     refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
@@ -258,7 +261,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         elif kind == "stablehlo":
             about |= write_stablehlo(folder, network, model, variables, size)
         elif kind == "onnx":
-            about |= write_onnx(folder, network, model)
+            about |= write_onnx(folder, network, model, size)
         else:
             about |= write_litert(folder, network, model, variables, size, calibration)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -217,7 +217,7 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 
 
 def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys):
-    options = {"a": [], "b": ["--augment", "none", "--cache", tmp_path], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
+    options = {"a": [], "b": ["--augment", "none"], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
     for name, changed in options.items():
         train(tmp_path / name, "--images", "5", "--epochs", "1", *changed)
     config = Config.of(run_dir=tmp_path / "compare")
