@@ -14,12 +14,11 @@ from common.text import printable, say
 GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
 FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
 
-# option: (another, its values); beside others it does nothing
-ONLY_BESIDE = {
-    "momentum": ("optimizer", ["sgd"]), "bn_momentum": ("batch_norm", ["fused", "explicit"]),
-    "cache": ("dataset", ON_DISK), "skip_bad": ("dataset", ON_DISK), "group": ("split", [None]),
-    "validation": ("split", [None]), "images": ("dataset", ["synthetic"]),
-}  # fmt: skip
+ONLY_BESIDE = (  # an option, another, and the values of that beside which alone it does anything
+    ("momentum", "optimizer", ["sgd"]), ("bn_momentum", "batch_norm", ["fused", "explicit"]),
+    ("images", "dataset", ["synthetic"]), ("cache", "dataset", ON_DISK), ("skip_bad", "dataset", ON_DISK),
+    ("validation", "split", [None]), ("validation", "folds", [None]), ("group", "split", [None]),
+)  # fmt: skip
 
 # whatever else trains begins anew, at one learning rate, and saves nothing
 OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
@@ -90,9 +89,8 @@ def given_options(parser, argv):
 
 def refuse_idle(config, given):
     """Raises: UserError for an option among the names `given` that does nothing beside the others."""
-    for name in sorted(given & ONLY_BESIDE.keys()):
-        other, values = ONLY_BESIDE[name]
-        if (has := config.flat[other]) not in values:
+    for name, other, values in ONLY_BESIDE:
+        if name in given and (has := config.flat[other]) not in values:
             raise UserError(f"{flag(name)} does nothing beside {flag(other)} {has}: leave one of them out")
 
 

@@ -96,14 +96,21 @@ def test_segments_by_hand():
     """Two halves found as one: p(1, 1) = p(2, 1) = 1/2, so V-Rand = (1/4 + 1/4) / ((1/2 + 1) / 2) and V-Info = 0."""
     truth = np.repeat([[1] * 30 + [0] * 3 + [2] * 30], 40, 0)
     merged = np.ones_like(truth)
-    assert segment_scores(truth, merged) == pytest.approx({"v_rand": 2 / 3, "v_info": 0}, abs=1e-3)
+    assert segment_scores(truth, merged) == pytest.approx({"v_rand": 2 / 3, "v_info": 0})
     thinner = np.where(truth, truth, 0)
     thinner[:, 28:35] = 0  # a thicker membrane costs nothing
     assert segment_scores(truth, thinner) == pytest.approx({"v_rand": 1, "v_info": 1})
     quarters = truth + 2 * (np.arange(40) >= 20)[:, np.newaxis] * (truth > 0)  # (4/16) / ((1/2 + 1/4) / 2)
-    assert segment_scores(truth, quarters) == pytest.approx({"v_rand": 2 / 3, "v_info": 2 * 1 / (1 + 2)}, abs=1e-3)
+    assert segment_scores(truth, quarters) == pytest.approx({"v_rand": 2 / 3, "v_info": 2 * 1 / (1 + 2)})
     assert np.isnan(segment_scores(np.zeros_like(truth), merged)["v_rand"])
     assert segment_scores(truth, np.zeros_like(truth)) == segment_scores(truth, merged), "nothing found is one segment"
+    four = np.array([[1, 2, 3, 3]])  # squares, not pairs of different pixels: (3 / 8) / ((3 / 8 + 1 / 2) / 2)
+    assert segment_scores(four, np.array([[1, 2, 3, 4]]))["v_rand"] == pytest.approx((4 / 16) / ((6 / 16 + 4 / 16) / 2))
+    assert segment_scores(np.ones((1, 1), int), np.ones((1, 1), int)) == {"v_rand": 1, "v_info": 1}
+    corner, corners = np.zeros((40, 40), int), np.zeros((40, 40), int)
+    corner[:3, :3] = 1  # grown it is everywhere, in the far corner too, and tells nothing
+    corners[:6, :6], corners[33:, 33:] = 1, 2
+    assert segment_scores(corners, corner)["v_info"] == pytest.approx(0, abs=1e-12)
 
 
 def test_touching_objects_are_parted_at_their_neck():
