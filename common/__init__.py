@@ -38,6 +38,11 @@ def recorded():
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}
 
 
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:  # closed: else the next file would get its number, and what TensorFlow says
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        setattr(sys, name, open(number, "w" if number else "r"))
+
 for name, why in REFUSED.items():
     if (value := os.environ.pop(name, "")) not in ("", PINNED.get(name)):  # said here: `import keras` comes before any main()
         print(f"error: {name} is {value!r}, but {why}", file=sys.stderr)

@@ -387,8 +387,8 @@ class Run:
         means, matrix = self._evaluate()
         list_classes(config, means, matrix)
         if config.network.classes == 1:
-            best, dice, usual = best_threshold(self.eval_step, self.validation_batches)
-            better = f"{dice:.4f} from {best:g} on: predict.py --threshold {best:g}"
+            limit, dice, usual = best_threshold(self.eval_step, self.validation_batches)
+            better = f"{dice:.4f} from {limit:g} on: predict.py --threshold {limit:g}"
             print(f"dice of all pixels {usual:.4f} from a probability of 0.5 on, {better}")
         write_confusion(self.run_dir, matrix, config)
         for line in self.training.left_out:
