@@ -33,7 +33,7 @@ def object_scores(truth, found):
     if n + m == 0:
         return {"objects": 0, "found": 0, "ap": 1.0, "ap50": 1.0, "f1": 1.0, "aji": 1.0}
     union = true_areas[true] + found_areas[other] - shared
-    hits = (shared / union > IOUS[:, np.newaxis] + 1e-9).sum(1)  # 13 / 20 is above 0.65 in floating point
+    hits = (shared / union > IOUS[:, np.newaxis]).sum(1)  # both rounded once: 13 / 20 is not above 65 / 100
     ap = hits / (n + m - hits)
     best = csr_array((shared / union, (true, other)), table.shape)
     chosen = best.argmax(1)[true] == other  # [P] the pair of a true object with its best
