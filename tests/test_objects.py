@@ -88,6 +88,8 @@ def test_scores_by_hand():
     found[:6, :10], found[20:30, 20:30] = 1, 2
     scores = object_scores(truth, found)
     assert scores == pytest.approx({"objects": 2, "found": 2, "ap": 1 / 3 * 2 / 10, "ap50": 1 / 3, "f1": 0.5, "aji": 60 / 300})
+    found[6:10, :10], found[:10, 20:30] = 3, 4  # another shares the rest of the first, but is not its best: it is nobody's
+    assert object_scores(truth, found)["aji"] == pytest.approx((60 + 100) / (100 + 100 + 100 + 40))
     nothing = np.zeros_like(truth)
     assert object_scores(nothing, nothing)["ap"] == 1 and object_scores(truth, nothing)["ap"] == 0
 
