@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import compare
+import study.__main__
+from common import by_ctrl_c
 from common.cli import run_script
 from common.config import Config, UserError
 from common.output import RESULTS, is_part, prepare, refuse_existing, replacing, take_results, try_lock, write_text
@@ -185,6 +187,39 @@ def test_a_file_in_the_place_of_a_folder(command, name, tmp_path, capsys, monkey
     assert ended.value.code == 2 and len(line.splitlines()) == 1
     assert "error: file is a file: name a folder" in line.replace(f"{tmp_path}/", "") or name == "loop"
     assert Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--output study/measured.json", "study/measured.json is there already"),
+        ("--measure --measured docs/study.html --output new", "docs/study.html is there already"),
+        ("--measure --measured new --output ./new", "--output and --measured are both new: name two files"),
+        ("--measured new/../a --output a", "--output and --measured are both a: name two files"),
+    ],
+)
+def test_the_page_and_its_measurements_are_each_replaced_in_their_own_place(options, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with refused(words):
+        study.__main__.main(options.split())
+
+
+def test_closed_streams_lead_nowhere(tmp_path):
+    """What is printed, in C too, does not go into the file that was opened next."""
+    (tmp_path / "mine").write_text("mine")
+    program = "import os, common\nfile = open('mine', 'a')\nprint('out')\nos.write(1, b'1'), os.write(2, b'2')\nfrom common.device import tf"
+    for closed in ("<&- >&- 2>&-", "2>&-", ">&-"):
+        command = f'exec "{sys.executable}" -c "{program}" {closed}'
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+        assert done.returncode == 0 and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_errors_that_cause_each_other_have_an_end():
+    first, second = ValueError(), ValueError()
+    first.__cause__, second.__cause__ = second, first
+    assert not by_ctrl_c(first)
+    second.__cause__ = KeyboardInterrupt()
+    assert by_ctrl_c(first)
 
 
 def test_ctrl_c_where_nothing_can_be_raised():
