@@ -192,7 +192,7 @@ def test_a_file_in_the_place_of_a_folder(command, name, tmp_path, capsys, monkey
 @pytest.mark.parametrize(
     "options, words",
     [
-        ("--output study/measured.json", "study/measured.json is there already"),
+        ("--measured new --output study/measured.json", "study/measured.json is there already"),
         ("--measure --measured docs/study.html --output new", "docs/study.html is there already"),
         ("--measure --measured new --output ./new", "--output and --measured are both new: name two files"),
         ("--measured new/../a --output a", "--output and --measured are both a: name two files"),
@@ -207,9 +207,9 @@ def test_the_page_and_its_measurements_are_each_replaced_in_their_own_place(opti
 def test_closed_streams_lead_nowhere(tmp_path):
     """What is printed, in C too, does not go into the file that was opened next."""
     (tmp_path / "mine").write_text("mine")
-    program = "import os, common\nfile = open('mine', 'a')\nprint('out')\nos.write(1, b'1'), os.write(2, b'2')\nfrom common.device import tf"
-    for closed in ("<&- >&- 2>&-", "2>&-", ">&-"):
-        command = f'exec "{sys.executable}" -c "{program}" {closed}'
+    program = "import os, common; file = open('mine', 'a'); print('out'); os.write(1, b'1'), os.write(2, b'2')"
+    for closed, more in (("2>&-", "; import common.device"), (">&-", ""), ("<&- >&- 2>&-", "")):
+        command = f'exec "{sys.executable}" -c "{program}{more}" {closed}'
         done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
         assert done.returncode == 0 and (tmp_path / "mine").read_text() == "mine"
 
