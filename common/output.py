@@ -74,11 +74,11 @@ def write_csv(path, rows):
         csv.writer(file).writerows(rows)
 
 
-def refuse_file(folder):
+def refuse_file(folder, option=""):
     """Raises: UserError where `folder` is to be, or one around it, and a file is."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise UserError(f"{there} is {'a file' if there.is_file() else 'no folder'}: name a folder, or move it away")
+        raise UserError(f"{option}{there} is {'a file' if there.is_file() else 'no folder'}: name a folder, or move it away")
 
 
 def refuse_existing(paths, overwrite=None):
@@ -113,7 +113,7 @@ def take_results(folder):
 
     Raises: UserError for a folder that holds anything, and was not made so, and for one that another process has.
     """
-    if folder in _taken:
+    if (key := folder.resolve()) in _taken:
         return
     refuse_file(folder)
     mark, found = folder / RESULTS, [path.name for path in folder.glob("*") if not is_part(path)]
@@ -125,4 +125,4 @@ def take_results(folder):
     if not mark.stat().st_size:
         lock.write(ABOUT)
         lock.flush()
-    _taken[folder] = lock
+    _taken[key] = lock

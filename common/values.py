@@ -11,8 +11,8 @@ VOID = 255  # the class index of pixels that nobody labelled, whatever their val
 
 
 def in_float32(value):
-    """Whether float32 holds the number, and what it is divided by: 0, or 1e-37 to 1e37; below 1.2e-38 it is flushed to 0."""
-    return value == 0 or 1e-37 <= abs(value) <= 1e37
+    """Whether a number is finite in float32, and 0 if it is 0: what is smaller than 1.2e-38 is flushed to that."""
+    return value == 0 or 2**-126 <= abs(value) < 2**128 - 2**103
 
 
 class UserError(argparse.ArgumentTypeError, ValueError):

@@ -70,7 +70,7 @@ WRONG = [  # options, and what the message says of them
     (dict(learning_rate=math.nan), "--learning-rate must be above 0 and finite, got nan"),
     (dict(learning_rate=1e-50), "--learning-rate 1e-50 is a number that float32 does not hold"),
     (dict(momentum=1 - 1e-9), "--momentum 0.999999999 is a number that float32 does not hold"),
-    (dict(clip_norm=1e38), "--clip-norm 1e+38 is a number that float32 does not hold"),
+    (dict(clip_norm=1e39), "--clip-norm 1e+39 is a number that float32 does not hold"),
     (dict(clip_norm=math.inf), "--clip-norm must be above 0 and finite, got inf"),
     (dict(channels=513), "--channels must be 1 to 512, got 513"),
     (dict(optimizer="sgd", momentum=0.0), "--momentum must be above 0 and below 1"),

@@ -22,7 +22,7 @@ def check_folder(training):
     something in it is not the run's, or somebody works in it.
     """
     run_dir, checkpoint = training.run_dir, training.checkpoint
-    refuse_file(run_dir)
+    refuse_file(run_dir, "--run-dir ")
     if not is_run(run_dir):
         if others := [path.name for path in run_dir.glob("*") if path.name != "lock" and not is_part(path)]:
             raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")
