@@ -145,6 +145,19 @@ def test_small_objects_go_and_small_holes_are_filled():
     assert labels.max() == 2 and labels[16, 20] == 0
 
 
+def test_where_objects_begin_and_end():
+    """A pixel of exactly the threshold is in; what touches at a corner alone is two; AREA pixels are enough, for holes too."""
+    p = np.zeros((20, 20), np.float32)
+    p[2:5, 2:5] = p[5:8, 5:8] = 0.5
+    for neck in (0, 0.5):
+        labels = split_objects(p, Settings(0.5, neck, 9))
+        assert labels.max() == 2 and np.bincount(labels.ravel())[1:].tolist() == [9, 9]
+        assert not split_objects(p, Settings(0.5, neck, 10)).any() and not split_objects(p, Settings(0.51, neck, 9)).any()
+    p[:] = 0.9
+    p[9, 9] = p[10, 10] = p[3, 3:5] = 0  # two holes of 1 pixel and one of 2
+    assert np.argwhere(split_objects(p, Settings(0.5, 0, 2)) == 0).tolist() == [[3, 3], [3, 4]]
+
+
 def test_areas_are_those_of_the_size_that_the_network_sees():
     p = discs((24, 32), radius=4)  # 49 pixels
     assert find_objects(p, Settings(0.5, 0.9, 30), Config.of(channels=1, classes=1)).max() == 1
