@@ -78,7 +78,8 @@ def refuse_file(folder, option=""):
     """Raises: UserError where `folder` is to be, or one around it, and a file is."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise UserError(f"{option}{there} is {'a file' if there.is_file() else 'no folder'}: name a folder, or move it away")
+        kind = "a file" if there.is_file() else "no folder"
+        raise UserError(f"cannot write to {option}{folder}: {there} is {kind}: name a folder, or move it away")
 
 
 def refuse_existing(paths, overwrite=None):
