@@ -32,11 +32,6 @@ def try_lock(path):
     return file
 
 
-def part_beside(path):
-    """Where what is to become `path` is written."""
-    return path.with_name(f".unet-{uuid.uuid4().hex}{path.suffix}")
-
-
 def is_part(path):
     """Whether a process that was killed has left the file; a folder or a link of such a name is somebody's."""
     return bool(PART.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
@@ -50,7 +45,7 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(path)
+    part = path.with_name(f".unet-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield part
         os.replace(part, path)

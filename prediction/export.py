@@ -14,17 +14,18 @@ by canonical name. Weights are shared, so a checkpoint of any implementation is 
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
+import tempfile
 import warnings
+from pathlib import Path
 
 from common import shapes
 from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
 from common.metrics import predicted_classes, scores
-from common.output import part_beside, prepare, refuse_existing
+from common.output import prepare, refuse_existing, replacing
 from common.padding import any_size
 from common.weights import fold_batch_norm
 from data.borders import part_touching
@@ -47,25 +48,21 @@ SEEN = 100  # training images to choose the ranges of int8 by, and validation im
 
 @contextlib.contextmanager
 def new_folder(path, overwrite=False):
-    """Gives a folder for an export, whose files are moved into `path` at the end, export.json last: it makes it whole.
+    """Gives a folder for an export, whose files become those of `path` at the end, export.json last: it makes it whole.
 
     Raises: UserError when `path` cannot be written, and where something has come there meanwhile.
     """
-    folder = part_beside(path / "export")
     try:
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        except (OSError, tf.errors.OpError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
-        names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-        prepare([path / name for name in names], overwrite)
-        (path / "export.json").unlink(missing_ok=True)
-        for name in sorted(names, key=lambda name: name.name == "export.json"):
-            os.replace(folder / name, path / name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
+            yield Path(folder)
+            names = [file.relative_to(folder) for file in Path(folder).rglob("*") if file.is_file()]
+            prepare([path / name for name in names], overwrite)
+            for name in sorted(names, key=lambda name: name.name != "export.json"):  # the first is the last to be moved
+                shutil.copyfile(folder / name, files.enter_context(replacing(path / name)))
+            (path / "export.json").unlink(missing_ok=True)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
 
 
 def serving(model, network, size=(None, None), **options):

@@ -15,6 +15,7 @@ import prediction.export
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, Size, UserError
 from common.losses import probabilities
+from common.output import PART
 from common.padding import any_size
 from common.shapes import missing
 from common.weights import initial_weights, weight_shapes
@@ -305,7 +306,7 @@ def test_what_has_come_while_an_export_was_made_stays(quick, tmp_path, monkeypat
     def write_and_wait(*arguments):
         write(*arguments)
         name, make = come
-        (net / name).parent.mkdir(exist_ok=True)
+        (net / name).parent.mkdir(parents=True, exist_ok=True)
         make(net / name)
 
     monkeypatch.setattr("prediction.export.restore", restore)  # `quick` has another
@@ -406,3 +407,17 @@ def test_sizes_of_what_is_for_one_size():
         fixed_size("litert", Config(), (15, 32))
     with pytest.raises(UserError, match="--export litert is for one image size, .*add --image-size"):
         fixed_size("litert", Config.of(dataset="folder", data_dir=Path("photos")))
+
+
+def test_an_export_that_is_killed_leaves_plain_files_alone(quick, tmp_path, monkeypatch):
+    """While its files become those of the folder: what lies there then is what any unfinished file is called."""
+    before = {}
+
+    def killed(part, target):
+        before.update(contents(tmp_path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("common.output.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export("keras", "keras_impl", OWN, {}, tmp_path)
+    assert len(before) == 2 and all(PART.fullmatch(name) for name in before), before
