@@ -24,6 +24,7 @@ from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError, flag
 from common.output import prepare, refuse_existing
 from common.text import say
+from common.values import in_float32
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
 from prediction.georeference import map_of_pixels, read_tags
@@ -71,7 +72,7 @@ def read_command_line(argv):
         "--export stablehlo, litert and onnx": (args.export in (*FIXED, "onnx"), "image_size"),
         "--export litert": (args.export == "litert", "quantize"),
     }
-    if args.threshold is not None and not 0 < args.threshold <= 1:
+    if args.threshold is not None and not (0 < args.threshold <= 1 and in_float32(args.threshold)):
         raise UserError(f"--threshold is a probability above 0 and up to 1, got {args.threshold:g}")
     for what, (there, names) in company.items():
         if not there and (odd := [name for name in names.split() if getattr(args, name) != parser.get_default(name)]):

@@ -89,6 +89,15 @@ def test_tiled_equals_untiled(implementation, height, width):
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=ROUNDING)
 
 
+def test_a_name_in_a_progress_bar_is_text(monkeypatch):
+    network, predict = random_network()
+    seen = []
+    monkeypatch.setattr("prediction.tiles.tqdm", lambda windows, desc, **_: [seen.append(desc), *windows][1:])
+    for name in ("\x1b[2Jcell.png", None):
+        assembled(predict_tiles(predict, noise(40, 40), network, 1000, name=name), (40, 40, 1))
+    assert seen == [r"\x1b[2Jcell.png", None]
+
+
 def test_a_smaller_halo_shows_seams(monkeypatch):
     """What the test above can see: 4 pixels less are too few."""
     network, predict = random_network()
@@ -522,6 +531,7 @@ def test_bad_files_can_be_skipped(trained, folder, tmp_path, capsys):
         (None, ["--export", "keras", "--image-size", "32"], "--image-size goes with --export stablehlo, litert and onnx"),
         (None, ["--export", "onnx", "--threshold", "0.3"], "--threshold goes with images to predict"),
         (None, ["images", "--threshold", "0"], "--threshold is a probability above 0 and up to 1, got 0"),
+        (None, ["images", "--threshold", "1e-50"], "--threshold is a probability above 0 and up to 1, got 1e-50"),
         (None, ["images", "--threshold", "nan"], "--threshold is a probability above 0 and up to 1, got nan"),
         (None, ["--export", "onnx", "--objects"], "--objects goes with images to predict"),
         (None, ["--export", "keras", "--tile", "512"], "--tile goes with images to predict"),
