@@ -199,6 +199,17 @@ def test_settings_are_chosen_by_the_true_objects():
     assert choose_settings([(p, np.zeros_like(two))])[0].area == 0, "no true object at all"
 
 
+def test_areas_are_tried_in_shares_of_the_typical_object(monkeypatch):
+    """First the middle one with all thresholds and necks, then all of them. Numbers that no object has are no areas of 0."""
+    truth, tried = np.zeros((30, 30), np.int32), []
+    truth[5:15, 5:15] = 5
+    split = split_objects
+    monkeypatch.setattr("prediction.objects.split_objects", lambda p, settings, _: tried.append(settings) or split(p, settings))
+    choose_settings([(np.float32(truth > 0), truth)])
+    areas = [settings.area for settings in tried]
+    assert areas[:20] == [20] * 20 and sorted(areas[20:]) == [10, 30]
+
+
 def test_a_few_large_objects_that_became_one_weigh_as_much_as_many_small_ones_that_became_two():
     p = discs((30, 30), (30, 50), size=(60, 120), radius=14)
     truth = split_objects(p, Settings(0.5, 0.9, 20))
