@@ -8,6 +8,7 @@ import predict
 from common.checkpoint import read_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from data.borders import part_touching
+from data.loader import Examples
 from prediction.matching import IOUS, object_scores, segment_scores
 from prediction.objects import (
     Settings,
@@ -197,6 +198,21 @@ def test_settings_are_chosen_by_the_true_objects():
         settings, scores, tried = choose_settings([(p, truth)])
         assert (settings.neck > 0) == parted and scores["ap"] == 1 and settings.area > 1 and tried == 22
     assert choose_settings([(p, np.zeros_like(two))])[0].area == 0, "no true object at all"
+
+
+def test_images_of_which_nothing_is_labelled_choose_nothing(monkeypatch):
+    config = Config.of(classes=1, channels=1, depth=1, filters=2)
+    masks = [np.full((32, 32), value, np.uint8) for value in (VOID, 1)]
+    sizes, images = [Size(32, 32)] * 2, [np.full((32, 32, 1), 200, np.uint8)] * 2
+    sides = [Examples(["a", "b"], images, masks[::order], sizes) for order in (1, -1)]
+    monkeypatch.setattr("data.loader.load_examples", lambda config: (config, *sides))
+    for several in labelled_pairs(config, lambda images: images, 1, 64, None):
+        ((p, truth),) = several
+        assert p.min() > 0.5 and (truth == 1).all()
+    void = Examples(["a"], images[:1], masks[:1], sizes[:1])
+    monkeypatch.setattr("data.loader.load_examples", lambda config: (config, void, void))
+    with pytest.raises(UserError, match="no mask of the training has a labelled pixel"):
+        labelled_pairs(config, lambda images: images, 1, 64, None)
 
 
 def test_areas_are_tried_in_shares_of_the_typical_object(monkeypatch):
