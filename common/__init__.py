@@ -43,6 +43,11 @@ def recorded():
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}
 
 
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:  # closed: else the next file would get its number, and what TensorFlow says
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        setattr(sys, name, open(number, "w" if number else "r"))
+
 for name, why in REFUSED.items():
     if (value := os.environ.pop(name, "")) not in ("", PINNED.get(name)):  # said here: `import keras` comes before any main()
         print(f"error: {name} is {value!r}, but {why}", file=sys.stderr)
@@ -52,7 +57,11 @@ os.environ |= PINNED
 
 def by_ctrl_c(error):
     """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
-    return isinstance(error, KeyboardInterrupt) or error is not None and by_ctrl_c(error.__cause__ or error.__context__)
+    seen = []  # an error may be its own cause
+    while error is not None and error not in seen and not isinstance(error, KeyboardInterrupt):
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
 
 
 def quietly(hook):

@@ -17,7 +17,7 @@ from common.config import IMPLEMENTATIONS, Config, UserError
 from common.layers import table
 from common.output import replacing
 from common.text import printable
-from common.weights import weight_shapes
+from common.weights import weight_shapes, with_dropout
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -101,6 +101,7 @@ def load_checkpoint(path, network=None):
         raise UserError(f"{path} is no readable checkpoint ({printable(error)}): take another file") from None
     state = {name: values.pop(name) for name in list(values) if name in OF_STEPS or name.endswith(("/m", "/v"))}
     if network is not None:
+        values = with_dropout(values, network)
         found = {(name, value.shape) for name, value in values.items()}
         expected = set(weight_shapes(network).items())
         if found != expected:

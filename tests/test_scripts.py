@@ -225,7 +225,7 @@ def train(implementation):
         (train("lowlevel"), "--dataset folder --data-dir d --colors nothing.txt", ["No such file"]),
         (train("lowlevel"), "--data-dir nowhere", ["--dataset folder"]),
         (compare.main, "parity --image-size 8", ["--image-size 8x8", "--depth"]),
-        (compare.main, "prove", ["prove"]),
+        (compare.main, "prove --steps 1", ["compare.py prove: the commands are parity, graph, relay"]),
         (compare.main, "parity --steps 0", ["--steps"]),
         (compare.main, "relay --jit", ["--jit"]),
         (compare.main, "relay --epochs 5", ["--epochs"]),

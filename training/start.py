@@ -11,8 +11,9 @@ from unittest import mock
 from common.config import Stopped, UserError
 from common.device import be_deterministic, tf
 from training.devices import in_place
+from training.folder import check_folder
 from training.folds import train_folds
-from training.hosts import spread, with_cluster
+from training.hosts import is_chief, spread, with_cluster
 from training.options import read_command_line
 from training.run import Run
 
@@ -29,6 +30,8 @@ def train_as_told(implementation, train, argv, description):
     try:
         if config.data.folds is None or config.data.fold is not None:
             with spread(config), in_place(implementation, train):
+                if is_chief():  # before the data is read
+                    check_folder(config.training)
                 try:
                     return train(config)
                 except tf.errors.ResourceExhaustedError:
@@ -41,7 +44,7 @@ def train_as_told(implementation, train, argv, description):
         else:
             train_folds(implementation, train, config)
     except Stopped as stopped:
-        command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.training.run_dir))}"
+        command = f"python -m {implementation}.train --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
         if config.training.workers:
             command += f" --workers {config.training.workers} --worker {config.training.worker}"
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
