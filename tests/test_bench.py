@@ -209,17 +209,23 @@ CELL = cells.Cell("float32", False, 2, Size(16, 16), "lowlevel")
 TINIEST = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16), channels=1, classes=1)
 
 
-def test_a_process_that_dies_is_reported():
-    with bench.Workers() as workers:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_process_that_dies_is_reported(shared):
+    with bench.Workers(shared, ["train"]) as workers:
         workers.config = TINIEST
         workers.prepare([CELL])
         workers.take_turn((CELL, "train", 2))
         assert workers.times[CELL, "train"][0] > 0
-        os.kill(workers.up[CELL].process.pid, signal.SIGKILL)
+        os.kill(workers.up[workers.key(CELL)].process.pid, signal.SIGKILL)
         workers.take_turn((CELL, "train", 2))
         assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
         workers.end([CELL])
         assert "killed" in workers.failed[CELL] and workers.peaks == {}
+        if shared:  # the next setting gets another
+            larger = CELL._replace(batch_size=4)
+            workers.prepare([larger])
+            workers.end([larger])
+            assert workers.peaks[larger] > 2**26 and larger not in workers.failed
 
 
 # --- the list for a GPU ---
@@ -259,8 +265,13 @@ def test_the_cells_of_a_gpu():
 
 def test_the_batch_doubles_until_that_gains_little():
     assert cells.doubled(lambda n: 1000 * n / (n + 60)) == [(8 * 2**k, 1000 / (1 + 60 / (8 * 2**k))) for k in range(9)]
-    assert cells.doubled(lambda n: 100.0) == [(8, 100.0), (16, 100.0)]
+    assert cells.chosen(cells.doubled(lambda n: 1000 * n / (n + 60))) == [8 * 2**7]
+    assert cells.doubled(lambda n: 100.0) == [(8, 100.0), (16, 100.0)] and cells.chosen(cells.doubled(lambda n: 100.0)) == [8]
     assert cells.doubled(lambda n: n if n < 64 else None)[-2:] == [(32, 32), (64, None)], "the largest that fits, and the next"
+    assert (
+        cells.chosen(cells.doubled(lambda n: n if n < 64 else None)) == [8]
+        and cells.chosen(cells.doubled(lambda n: None)) == []
+    )
 
 
 def test_the_list_of_a_gpu_is_measured(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """What does each level of TensorFlow cost? Images per second in training and in inference, measured side by side."""
 
 import collections
+import contextlib
 import importlib
 import json
 import statistics
@@ -89,24 +90,27 @@ class Workers:
             process.connection.close()
         self.folder.cleanup()
 
+    def key(self, cell):
+        return cell.column if self.shared else cell
+
     def start(self, cell):
         """The process of `cell`; it may take a while until it answers."""
-        key = cell.column if self.shared else cell
-        if key not in self.up:
-            work = "comparison.benchmark.worker.work"
-            self.up[key] = columns.Process(cell.title, work, cell.column, time.time())
-        return self.up[key]
+        if self.key(cell) not in self.up:
+            arguments = "comparison.benchmark.worker.work", cell.column, time.time()
+            self.up[self.key(cell)] = columns.Process(cell.title, *arguments)
+        return self.up[self.key(cell)]
 
     def ask(self, cell, *request):
         """The answer of the cell's process to `request`, if any; None where there is none, and `failed` says why."""
-        process = self.start(cell)
+        if not (process := self.up.get(self.key(cell))):
+            self.failed[cell] = f"{cell.title}: its process has ended with another cell"
+            return None
         try:
             return process.ask(*request)
         except UserError as error:
             self.failed[cell] = f"{cell.title}: {error}"
             if not process.process.is_alive():
-                self.up = {key: other for key, other in self.up.items() if other is not process}
-                process.end()
+                self.up.pop(self.key(cell)).end()
 
     def file(self, cell):
         """Of the images and masks of `cell`, some of them: what it lacks comes more than once."""
@@ -129,8 +133,11 @@ class Workers:
         width = "16 bits" if "16" in cell.precision else cell.precision
         key = cell.variant, cell.image_size, width
         if key not in self.batches:
+            self.start(cell)
             found = self.ask(cell, ("batches", cell._replace(jit=False), self.config, self.file(cell)[0])) or []
-            self.batches[key] = [size for size, _ in found][-2:][:1]
+            self.batches[key] = cells.chosen(found)
+            if self.key(cell) in self.up and not all(rate for _, rate in found):
+                self.up.pop(self.key(cell)).end()  # with which its memory is free for the others
             rates = ", ".join(f"{size}: {f'{rate:.0f}' if rate else 'does not fit'}" for size, rate in found)
             what = ", ".join(filter(None, [cell.variant, width, f"{cell.image_size} pixels"]))
             print(f"\nimages/s in training by batch size, lowlevel, {what}: {rates}")
@@ -142,7 +149,8 @@ class Workers:
         for k in tqdm(range(0, len(group), together), desc="starting", leave=False, disable=None):
             for cell in group[k : k + together]:
                 path, self.sizes[cell] = self.file(cell)
-                self.start(cell).connection.send(("prepare", cell, self.config, path, self.modes))
+                with contextlib.suppress(ConnectionError):  # it has died, which `ask` will say
+                    self.start(cell).connection.send(("prepare", cell, self.config, path, self.modes))
             for cell in group[k : k + together]:
                 if first := self.ask(cell):
                     self.first[cell] = first
@@ -166,20 +174,6 @@ class Workers:
                 self.peaks[cell] = self.ask(cell, ("end", cell))
             if not self.shared and (process := self.up.pop(cell, None)):
                 process.end()
-
-
-def measure(todo, rounds, workers):
-    """Times the cells `todo`, those of a group in turn, one at a time, `rounds` times. Yields each group, when it is done."""
-    together, too_large = cells.by_setting(todo), []
-    if not workers.shared:
-        together, too_large = cells.groups(todo, workers.config, 0.75 * cells.available_bytes())
-    workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
-    for group in together:
-        group = workers.with_batch(group)
-        workers.prepare(group)
-        columns.in_turns(workers.turns(group), rounds, "bench", workers.take_turn)
-        workers.end(group)
-        yield group
 
 
 def run_matrix(config, given, matrix, rounds, path, gpu=False):
@@ -218,9 +212,16 @@ def _run_matrix(workers, config, given, matrix, rounds, path):
     about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)
+    together, too_large = cells.by_setting(todo), []
+    if not workers.shared:
+        together, too_large = cells.groups(todo, config, 0.75 * cells.available_bytes())
+    workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
     work, limits, records = peak_work(), {}, []
-    for group in measure(todo, rounds, workers):
-        of_group = {}
+    for group in together:
+        group, of_group = workers.with_batch(group), {}
+        workers.prepare(group)
+        columns.in_turns(workers.turns(group), rounds, "bench", workers.take_turn)
+        workers.end(group)
         for cell in group:
             if cell.implementation == LIMIT and all(workers.times.get((cell, step)) for step in work):
                 of_group[cell.precision] = {s: work[s] / statistics.median(workers.times[cell, s]) for s in work}

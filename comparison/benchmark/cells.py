@@ -1,6 +1,5 @@
 """What `compare.py bench` measures, cell by cell, and which cells are up at a time."""
 
-import collections
 import itertools
 import re
 from pathlib import Path
@@ -124,13 +123,24 @@ def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False):
 def doubled(rate, batch_size=8):
     """[(batch size, images per second)]: doubled until that gains too little, or no longer fits into memory, where it is None.
 
-    rate: function(batch size) -> images per second. The last but one is the batch to take, if there is one.
+    rate: function(batch size) -> images per second.
     """
     found = [(batch_size, rate(batch_size))]
     while found[-1][1] and (len(found) == 1 or found[-1][1] > ENOUGH * found[-2][1]):
         batch_size *= 2
         found.append((batch_size, rate(batch_size)))
     return found
+
+
+def chosen(found):
+    """[the batch size to take of `doubled`], or [] if none fits: the last but one, after which little is gained.
+
+    Where memory has ended it, a quarter of that, for every column holds its own on the device.
+    """
+    sizes = [size for size, rate in found if rate]
+    if len(sizes) < len(found):
+        return [max(1, size // 4) for size in sizes[-1:]]
+    return sizes[-2:-1]
 
 
 def expected_bytes(cell, config):
@@ -156,10 +166,7 @@ def available_bytes():
 
 def by_setting(cells):
     """Lists of the cells of one setting, in order."""
-    found = collections.defaultdict(list)
-    for cell in cells:
-        found[cell._replace(implementation="")].append(cell)
-    return list(found.values())
+    return [list(group) for _, group in itertools.groupby(cells, lambda cell: cell._replace(implementation=""))]
 
 
 def groups(cells, config, memory):
