@@ -44,13 +44,9 @@ def add_options(parser):
     words = "interleaved rounds (default: 5 to 10); of --profile the steps"
     group.add_argument("--rounds", type=count, metavar="N", help=words)
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
-    what.add_argument("--devices", type=_counts, metavar="1,2,4", dest="scaling", help=words)
+    counts = lambda text: [count(number) for number in text.split(",")]  # noqa: E731
+    what.add_argument("--devices", type=counts, metavar="1,2,4", dest="scaling", help=words)
     parser.set_defaults(what="default", images=40)
-
-
-def _counts(text):
-    """`1,2,4`"""
-    return [count(number) for number in text.split(",")]
 
 
 def run(config, args):
@@ -193,7 +189,7 @@ def run_matrix(config, given, matrix, rounds, path, gpu=False):
 
             if not gpu and not tf.config.list_physical_devices("GPU"):
                 raise UserError(
-                    "TensorFlow finds no GPU, though there is a driver: CUDA_VISIBLE_DEVICES= in front measures the CPU"
+                    "there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU"
                 )
         _run_matrix(workers, config, given, matrix, rounds, path)
 
@@ -246,6 +242,5 @@ def _run_matrix(workers, config, given, matrix, rounds, path):
         + (r["flops"] / r["least_bytes"], r["flops_per_second"])
         for r in records
     ]
-    roof = path.with_name("roofline.png")
-    roofline.draw(points, limits, what, roof)
-    print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {roof}")
+    roofline.draw(points, limits, what, path.with_name("roofline.png"))
+    print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {path.with_name('roofline.png')}")

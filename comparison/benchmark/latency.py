@@ -19,11 +19,8 @@ TYPED = {"predict": "model.predict", "predict_on_batch": "model.predict_on_batch
 
 def work(implementation, config, images, connection):
     """The process of one implementation. Says which calls it has; receives one, answers with the seconds of `TURN` of them."""
-    built, calls, batch = (
-        columns.Built(implementation, config),
-        {},
-        tf.constant(images),
-    )  # on the device before the clock starts
+    built, calls = columns.Built(implementation, config), {}
+    batch = tf.constant(images)  # on the device before the clock starts
     for call in TRACED if config.network.batch_norm != "none" else ["traced"]:
         network = built.folded() if call == "folded" else built
         calls[call] = functools.partial(network.forward, batch)

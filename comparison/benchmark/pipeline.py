@@ -18,7 +18,7 @@ from common.device import device_name, tf
 from common.output import write_text
 from comparison import columns
 from data.layouts import find_layout
-from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
+from data.loader import load_examples, training_batches, validation_batches
 from data.splits import split
 
 import numpy as np
@@ -139,7 +139,6 @@ def run(config, rounds, path):
             f"{name}, {what}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
             for (name, what), found in trained.items()
         },
-        "steps_per_epoch": steps_per_epoch(config, training),
     }
     write_text(path, json.dumps(record, indent=2) + "\n")
     print(f"\nmedians of {rounds} rounds in turns; written to {path}")

@@ -95,9 +95,8 @@ class Bench:
         """Bytes of the peak memory; the cell is gone."""
         del self.steps[cell]
         gc.collect()
-        gpus = tf.config.list_physical_devices("GPU")
-        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
-        return peak or peak_memory()
+        on_gpu = tf.config.list_physical_devices("GPU")
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] if on_gpu else peak_memory()
 
 
 def prepare(cell, config, path, modes):
