@@ -58,8 +58,8 @@ MISSING = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.fin
 HERE = [case for case in CASES if case[0] != "onnx" or not MISSING]
 # Probabilities are below 1: a unit in the last place is at most 6e-8 in float32. Other kernels round in another way in every
 # layer: deterministic ones here and not there, XLA's, Keras's own normalization. 1.3e-6 measured; in bfloat16, 8 bits, 0.01.
-# float64 is narrowed to float32 at the end; float16 has 3 bits more than bfloat16
-TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5, "float16": 2**-8}
+# float64 is narrowed to float32 at the end; in float16, 11 bits, 0.006 measured, through XLA
+TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5, "float16": 2**-6}
 
 # What somebody would write who was given an export. `python -I` sees neither the current folder nor PYTHONPATH.
 READER = """
