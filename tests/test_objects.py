@@ -9,6 +9,7 @@ from common.checkpoint import read_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from data.borders import part_touching
 from data.loader import Examples
+from prediction.evaluation import Evaluation
 from prediction.matching import IOUS, object_scores, segment_scores
 from prediction.objects import (
     Settings,
@@ -374,6 +375,15 @@ def test_objects_are_evaluated(numbered, bright, tmp_path, capsys):
     assert (float(rows["mean of the images"]["ap"]) == 1) == numbered
     assert (float(rows["a.png"]["v_rand"]) == 1) == numbered
     assert "ap 1.0000 (1 true objects)" in capsys.readouterr().out
+
+
+def test_the_pixel_error_is_what_the_accuracy_lacks(tmp_path):
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.config, evaluation.scores = Config.of(), {"a": {"ap": 0.5}, "b": {"ap": 0.25}}
+    evaluation.matrices = {"a": np.array([[5, 1], [2, 8]]), "b": np.array([[1, 1], [1, 1]])}
+    evaluation._write_metrics(tmp_path / "metrics.csv")
+    errors = [float(row["pixel_error"]) for row in read(tmp_path / "metrics.csv")]
+    assert errors == pytest.approx([3 / 16, 1 / 2, (3 / 16 + 1 / 2) / 2, 5 / 20], rel=1e-6)  # 7 digits are written
 
 
 def test_the_worst_images_come_first_and_the_classes_are_confused(bright, tmp_path, monkeypatch):

@@ -99,6 +99,7 @@ def test_a_plateau_ends_the_training_early(implementation, tmp_path, capsys):
     options = ["--epochs", "9", "--patience", "2", "--learning-rate", "1e-30", "--batch-norm", "none"]
     train(tmp_path, *options, implementation=implementation)
     assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2, 3]
+    assert load_metadata(tmp_path / "best.safetensors")["epoch"] == 1, "the first of equals"
     assert "no better validation dice in 2 epochs: stopping early" in capsys.readouterr().out
     train(tmp_path, "--resume", implementation=implementation)
     assert len(read_history(tmp_path)) == 3, "it is over, and stays over"
