@@ -2,6 +2,7 @@
 
     python compare.py              both questions, the short way, within 3 minutes on 2 cores
     python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
+        parity --column FOLDER     the same of a column of your own, a folder with model.py, beside the three
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO
     python compare.py relay        an epoch in each, from checkpoint to checkpoint, against three epochs in one
     python compare.py replicas     several devices and hosts against one: the same training?

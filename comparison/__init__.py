@@ -1,4 +1,3 @@
 """Is it the same network three times, and what does each cost? What compare.py calls."""
 
-from common.config import IMPLEMENTATIONS  # noqa: F401
-from comparison.columns import ROOT, load  # noqa: F401
+import common  # noqa: F401  settles the environment before any TensorFlow is imported

@@ -1,4 +1,4 @@
-"""The three columns: loaded, built, and run in processes of their own that take turns."""
+"""The three columns, or one of the reader's own: loaded, built, and run in processes of their own that take turns."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
-from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable
+from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable, weight_shapes
+from comparison import own
 
 from tqdm import tqdm
 
@@ -21,26 +22,36 @@ SPAWN = multiprocessing.get_context("spawn")  # TensorFlow survives no fork
 
 
 def load(implementation):
-    """The functions of one implementation, as attributes: `UNet`, `named_weights`, `make_train_step`, `main`..."""
+    """The functions of one implementation, as attributes: `UNet`, `named_weights`, `make_train_step`, `main`...
+
+    implementation: one of the three, or the folder of a column of the reader's own, which may lack those of the training.
+    """
     from common.device import tf
+    from common.losses import segmentation_loss
     from training.devices import variants
 
     tf.get_logger().setLevel("ERROR")  # "triggered retracing": models of one column are traced by the same lines
-    names = {}
-    for module in ("model", "train"):
-        names |= vars(importlib.import_module(f"{implementation}.{module}"))
+    if implementation in IMPLEMENTATIONS:
+        names = {}
+        for module in ("model", "train"):
+            names |= vars(importlib.import_module(f"{implementation}.{module}"))
+    else:
+        names = own.load(implementation)
     code = types.SimpleNamespace(**names)
-    if implementation == "keras_impl":
+    if hasattr(code, "SegmentationLoss") and not hasattr(code, "make_train_step"):  # it trains by `fit`
         code.make_train_step = functools.partial(make_keras_step, code)
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not hasattr(code, "segmentation_loss"):
+        loss = getattr(code, "SegmentationLoss", None)
+        code.segmentation_loss = (lambda masks, logits, of: loss(of)(masks, logits)) if loss else segmentation_loss
+    if implementation in IMPLEMENTATIONS and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         vars(code).update(variants(implementation))
     return code
 
 
 def make_keras_step(code, model, config, optimizer=None):
-    """`make_train_step` for keras_impl: the step that `fit` makes there, to be called and timed. code: of `load`.
+    """`make_train_step` for keras_impl, or another column with a loss for `compile`: the step that `fit` makes, to be called.
 
-    A test holds it against `fit`, bit for bit.
+    code: of `load`. A test holds it against `fit`, bit for bit.
     """
     from common.device import tf
     from training.devices import on_every_replica
@@ -71,8 +82,17 @@ class Built:
 
     def __init__(self, implementation, config, code=None):
         self.implementation, self.config, self.code = implementation, config, code or load(implementation)
-        self.model = self.code.UNet(config.network)
-        self.weights = self.code.named_weights(self.model)
+        with own.blamed(implementation):
+            self.model = self.code.UNet(config.network)
+            self.weights = self.code.named_weights(self.model)
+        if implementation not in IMPLEMENTATIONS:
+            found = {name: w.shape for name, w in self.weights.items()}
+            own.check_shapes(f"{implementation}: named_weights", found, weight_shapes(config.network))
+
+    @property
+    def trains(self):
+        """Whether there is more than the model."""
+        return hasattr(self.code, "make_optimizer")
 
     @functools.cached_property
     def optimizer(self):
@@ -81,7 +101,14 @@ class Built:
     @functools.cached_property
     def state(self):
         """Of the optimizer: canonical name and "/m" or "/v", and "iterations" -> variable."""
-        return self.code.named_state(self.model, self.optimizer)
+        state = self.code.named_state(self.model, self.optimizer)
+        if self.implementation not in IMPLEMENTATIONS:
+            slots = "mv" if self.config.training.optimizer == "adam" else "m"
+            trained = {name: w.shape for name, w in self.weights.items() if is_trainable(name)}
+            wanted = {"iterations": ()} | {f"{name}/{slot}": shape for name, shape in trained.items() for slot in slots}
+            wanted |= {"loss_scale": (), "finite_steps": ()} if self.config.network.precision == "float16" else {}
+            own.check_shapes(f"{self.implementation}: named_state", {name: v.shape for name, v in state.items()}, wanted)
+        return state
 
     @functools.cached_property
     def train_step(self):
@@ -100,13 +127,15 @@ class Built:
     def backward(self, images, masks):
         """(logits, loss, canonical name -> gradient) in training."""
         from common.device import tf
-        from common.losses import segmentation_loss
 
         trainable = {name: weight for name, weight in self.weights.items() if is_trainable(name)}
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
-            loss = segmentation_loss(masks, logits, self.config)
-        return logits, loss, tape.gradient(loss, trainable)
+            loss = self.code.segmentation_loss(masks, logits, self.config)
+        gradients = tape.gradient(loss, trainable)
+        if unused := [name for name, gradient in gradients.items() if gradient is None]:
+            raise ValueError(f"the loss does not depend on {', '.join(unused[:3])}")
+        return logits, loss, gradients
 
     def start(self, weights=None):
         """From `weights`, canonical name -> array, or from the first ones."""

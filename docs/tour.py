@@ -28,12 +28,12 @@ while not os.path.exists("compare.py"):  # up to the project's folder
     os.chdir("..")
 sys.path.insert(0, os.getcwd())
 
-import comparison
 from common.config import Config, Size
 from common.device import tf
 from common.losses import segmentation_loss
 from common.metrics import class_scores, confusion, predicted_classes
 from common.weights import assign_weights, initial_weights
+from comparison import columns
 from data.loader import load_examples, training_batches, validation_batches
 from training.report import make_eval_step
 
@@ -89,8 +89,8 @@ weights = initial_weights(config.network)
 print(len(weights), "arrays; the first:", *[(name, value.shape) for name, value in list(weights.items())[:3]], sep="\n    ")
 
 models = {}
-for name in comparison.IMPLEMENTATIONS:
-    code = comparison.load(name)
+for name in columns.IMPLEMENTATIONS:
+    code = columns.load(name)
     models[name] = code.UNet(config.network)
     assign_weights(code.named_weights(models[name]), weights)
 
@@ -100,8 +100,8 @@ for name in comparison.IMPLEMENTATIONS:
 # does. Where does each of the three say whether this is training?
 
 # %%
-for name in comparison.IMPLEMENTATIONS:
-    code = comparison.load(name)
+for name in columns.IMPLEMENTATIONS:
+    code = columns.load(name)
     rows = code.UNet.double_conv if hasattr(code.UNet, "double_conv") else code.double_conv
     print(f"--- {name}/model.py\n{textwrap.dedent(inspect.getsource(rows))}\n")
 
@@ -110,7 +110,7 @@ for name in comparison.IMPLEMENTATIONS:
 
 # %%
 logits = {name: tf.function(model)(images, training=False).numpy() for name, model in models.items()}
-for name in comparison.IMPLEMENTATIONS[1:]:
+for name in columns.IMPLEMENTATIONS[1:]:
     print(f"lowlevel - {name}: largest difference of the logits {np.abs(logits['lowlevel'] - logits[name]).max():.1e}")
 assert all(np.allclose(logits["lowlevel"], of, atol=1e-5) for of in logits.values())
 
@@ -123,13 +123,13 @@ assert all(np.allclose(logits["lowlevel"], of, atol=1e-5) for of in logits.value
 # %%
 gradients = {}
 for name, model in models.items():
-    variables = {key: w for key, w in comparison.load(name).named_weights(model).items() if w.trainable}
+    variables = {key: w for key, w in columns.load(name).named_weights(model).items() if w.trainable}
     with tf.GradientTape() as tape:
         loss = segmentation_loss(masks, model(images, training=True), config)
     gradients[name] = {key: g.numpy() for key, g in tape.gradient(loss, variables).items()}
     print(f"{name:<12} loss {float(loss):.7f}")
 
-for name in comparison.IMPLEMENTATIONS[1:]:
+for name in columns.IMPLEMENTATIONS[1:]:
     apart = {key: np.abs(g - gradients[name][key]).max() for key, g in gradients["lowlevel"].items()}
     worst = max(apart, key=apart.get)
     print(f"lowlevel - {name}: {sum(d > 0 for d in apart.values())} of {len(apart)} differ, most {worst}: {apart[worst]:.1e}")
@@ -137,7 +137,7 @@ for name in comparison.IMPLEMENTATIONS[1:]:
 # %%
 steps = {}
 for name, model in models.items():
-    code = comparison.load(name)
+    code = columns.load(name)
     assign_weights(code.named_weights(model), weights)
     steps[name] = code.make_train_step(model, config)
     print(f"{name:<12}", *[f"{float(steps[name](images, masks)):.6f}" for _ in range(3)])
@@ -149,7 +149,7 @@ for name, model in models.items():
 # %%
 watched, at, settings = "down0/conv1/kernel", (1, 1, 0, 0), config.training
 for name, model in models.items():
-    code = comparison.load(name)
+    code = columns.load(name)
     assign_weights(code.named_weights(model), weights)
     optimizer = code.make_optimizer(model, config)
     code.make_train_step(model, config, optimizer)(images, masks)
@@ -172,7 +172,7 @@ for name, model in models.items():
 
 # %%
 chosen = "lowlevel"
-code = comparison.load(chosen)
+code = columns.load(chosen)
 model = code.UNet(config.network)
 train_step, eval_step = code.make_train_step(model, config), make_eval_step(model, config)
 
@@ -209,8 +209,8 @@ print(f"validation dice {dices[-1]:.3f}")
 
 # %%
 images, masks = next(iter(validation_batches(config, validation)))
-rows, columns = np.nonzero(masks[0, :, :, 0] == 1)
-top, left = (int(np.clip(np.median(of) - 16, 0, side - 32)) for of, side in zip((rows, columns), masks.shape[1:3]))
+rows, across = np.nonzero(masks[0, :, :, 0] == 1)
+top, left = (int(np.clip(np.median(of) - 16, 0, side - 32)) for of, side in zip((rows, across), masks.shape[1:3]))
 cell = images[:1, top : top + 32, left : left + 32]
 maps = tf.nn.conv2d(cell, code.named_weights(model)["down0/conv1/kernel"], strides=1, padding="VALID")
 figure, axes = plt.subplots(1, 1 + maps.shape[-1], figsize=(12, 1.6))

@@ -13,13 +13,14 @@ import re
 import traceback
 from unittest import mock
 
-from common.config import UserError
+from common.config import IMPLEMENTATIONS, UserError
 from common.device import be_deterministic, device_name, tf
 from common.layers import table
-from comparison import IMPLEMENTATIONS, columns
+from comparison import columns
 from comparison.benchmark import profile
 from comparison.machine import processor
 from comparison.proof import exact, finder, ladder
+from comparison.proof.apart import difference
 from comparison.proof.graph import NO_WORK, collect_one, statements
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
@@ -242,7 +243,7 @@ def parity(case, batches):
     for row, whats in first.items():
         answer[row] = {}
         for what in whats:
-            found = [ladder.difference(values[a][row][what], values[b][row][what]) for a, b in pairs]
+            found = [difference(values[a][row][what], values[b][row][what]) for a, b in pairs]
             answer[row][what] = [[float(f"{d:.2g}"), int(ulp), worst] for worst, d, ulp in found]
     return answer
 

@@ -1,8 +1,8 @@
 """What a run says, or refuses, before its first step: of data, options and a checkpoint that would train for nothing."""
 
-import comparison
 from common.checkpoint import load_checkpoint, read_checkpoint
 from common.config import Config
+from comparison import columns
 from data.meaning import check_classes
 from tests.conftest import save_network
 from tests.drawn import save
@@ -23,7 +23,7 @@ def no_pictures(monkeypatch):
 
 
 def train(run_dir, *options):
-    comparison.load("lowlevel").main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+    columns.load("lowlevel").main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_masks_are_looked_at_before_the_first_step(tmp_path, capsys):
             mask = np.resize(np.uint8(values), (16, 16))
             save(tmp_path / f"data/{part}/images/{k}.png", mask), save(tmp_path / f"data/{part}/masks/{k}.png", mask)
     options = ["--dataset", "folder", "--data-dir", tmp_path / "data", "--void-label", "128"]
-    comparison.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "run"), *map(str, options)])
+    columns.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "run"), *map(str, options)])
     assert "warning: the masks hold class 2 only to validate on" in capsys.readouterr().err
     for k in range(2):
         save(tmp_path / f"data/val/masks/{k}.png", np.full((16, 16), 128, np.uint8))
     with refused("no pixel of the masks to validate on is labelled"):
-        comparison.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "other"), *map(str, options)])
+        columns.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "other"), *map(str, options)])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_images_that_a_checkpoint_was_trained_on_do_not_judge_it(tmp_path, capsy
     options = [*TINY[2:], "--dataset", "folder", "--data-dir", tmp_path / "data"]
 
     def start(name, *more):
-        comparison.load("lowlevel").main([*map(str, [*options, "--run-dir", tmp_path / name, *more])])
+        columns.load("lowlevel").main([*map(str, [*options, "--run-dir", tmp_path / name, *more])])
         return capsys.readouterr().err
 
     start("a")
@@ -148,7 +148,7 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path):
     train(tmp_path, "--epochs", "2")
     before = (tmp_path / "config.json").read_bytes()
     with refused("last.safetensors is 2 epochs on, and --epochs 1 is less: name more, or leave it out"):
-        comparison.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path), "--epochs", "1"])
+        columns.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path), "--epochs", "1"])
     assert (tmp_path / "config.json").read_bytes() == before
 
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import compare
-import comparison
 from common.config import Config, Size, UserError
 from common.weights import assign_weights, fold_batch_norm, weight_shapes
 from comparison import columns, machine
@@ -32,11 +31,11 @@ def random_weights(network):
     }
 
 
-@pytest.mark.parametrize("implementation", comparison.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", columns.IMPLEMENTATIONS)
 def test_folded_network_is_the_same_network(implementation):
     """In float64, where only rounding is left: 1e-12 is some thousand roundings of numbers near 1."""
     config = Config.of(precision="float64", batch_norm="explicit", filters=4, depth=2)
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     images = np.random.default_rng(0).random((2, 20, 28, 1))
     weights, logits = random_weights(config.network), []
     for network, values in ((config.network, weights), fold_batch_norm(config.network, weights)):
@@ -64,16 +63,17 @@ def test_folding_needs_every_term():
 
 
 FUSED = """
-import common, comparison, dataclasses, sys
+import common, dataclasses, sys
 from common.config import Config
+from comparison import columns
 from common.weights import assign_weights, fold_batch_norm
 from tests.test_bench import random_weights
 import numpy as np, tensorflow as tf
 from tensorflow.python.eager import context
 images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
 found = []
-for implementation in comparison.IMPLEMENTATIONS:
-    code = comparison.load(implementation)
+for implementation in columns.IMPLEMENTATIONS:
+    code = columns.load(implementation)
     network = Config.of(filters=4, depth=1).network
     weights = {name: value.astype(np.float32) for name, value in random_weights(network).items()}
     for network, weights in ((network, weights), fold_batch_norm(network, weights)):
@@ -140,7 +140,7 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
         (mode + xla, implementation, precision, 20.0, speed)
         for mode in ("training", "inference")
         for xla, precision, speed in (("", "float32", 4e10), (", XLA", "float32", 5e10), ("", "bfloat16", 1e11))
-        for implementation in comparison.IMPLEMENTATIONS
+        for implementation in columns.IMPLEMENTATIONS
     ]
     roofline.draw(points, peaks, "a device", tmp_path / "roofline.png")
     training, inference = figures[0].axes
@@ -199,7 +199,7 @@ def test_cells_share_the_memory_there_is():
         assert sum(need[cell] for cell in group) <= 1.01 * sum(need.values()) / 2
         assert [cell.precision for cell in group[:2]] == ["float32", "bfloat16"], "the limits are measured beside each"
     assert {cell for group in several for cell in group} == set(every)
-    huge = [cells.Cell("float32", False, 10**6, size, name) for name in comparison.IMPLEMENTATIONS]
+    huge = [cells.Cell("float32", False, 10**6, size, name) for name in columns.IMPLEMENTATIONS]
     assert cells.groups(every + huge, config, 1e12)[1] == huge
 
 
@@ -237,7 +237,7 @@ def test_the_cells_of_a_gpu():
 
     def settings(matrix, given=frozenset(), config=config):
         found = cells.find_cells(config, given, matrix, size, "GPU", has_tf32=True)
-        assert [c.implementation for c in found[:4]] == [cells.LIMIT, *comparison.IMPLEMENTATIONS]
+        assert [c.implementation for c in found[:4]] == [cells.LIMIT, *columns.IMPLEMENTATIONS]
         limits = [c.precision for c in found if c.implementation == cells.LIMIT]
         assert len(set(limits)) == len(limits), "once in each precision"
         return list(dict.fromkeys((c.variant, c.precision, c.jit, c.batch_size, str(c.image_size)) for c in found))
@@ -305,7 +305,7 @@ def test_bench_writes_a_record(tmp_path, capsys):
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["not_measured"] == {}
     assert {(r["implementation"], r["mode"]) for r in record["records"]} == {
-        (name, mode) for name in comparison.IMPLEMENTATIONS for mode in cells.MODES
+        (name, mode) for name in columns.IMPLEMENTATIONS for mode in cells.MODES
     }
     for row in record["records"]:
         low, high = row["images_per_second_quartiles"]
@@ -366,7 +366,7 @@ def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
     """Pressed while TensorFlow is imported, a batch is drawn, the first process starts; as a terminal sends it, to all."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     arguments = [*command, "--run-dir", str(tmp_path)]
-    with subprocess.Popen([sys.executable, *arguments], cwd=comparison.ROOT, start_new_session=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, *arguments], cwd=columns.ROOT, start_new_session=True, **pipes) as process:
         try:
             while line not in process.stdout.readline():
                 assert process.poll() is None
@@ -386,7 +386,7 @@ def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
 
 def test_help_needs_no_tensorflow():
     code = "import sys, comparison.benchmark.bench; sys.exit('tensorflow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=comparison.ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=columns.ROOT, check=True)
 
 
 def test_image_that_cannot_fit_is_one_line(tmp_path):

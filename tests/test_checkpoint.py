@@ -2,10 +2,10 @@
 
 import os
 
-import comparison
 from common.checkpoint import load_checkpoint, load_metadata, read_checkpoint, save_checkpoint
 from common.config import ColorTable, Config, UserError
 from common.weights import assign_weights, initial_weights
+from comparison import columns
 from comparison.columns import Built
 from comparison.proof import exact
 from comparison.proof.ways import EXACT_CONSTANTS
@@ -125,7 +125,7 @@ OPTIONS = "--images 8 --image-size 16 --depth 1 --filters 2 --batch-size 2 --val
 
 
 def train(implementation, run_dir, *more):
-    comparison.load(implementation).main([*OPTIONS, *map(str, more), "--run-dir", str(run_dir)])
+    columns.load(implementation).main([*OPTIONS, *map(str, more), "--run-dir", str(run_dir)])
 
 
 def test_train_scripts_take_over_from_each_other(tmp_path):

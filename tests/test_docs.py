@@ -24,7 +24,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "exercises").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 FENCED = re.compile(r"^```(?:\w+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
@@ -71,6 +71,8 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
+        if module == "comparison.proof.mutants":
+            return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         return "--resume" in argv or read_training(module.split(".")[0], argv, "")  # what goes on has the options of its run
     script, *argv = words
@@ -89,7 +91,11 @@ def test_commands_are_understood(page, monkeypatch):
 
 def test_commands_are_found():
     """Of every kind, on the pages where a reader looks for them."""
-    found = {page.stem: [" ".join(words) for words in commands(text)] for page, text in TEXTS.items()}
+    found = {
+        page.stem: [" ".join(words) for words in commands(text)]
+        for page, text in TEXTS.items()
+        if page.parent.name != "exercises"
+    }
     assert len(found["README"]) >= 9 and "python compare.py bench --profile" in found["README"]
     assert "python compare.py graph" in found["anatomy"], "a command in a sentence"
     assert any(line.endswith("--augment recolor") for line in found["results"]), "a command of three lines"
@@ -224,16 +230,16 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_linked_in_the_readme():
     found = {(ROOT / link.partition("#")[0]).resolve() for link in links(README) if not link.startswith("https://")}
-    assert set(PAGES) - {README} <= found
+    assert {page for page in PAGES if page.parent.name == "docs"} <= found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_files_that_are_named_exist(page):
     """`path.py` is there, and `name` behind it, as in "`data/loader.py`, `augmented`", is defined in it."""
     for path, name in re.findall(r"`((?:[\w*]+/)+\w+\.(?:py|md))`(?:,\s+`(\w+)`)?", TEXTS[page]):
-        files = sorted(ROOT.glob(path))
+        files = sorted(ROOT.glob(path)) or path.startswith("my_column/")  # the reader's
         assert files, f"{title(page)}: no {path}"
-        for file in files if name else ():
+        for file in files if name and files is not True else ():
             defined = re.search(rf"^ *(def|class) {name}\b|^{name} = ", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert defined, f"{title(page)}: no {name} in {path}"
 

@@ -1,13 +1,14 @@
 """Configurations that nobody chose: in each the three agree within the ladder's tolerances, and in float64 with the oracle."""
 
+import functools
 import itertools
 
-import comparison
 from common.config import VOID, Config, Weights
-from comparison.proof import ladder, outside
+from comparison import columns
+from comparison.proof import ladder, outside, rounding
+from comparison.proof.apart import difference
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -32,21 +33,26 @@ def first_steps(draw):
     return Case("fuzz", config, steps=0, exact=False, void=void), pick(2, 3), (pick(0, 2, 8), pick(0, 2, 8))
 
 
+def bound(rung, pair, case, explained, name, scale):
+    return ladder.tolerance(rung, pair, case, scale, explained.get(name, 0.0))
+
+
 def check_agreement(case, n, larger):
     weights, batches = outside.draw(case, n, larger)
-    rungs = {name: outside.observe(name, case, weights, batches) for name in comparison.IMPLEMENTATIONS}
+    rungs = {name: outside.observe(name, case, weights, batches) for name in columns.IMPLEMENTATIONS}
     right, close = outside.right_within(case, weights, batches)
-    for rung, values in rungs["lowlevel"].items():
-        scale = max(float(np.abs(value).max()) for value in values.values())
-        for a, b in itertools.combinations(rungs, 2):
-            worst, difference, _ = ladder.difference(rungs[a][rung], rungs[b][rung])
-            allowed, _ = ladder.tolerance(rung, (a, b), case, scale)
-            assert difference <= allowed, f"{rung}: {a} - {b}, {difference:.1e} at {worst}, {allowed:.1e} allowed"
+    unit, first = rounding.of_a_sum(case.config.network.precision), [batch[:2] for batch in batches]
+    explained = rounding.explained(ladder.observe, case, first, weights, unit)
+    for rung in rungs["lowlevel"]:
+        for pair in itertools.combinations(rungs, 2):
+            allowed = functools.partial(bound, rung, pair, case, explained[rung])
+            check = ladder.compare(case, rung, pair, *(rungs[name][rung] for name in pair), allowed)
+            assert check.passed, f"{rung}: {check.pair}, {check.difference:.1e} at {check.worst}, {check.tolerance:.1e} allowed"
         if case.config.network.precision == "float64":  # in float32 a ReLU may switch by rounding
             for name in rungs:
-                worst, difference, _ = ladder.difference(rungs[name][rung], right[rung])
+                worst, apart, _ = difference(rungs[name][rung], right[rung])
                 allowed, _ = close[rung]
-                assert difference <= allowed, f"{rung}: {name} - NumPy, {difference:.1e} at {worst}, {allowed:.1e} allowed"
+                assert apart <= allowed, f"{rung}: {name} - NumPy, {apart:.1e} at {worst}, {allowed:.1e} allowed"
 
 
 # The same configurations in every run, so that a red one is this change's and not the dice's; reported as it is drawn, for

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comparison
 from common.config import Config, UserError
 from common.layers import table
 from common.weights import assign_weights, initial_weights
+from comparison import columns
 from comparison.proof import finder
 
 import numpy as np
@@ -44,7 +44,7 @@ def test_table_of_a_small_u():
 def test_shapes_are_what_the_layers_compute(implementation, padding):
     config = Config.of(filters=2, depth=2, channels=3, classes=2, padding=padding, batch_norm="explicit", dropout=0.5)
     layers = table(config.network)
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     assign_weights(code.named_weights(model), initial_weights(config.network))
     images = np.zeros((1, *layers[0].inputs), np.float32)

@@ -2,7 +2,6 @@
 
 import itertools
 
-import comparison
 from common import shapes
 from common.config import Config
 from common.losses import dice_loss, probabilities
@@ -11,6 +10,7 @@ from common.padding import any_size
 from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
 from comparison import columns
 from comparison.proof import ladder
+from comparison.proof.apart import difference
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from training.report import make_eval_step
 
@@ -41,7 +41,7 @@ def random_batch(config, height=32, width=32, n=2, seed=0):
     ],
 )
 def test_number_of_parameters(implementation, config, count):
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     weights = code.named_weights(code.UNet(config.network))
     assert {name: tuple(w.shape) for name, w in weights.items()} == weight_shapes(config.network)
     assert list(weights) == list(weight_shapes(config.network)), "the order is the forward pass's"
@@ -70,7 +70,7 @@ def test_parity(config, size):
     checks, _, _ = ladder.climb(Case("test", config, steps=3), batches)
     assert not [check for check in checks if not check.passed]
     margin = shapes.margin(config.network.depth, config.network.padding)
-    logits = comparison.load("lowlevel").UNet(config.network)(batches[0][0])
+    logits = columns.load("lowlevel").UNet(config.network)(batches[0][0])
     assert logits.shape == (2, size[0] - margin, size[1] - margin, config.network.classes)
 
 
@@ -110,9 +110,9 @@ def test_parity_finds_one_perturbed_weight(name, monkeypatch):
 
 def test_difference_sees_shapes_names_and_nan():
     a = {"x": np.zeros(3, np.float32)}
-    assert ladder.difference(a, {"x": np.zeros(4, np.float32)})[:2] == ("x", np.inf)
-    assert ladder.difference(a, {"y": np.zeros(3, np.float32)})[1] == np.inf
-    assert ladder.difference(a, {"x": np.array([0, np.nan, 0], np.float32)})[1] == np.inf
+    assert difference(a, {"x": np.zeros(4, np.float32)})[:2] == ("x", np.inf)
+    assert difference(a, {"y": np.zeros(3, np.float32)})[1] == np.inf
+    assert difference(a, {"x": np.array([0, np.nan, 0], np.float32)})[1] == np.inf
 
 
 def test_assign_weights_names_what_differs():
@@ -138,7 +138,7 @@ def test_paper_sizes():
 @pytest.mark.parametrize(("padding", "too_small"), [("same", 3), ("valid", 40)])
 def test_any_size_gives_logits_of_the_right_size(implementation, padding, too_small):
     config = Config.of(filters=2, depth=2, padding=padding)
-    model = comparison.load(implementation).UNet(config.network)
+    model = columns.load(implementation).UNet(config.network)
     least, margin = shapes.min_size(config.network), shapes.margin(2, padding)
     for height, width in itertools.product(range(least, least + 4), (least, least + 3)):
         logits = any_size(model, tf.zeros([1, height, width, 1]), config.network)
@@ -151,7 +151,7 @@ def test_any_size_gives_logits_of_the_right_size(implementation, padding, too_sm
 def test_padding_moves_nothing(implementation):
     """A network padded for an odd size sees every pixel where an evenly sized image would show it."""
     config = Config.of(filters=2, depth=1)
-    model = comparison.load(implementation).UNet(config.network)
+    model = columns.load(implementation).UNet(config.network)
     image = np.random.default_rng(0).random((1, 31, 40, 1)).astype(np.float32)
     by_hand = np.pad(image, [(0, 0), (0, 1), (0, 0), (0, 0)], mode="reflect")
     np.testing.assert_array_equal(
@@ -161,7 +161,7 @@ def test_padding_moves_nothing(implementation):
 
 def test_inference_leaves_no_trace(implementation):
     config = Config.of(filters=2, depth=1, dropout=0.5)
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     images, masks = random_batch(config)
     before = {name: w.numpy() for name, w in code.named_weights(model).items()}
@@ -176,18 +176,18 @@ def test_inference_leaves_no_trace(implementation):
 
 def test_dropout_drops_in_training(implementation):
     config = Config.of(filters=2, depth=1, dropout=0.5, batch_norm="none")
-    model = comparison.load(implementation).UNet(config.network)
+    model = columns.load(implementation).UNet(config.network)
     images, _ = random_batch(config)
     assert np.abs(model(images, training=True) - model(images, training=True)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("implementation", "optimizer", "learning_rate"),
-    [*((name, "adam", 0.01) for name in comparison.IMPLEMENTATIONS), ("lowlevel", "sgd", 0.2)],
+    [*((name, "adam", 0.01) for name in columns.IMPLEMENTATIONS), ("lowlevel", "sgd", 0.2)],
 )  # tests/test_training.py has a step of SGD in each
 def test_training_lowers_the_loss(implementation, optimizer, learning_rate):
     config = Config.of(filters=4, depth=1, optimizer=optimizer, learning_rate=learning_rate)
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     images = random_batch(config)[0]
     masks = tf.cast(images > 0.5, tf.float32)
     step = code.make_train_step(code.UNet(config.network), config)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import common.losses
-import comparison
 from common.config import VOID, Config, Weights
 from comparison import columns
 from comparison.proof import ladder, oracle, outside, parity
@@ -142,7 +141,7 @@ def crop_off_by_one(monkeypatch):
         def __neg__(self):
             return -(int(self) + 2)
 
-    for name in comparison.IMPLEMENTATIONS:
+    for name in columns.IMPLEMENTATIONS:
         module = sys.modules[f"{name}.model"]
         right = module.skip_crop
         monkeypatch.setattr(module, "skip_crop", lambda network, level, right=right: Crop(right(network, level) - 1))
@@ -197,7 +196,7 @@ def test_a_fault_of_all_three_is_seen_by_the_oracle_alone(plant, changes, rung, 
     checks, _, _ = ladder.climb(dataclasses.replace(case, steps=1, exact=True), [batch[:2] for batch in batches])
     assert not [check for check in checks if not check.passed], "the three are equally wrong"
     failed = [check for check in outside.climb(case) if not check.passed]
-    assert {check.pair for check in failed if check.rung == rung} == set(comparison.IMPLEMENTATIONS)
+    assert {check.pair for check in failed if check.rung == rung} == set(columns.IMPLEMENTATIONS)
     assert failed[0].rung == rung, "the first rung that the fault reaches"
 
 
@@ -206,5 +205,5 @@ def test_parity_fails_when_the_three_are_equally_wrong(monkeypatch, tmp_path, ca
     dice_with_squares(monkeypatch)
     assert not parity.climb_all([Case("default: float64, explicit", config, steps=1)], tmp_path / "parity.json")
     printed = capsys.readouterr().out
-    assert "default: NumPy, explicit, dice" in printed and "the same network three times" in printed
-    assert "beside NumPy, within rounding: " in printed and "checks FAILED" in printed
+    assert "The three are the same network three times, but NOT a right one: " in printed
+    assert "the first: default: NumPy, explicit, dice: lowlevel, loss, at loss" in printed and "checks FAILED" in printed

@@ -1,10 +1,10 @@
 """`--preset paper` is the network of Ronneberger et al. 2015: figure 1 in numbers, and a training that runs."""
 
-import comparison
 from common.checkpoint import load_checkpoint
 from common.cli import make_parser, parse, read_config
 from common.config import Config
 from common.weights import is_trainable
+from comparison import columns
 from comparison.proof.summary import layers
 from tests.conftest import IMPLEMENTATIONS
 from training.report import read_history
@@ -30,7 +30,7 @@ def preset(*options):
 
 def test_the_layers_of_figure_1(implementation):
     config = preset()
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     model = code.UNet(config.network)
     weights = code.named_weights(model)
     assert sum(w.shape.num_elements() for name, w in weights.items() if is_trainable(name)) == PARAMETERS == 31_030_658
@@ -61,7 +61,7 @@ def test_the_preset_trains_alike_in_all_three(tmp_path):
     options = "--preset paper --filters 4 --crop-size 188 --images 8 --image-size 96 --validation 0.25 --epochs 2".split()
     histories = []
     for name in IMPLEMENTATIONS:
-        comparison.load(name).main([*options, "--run-dir", str(tmp_path / name)])
+        columns.load(name).main([*options, "--run-dir", str(tmp_path / name)])
         weights, _, metadata = load_checkpoint(tmp_path / name / "last.safetensors")
         np.testing.assert_array_equal(weights["dropout/state"], [0, 12])  # a draw in each of 12 steps
         assert metadata["config"]["class_weights"] != "balanced", "measured on the training images, and stored"

@@ -5,7 +5,6 @@ import json
 import re
 
 import compare
-import comparison
 from common.cli import run_script
 from common.config import Config, Size
 from comparison import columns
@@ -24,7 +23,7 @@ IDLE |= {"Shape", "ShapeN", "Pack", "Unpack", "Reshape", "Squeeze", "ConcatOffse
 
 def kinds(implementation, config):
     """{kind: Counter of operation types} in the train step as traced."""
-    code = comparison.load(implementation)
+    code = columns.load(implementation)
     step = code.make_train_step(code.UNet(config.network), config)
     images = tf.zeros([2, 16, 16, 1])
     found = collections.defaultdict(collections.Counter)

@@ -3,9 +3,9 @@
 import json
 
 import compare
-import comparison
 from common.config import Config, Size, UserError
 from common.weights import initial_weights
+from comparison import columns
 from comparison.proof import by_layer, ladder, record, rounding, seeds
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from tests.test_finder import kernel_off
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-GOLDEN = comparison.ROOT / "comparison" / "golden.json"
+GOLDEN = columns.ROOT / "comparison" / "golden.json"
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_latency(tmp_path, capsys):
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "latency.json").read_text())["records"]
     assert {(row["implementation"], row["call"]) for row in rows} == {
-        *((name, call) for name in comparison.IMPLEMENTATIONS for call in ("traced", "folded")),
+        *((name, call) for name in columns.IMPLEMENTATIONS for call in ("traced", "folded")),
         *(("keras_impl", call) for call in ("predict", "predict_on_batch")),
     }
     assert all(0 < row["p50"] <= row["p90"] <= row["p99"] and len(row["seconds"]) == 20 for row in rows)

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 
-import comparison
 from common.checkpoint import load_checkpoint, load_metadata
 from common.config import Config, Stopped, UserError
+from comparison import columns
 from comparison.proof import runs
 from data import cache
 from tests.drawn import BLOBS, save_pairs
@@ -37,12 +37,12 @@ def no_pictures(monkeypatch):
 
 
 def train(run_dir, *options, implementation="lowlevel"):
-    comparison.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+    columns.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
 
 
 def resume(run_dir, *options, implementation="lowlevel"):
     """With nothing but the options given."""
-    comparison.load(implementation).main(["--resume", "--run-dir", str(run_dir), *map(str, options)])
+    columns.load(implementation).main(["--resume", "--run-dir", str(run_dir), *map(str, options)])
 
 
 def same_weights(a, b):
@@ -373,13 +373,13 @@ def test_clipping_bounds_the_step_in_all_three():
 
     def moved(implementation, clip_norm):
         options = dict(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, batch_norm="none")
-        config, code = Config.of(**options, clip_norm=clip_norm), comparison.load(implementation)
+        config, code = Config.of(**options, clip_norm=clip_norm), columns.load(implementation)
         model = code.UNet(config.network)
         code.make_train_step(model, config)(*random_batch(config))
         differences = [code.named_weights(model)[key] - value for key, value in initial_weights(config.network).items()]
         return float(tf.linalg.global_norm(differences))
 
-    for name in comparison.IMPLEMENTATIONS:
+    for name in columns.IMPLEMENTATIONS:
         assert moved(name, 0.01) == pytest.approx(0.01, rel=1e-3), name  # float32
     assert moved("lowlevel", 1e6) > 0.02
 

@@ -6,8 +6,8 @@ import json
 import time
 
 import compare
-import comparison
 from common.config import Config, Size, UserError
+from comparison import columns
 from comparison.benchmark import training_loop
 from data.loader import load_examples, training_batches
 from training.run import Run
@@ -30,7 +30,7 @@ def test_every_loop_is_timed(tmp_path, capfd):
     out, err = capfd.readouterr()
     assert "epoch" not in out and err == "", "what training says is not for the reader"
     record = json.loads((tmp_path / "loop.json").read_text())
-    assert [r["implementation"] for r in record["records"]] == list(comparison.IMPLEMENTATIONS)
+    assert [r["implementation"] for r in record["records"]] == list(columns.IMPLEMENTATIONS)
     for r in record["records"]:
         assert r["implementation"] in out
         for lane in ("bare", "loop", "unrolled"):
@@ -98,7 +98,7 @@ def test_no_loop_waits_for_the_loss(implementation, tmp_path, monkeypatch):
 def test_the_unrolled_steps_are_the_steps(implementation):
     """The same weights, to rounding, after one call of eight steps and after eight calls."""
     code, config = (
-        comparison.load(implementation),
+        columns.load(implementation),
         Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16)),
     )
     _, training, _ = load_examples(config)

@@ -46,6 +46,7 @@ def add_options(parser):
     words = "training on so many devices of this host, 1 first, and what a sum over them costs"
     counts = lambda text: [count(number) for number in text.split(",")]  # noqa: E731
     what.add_argument("--devices", type=counts, metavar="1,2,4", dest="scaling", help=words)
+    group.add_argument("--column", metavar="FOLDER", help="a column of your own beside the three: a folder with model.py")
     parser.set_defaults(what="default", images=40)
 
 
@@ -54,13 +55,17 @@ def run(config, args):
     folder, rounds = config.training.run_dir, args.rounds or ROUNDS[args.what]
     if config.training.deterministic and args.what not in ("loop", "profile"):
         raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
+    if args.column and (args.scaling or args.what in OTHERS):
+        raise UserError("--column goes with --quick or --full, or with neither")
+    if args.column:
+        columns.load(args.column)  # what is wrong with it is said at once
     if args.scaling:
         scaling.run(config, args.scaling, rounds, folder / "scaling.json")
     elif args.what in OTHERS:
         module, file, _ = OTHERS[args.what]
         importlib.import_module(f"comparison.benchmark.{module}").run(config, rounds, folder / file)
     else:
-        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", args.gpu)
+        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", args.gpu, args.column)
     return True
 
 
@@ -172,11 +177,11 @@ class Workers:
                 process.end()
 
 
-def run_matrix(config, given, matrix, rounds, path, gpu=False):
+def run_matrix(config, given, matrix, rounds, path, gpu=False, own=None):
     """Measures the `matrix`, that of a GPU if there is one or `gpu`; prints the table and writes JSON to `path`, a group at a
     time; at last the roofline, beside it.
 
-    given: names of the options that the user has set.
+    given: names of the options that the user has set. own: the folder of a column of the reader's own.
 
     Raises: UserError when no cell could be measured.
     """
@@ -191,10 +196,10 @@ def run_matrix(config, given, matrix, rounds, path, gpu=False):
                 raise UserError(
                     "there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU"
                 )
-        _run_matrix(workers, config, given, matrix, rounds, path)
+        _run_matrix(workers, config, given, matrix, rounds, path, own)
 
 
-def _run_matrix(workers, config, given, matrix, rounds, path):
+def _run_matrix(workers, config, given, matrix, rounds, path, own):
     from comparison.benchmark.worker import peak_work
     from comparison.machine import described, environment, has_tf32
     from data.loader import load_examples
@@ -202,7 +207,7 @@ def _run_matrix(workers, config, given, matrix, rounds, path):
     config, training, _ = load_examples(config)
     workers.config = config
     image_size = config.data.crop_size or Size(*training.sizes[0])
-    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if workers.shared else "CPU", has_tf32())
+    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if workers.shared else "CPU", has_tf32(), own)
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
     about = environment()

@@ -88,11 +88,11 @@ def settings_of_gpu(matrix, precisions, sizes, variants):
     return [setting for setting in small + paper + sum(large, []) + relu if setting[0] in variants]
 
 
-def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False):
+def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False, own=None):
     """The cells of a `matrix`, "quick", "default" or "full", for a kind of device, "CPU" or "GPU".
 
     given: names of the options that the user has set, which every cell has. image_size: of the images that are there; only
-    drawn ones can have another.
+    drawn ones can have another. own: the folder of a column of the reader's own.
     """
     precisions = ["float32", *["tf32"] * has_tf32, "bfloat16", *["float16"] * (kind == "GPU")]
     if "precision" in given:
@@ -114,7 +114,7 @@ def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False):
         if "jit" in given:
             compiled = config.training.jit
         fused = config.replace(**dict(changes)).network.batch_norm == "fused" and (kind == "CPU" or matrix != "quick")
-        rows = [LIMIT] * (precision not in limited) + [row for row in ROWS if row != STOCK or fused]
+        rows = [LIMIT] * (precision not in limited) + [row for row in ROWS if row != STOCK or fused] + [own] * bool(own)
         limited.add(precision)
         found += [Cell(precision, compiled, batch, size, row, variant, changes) for row in rows]
     return list(dict.fromkeys(found))

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.config import UserError
 from common.device import tf
 from comparison import columns
-from comparison.benchmark.cells import LIMIT, STOCK, doubled
+from comparison.benchmark.cells import LIMIT, doubled
 from comparison.benchmark.roofline import BYTES
 from data.loader import load_examples, training_batches
 
@@ -107,10 +107,13 @@ def prepare(cell, config, path, modes):
     config = cell.config(config)
     images, masks = read_batch(path, config.training.batch_size)  # on the device before the clock starts
     first, steps = {}, {}
-    no_more = config.network.batch_norm == "none" or cell.implementation == STOCK  # folded, they are what the others are
+    # folded, the stock one is what the others are; one of the reader's own may know no network without normalization
+    no_more = config.network.batch_norm == "none" or cell.implementation not in columns.IMPLEMENTATIONS
     for mode in [mode for mode in modes if mode != "folded" or not no_more]:
         begin = time.perf_counter()
         built = columns.Built(cell.column, config)
+        if mode == "train" and not built.trains:
+            continue
         if mode == "folded":
             built = built.folded()
         function, arguments = (built.train_step, (images, masks)) if mode == "train" else (built.forward, (images,))

@@ -19,7 +19,12 @@ class Apart(NamedTuple):
         return self.difference and self.difference / (self.scale or np.finfo(float).tiny)
 
     def __str__(self):
-        return f"{self.relative:.1e} {self.ulp} ulp" if self.relative else "0"
+        return f"{self.relative:.0e} {self.ulp} ulp" if self.relative else "0"
+
+
+def head(pair):
+    """Of a column of a table: "low - keras" for "lowlevel - keras_impl"."""
+    return pair.replace("lowlevel", "low").replace("highlevel", "high").replace("keras_impl", "keras")[:16]
 
 
 def ulp_distance(a, b):

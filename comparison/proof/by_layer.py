@@ -6,7 +6,7 @@ from common.pictures import save_figure
 from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import exact, finder
-from comparison.proof.apart import apart
+from comparison.proof.apart import apart, head
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def look(implementation, case, batches, weights):
         built.start(weights)
         rungs[f"activations in {mode}"] = dict(finder.activations(built.model, case.config, images, training))
     built.start(weights)
-    return rungs | {"gradients": finder.gradients_backwards(built, images, masks)}
+    return rungs | {"gradients": finder.gradients_backwards(built, images, masks)[1]}
 
 
 def compare(case, batches):
@@ -40,18 +40,18 @@ def compare(case, batches):
 
 
 def print_table(title, rows):
-    """A row for each layer: largest difference over the largest value, in ulp, and the share of the elements that differ.
+    """A row for each layer: largest difference over the largest value, in ulp, and the percentage of the elements that differ.
 
     Behind it, where the largest lies. rows: of `compare`.
     """
     pairs = list(next(iter(rows.values())))
-    print(f"\n{title:<28}" + "".join(f"{pair:>32}" for pair in pairs) + "  where the largest lies")
+    print(f"\n{title}\n{'':<22}" + "".join(f"{head(pair):>19}" for pair in pairs) + "  the largest at")
     for rung, layers in itertools.groupby(rows, key=lambda key: key[0]):
         print(rung)
         for key in layers:
-            cells = [f"{f'{a}, {100 * a.share:.0f} %' if a.relative else '0':>32}" for a in rows[key].values()]
+            cells = [f"{f'{a} {100 * a.share:.0f}%' if a.relative else '0':>19}" for a in rows[key].values()]
             worst = max(rows[key].values(), key=lambda a: a.relative)
-            print(f"  {key[1]:<26}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
+            print(f"  {key[1]:<20}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
 
 
 def draw(tables, path):

@@ -268,8 +268,12 @@ def adam(w, g, m, v, t, options):
     """Kingma and Ba 2015 (arXiv 1412.6980), as at the end of section 2: epsilon beside a root that is not bias-corrected."""
     m = options.beta_1 * m + (1 - options.beta_1) * g
     v = options.beta_2 * v + (1 - options.beta_2) * g**2
+    return w - step_of_adam(m, v, t, options), m, v
+
+
+def step_of_adam(m, v, t, options):
     alpha = options.learning_rate * np.sqrt(1 - options.beta_2**t) / (1 - options.beta_1**t)
-    return w - alpha * m / (np.sqrt(v) + options.epsilon), m, v
+    return alpha * m / (np.sqrt(v) + options.epsilon)
 
 
 def sgd(w, g, m, v, t, options):

@@ -11,7 +11,7 @@ from common.device import be_deterministic, tf
 from common.layers import table
 from common.shapes import margin, min_size, missing
 from common.weights import initial_weights
-from comparison import columns
+from comparison import columns, own
 from comparison.proof import oracle, rounding
 from comparison.proof.apart import difference
 from comparison.proof.ladder import Check
@@ -40,7 +40,9 @@ def tiny(case):
     said += ["weights" * ("class_weights" in kept), "void" * case.void, "dropout" * bool(network.dropout)]
     title = ", ".join(filter(None, ["NumPy", *said, "clipped" * bool(training.clip_norm)]))
     config = Config.of(precision="float32" if fused else "float64", **EXACT_CONSTANTS, **kept)
-    return Case(f"{case.title.split(': ')[0]}: {title}", config, 0 if fused else STEPS, exact=False, void=case.void)
+    return Case(
+        f"{case.title.split(': ')[0]}: {title}", config, 0 if fused else STEPS, exact=False, void=case.void, own=case.own
+    )
 
 
 def cases(todo):
@@ -93,7 +95,7 @@ def observe(implementation, case, weights, batches):
     rungs["gradients"] = {name: g.numpy() for name, g in gradients.items()}
     if case.config.network.batch_norm != "none":
         rungs["moving statistics, 1 step"] = {name: w for name, w in built.values().items() if "/moving_" in name}
-    if case.steps:
+    if case.steps and built.trains:
         built.start(weights)
         losses = (built.train_step(images, masks).numpy() for images, masks, _ in batches)
         rungs["losses"] = {f"step {k}": loss for k, loss in enumerate(losses, 1)}
@@ -146,20 +148,16 @@ def climb(case):
     be_deterministic()
     weights, batches = draw(case)
     (right, allowed), checks = right_within(case, weights, batches), []
-    for implementation in columns.IMPLEMENTATIONS:
+    for implementation in [case.own] if case.own else columns.IMPLEMENTATIONS:
         try:
-            rungs = observe(implementation, case, weights, batches)
+            with own.blamed(implementation):
+                rungs = observe(implementation, case, weights, batches)
         except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit
             words = " ".join(str(error).split())[:300]
-            return [Check(case, "structure", implementation, words, np.inf, 0, 0.0, "names and shapes are the contract")]
+            return [
+                Check(case, "structure", own.short(implementation), words, np.inf, 0, 0.0, "names and shapes are the contract")
+            ]
         for rung, values in rungs.items():
             expected = {name: np.asarray(value, case.config.network.precision) for name, value in right[rung].items()}
-            checks.append(Check(case, rung, implementation, *difference(values, expected), *allowed[rung]))
+            checks.append(Check(case, rung, own.short(implementation), *difference(values, expected), *allowed[rung]))
     return sorted(checks, key=lambda check: list(right).index(check.rung))
-
-
-def summarize(checks):
-    """The verdict on all that was compared with the oracle, for who reads nothing else."""
-    failed = sum(not check.passed for check in checks)
-    verdict = f"{failed} of {len(checks)} checks FAILED" if failed else f"{len(checks)} checks, the U-Net of the formulas"
-    return f"beside NumPy, within rounding: {verdict}"

@@ -8,21 +8,26 @@ time.
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 
 from common.cli import count
-from common.config import VOID, Config, Size, UserError, marked
+from common.config import Config, Size, UserError
 from common.output import write_text
 from common.pictures import save_figure
+from common.weights import is_trainable, weight_shapes
 from comparison import columns
+from comparison.own import short
 from comparison.proof import replicas
-from comparison.proof.ways import ARCHITECTURES, cases
+from comparison.proof.apart import head
+from comparison.proof.ways import ARCHITECTURES, cases, own_cases, prepare
 
 import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # a long way to go with --all: with a small network
+SMALLER = dict(filters=4, depth=2, batch_size=4, images=12, image_size=Size(32, 32))  # a column that is being written waits
 NOTHING = "nothing to compare with this --config and --precision: bfloat16 and float16 are for the default alone"
 
 SETS = {"epochs"}
@@ -31,13 +36,19 @@ SETS = {"epochs"}
 def add_options(parser):
     """Adds the options of `compare.py parity` to those of the configuration."""
     group = parser.add_argument_group("parity")
-    group.add_argument(
-        "--config", choices=[*ARCHITECTURES, "all"], default="default", help="which network (default: %(default)s)"
-    )
+    words = "which network (default: default; with --column the one that the options say)"
+    group.add_argument("--config", choices=[*ARCHITECTURES, "all"], help=words)
     group.add_argument(
         "--all", action="store_const", const="all", dest="config", help="the same as --config all: 10 to 30 minutes"
     )
     group.add_argument("--steps", type=count, metavar="N", help="training steps (default: 10; with --all 100, with --save 2)")
+    group.add_argument("--verbose", action="store_true", help="every rung of every way, and not only those that fail")
+    group.add_argument("--column", metavar="FOLDER", help="a column of your own: a folder with model.py, and perhaps train.py")
+    words = "start from the weights in a safetensors file, with canonical names; with its images and logits, if it has some"
+    group.add_argument("--weights", type=Path, metavar="FILE", help=words)
+    group.add_argument(
+        "--reduce", action="store_true", help="with --column: find the smallest options with which it still fails"
+    )
     what = group.add_mutually_exclusive_group()
     what.add_argument("--layers", action="store_true", help="every activation and gradient by layer, as a table and a picture")
     what.add_argument("--save", type=Path, metavar="FILE", help="write what the three compute, for another machine to compare")
@@ -46,19 +57,29 @@ def add_options(parser):
 
 def run(config, args):
     """The command. Returns: whether every check passed. Raises: UserError when there is nothing to compare."""
+    if (args.column or args.weights) and (args.save or args.against or args.layers):
+        raise UserError("--column and --weights climb the ladder: leave out --save, --against and --layers")
+    if args.reduce and not args.column:
+        raise UserError("--reduce is for a column of your own: add --column FOLDER")
     if args.save or args.against:
         return run_record(config, args)
     if args.layers and args.config == "all":
         raise UserError("--layers looks into one network: choose it with --config")
-    names, steps = [args.config], args.steps or 10
+    names, steps = [args.config or "default"], args.steps or (5 if args.column else 10)
     if args.config == "all":
         names, steps = list(ARCHITECTURES), args.steps or 100
-        config = columns.shrunk(config, SMALL, args.given)
+    if args.column or args.config == "all":
+        config = columns.shrunk(config, SMALLER if args.column else SMALL, args.given)
     todo = [case for name in names for case in cases(name, config, steps, args.only)]
+    if args.column and not args.config:
+        todo = [*own_cases(config, steps, args.only, args.given)]
+    todo = [dataclasses.replace(case, own=args.column or "", weights=args.weights) for case in todo]
     if args.layers:
         return run_layers(todo, config.training.run_dir / "layers.png")
-    passed = climb_all(todo, config.training.run_dir / "parity.json")
-    if args.config == "all" and not args.only:
+    dropped = [case for case in todo if args.config == "all" and case.exact and case.config.network.dropout]
+    invariant = dropped[0] if dropped else None
+    passed = climb_all(todo, config.training.run_dir / "parity.json", args.verbose, args.reduce, invariant)
+    if args.config == "all" and not args.only and not args.column:
         of_devices = Config.of(**replicas.SMALL, images=40)
         passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
     return passed
@@ -101,29 +122,22 @@ def run_layers(todo, path):
     return True
 
 
-def with_void(masks):
-    """[N, H, W, 1] class indices with VOID all over the first image and in the upper quarter of the others."""
-    masks = masks.copy()
-    masks[0] = VOID
-    masks[:, : masks.shape[1] // 4] = VOID
-    return masks
-
-
 def print_table(checks):
-    """A row for every rung: the differences of the three pairs, the tolerance, the verdict."""
+    """A row for every rung: the differences of the pairs, the tolerance, the verdict."""
     pairs = list(dict.fromkeys(check.pair for check in checks))
-    print(f"\n{checks[0].case.title:<56}" + "".join(f"{pair:>24}" for pair in pairs) + f"{'tolerance':>16}")
+    print(f"\n{checks[0].case.title}\n{'':<30}" + "".join(f"{head(pair):>17}" for pair in pairs) + f"{'tolerance':>10}")
     for rung, row in itertools.groupby(checks, key=lambda check: check.rung):
         row = list(row)
-        cells = "".join(f"{c.difference:>12.1e} {c.ulp:>7} ulp" if c.difference else f"{'0':>24}" for c in row)
-        words = {0: "0", np.inf: "none"}
-        allowed = " / ".join(words.get(t, f"{t:.0e}") for t in sorted({c.tolerance for c in row}))
+        cells = (f"{c.difference:.0e}" + (f" {c.ulp} ulp" if 0 < c.ulp < 1e6 else "") if c.difference else "0" for c in row)
+        tolerance = max(c.tolerance for c in row)
+        allowed = {0: "0", np.inf: "none"}.get(tolerance, f"{tolerance:.0e}")
         failed = sorted({c.worst for c in row if not c.passed})
-        verdict = f"DIFFERENT at {', '.join(failed)}" if failed else "ok"
-        print(f"{rung:<56}{cells}{allowed:>16}  {verdict}", flush=True)
+        print(f"{rung:<30}{''.join(f'{cell:>17}' for cell in cells)}{allowed:>10}  {'FAILED' if failed else 'ok'}")
+        if failed:
+            print(f"    at {', '.join(failed)}"[:100])
 
 
-def draw(losses, path):
+def draw(losses, path, pairs):
     """How far apart the losses of each pair are over the steps, on a logarithmic axis; equal losses lie on the floor.
 
     losses: case -> implementation -> list over the steps.
@@ -134,10 +148,14 @@ def draw(losses, path):
     for axis in axes[len(losses) :]:
         axis.set_axis_off()
     for axis, (title, of_case) in zip(axes, losses.items()):
-        for k, (a, b) in enumerate(itertools.combinations(of_case, 2)):
+        for k, (a, b) in enumerate(pairs):
             apart = np.abs(np.subtract(of_case[a], of_case[b]))
             axis.semilogy(
-                range(1, len(apart) + 1), np.maximum(apart, floor), lw=3 - k, ls=("-", "--", ":")[k], label=f"{a} - {b}"
+                range(1, len(apart) + 1),
+                np.maximum(apart, floor),
+                lw=3 - k,
+                ls=("-", "--", ":")[k],
+                label=f"{short(a)} - {short(b)}",
             )
         if len({tuple(values) for values in of_case.values()}) == 1:
             axis.text(0.5, 0.5, "0 at every step", transform=axis.transAxes, ha="center", color="0.4")
@@ -149,72 +167,84 @@ def draw(losses, path):
     save_figure(figure, path)
 
 
-def prepare(case, batches):
-    """-> (the case with what its data says, [(images, masks)] as numpy arrays). `batches` keeps what was drawn before."""
-    from data.loader import load_examples, training_batches
+def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
+    """Climbs in the ways `todo`, a list of `Case`s; writes JSON to `path`, draws the losses beside it, prints what it found.
 
-    network, training = case.config.network, case.config.training
-    key = case.config.data, network.channels, network.classes, network.padding, network.depth, network.seed
-    key += training.batch_size, training.weight_map
-    if key not in batches:
-        config, examples, _ = load_examples(case.config)
-        found = {name: config.flat[name] for name in marked("found")}
-        batches[key] = found, [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(10)]
-    found, examples = batches[key]
-    if training.class_weights:  # given, or of the case
-        found = {**found, "class_weights": training.class_weights}
-    if case.void:
-        # drawn cells hold no void and `Config` would refuse it; where masks come from is all one behind the loader
-        found = {**found, "void_label": VOID, "dataset": "folder", "data_dir": case.config.data.data_dir or Path()}
-        examples = [(images, with_void(masks)) for images, masks in examples]
-    return dataclasses.replace(case, config=case.config.replace(**found)), examples
-
-
-def climb_all(todo, path):
-    """Climbs in the ways `todo`, a list of `Case`s; prints them, writes JSON to `path`, and draws the losses beside it.
+    The verdict comes first, then a line for each way, or with `verbose` all rungs, and those that failed. With a column of the
+    reader's own it ends at the first way that fails; `reduce`: and looks for the smallest that does. invariant: the `Case` with
+    which the `invariances` are climbed, if it is not that of the reader's own.
 
     Returns: whether every check passed.
     """
-    from comparison.proof import ladder, outside
-
     if not todo:
         raise UserError(NOTHING)
-    checks, losses, batches = [], {}, {}
+    print(f"parity: {len(todo)} ways to climb, some seconds each; the verdict comes first when all are done", flush=True)
+    from comparison.proof import invariances, ladder, outside, reducer
+
+    own, losses, batches, climbed, first = todo[0].own, {}, {}, [], ""
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
     for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
         case, examples = prepare(case, batches)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
-            of_case, losses[case.title], first = columns.call(ladder.climb, repr(case.title), case, examples)
+            of_case, losses[case.title], found = columns.call(ladder.climb, repr(case.title), case, examples)
         else:
-            of_case, losses[case.title], first = ladder.climb(case, examples)
-        print_table(of_case)
-        checks += of_case
-        if first:
-            print(f"first difference between {first}", flush=True)
-    beside = []  # the formulas in NumPy
-    for case in outside.cases(todo):
-        beside += (of_case := outside.climb(case))
-        print_table(of_case)
-    record = [check.as_dict() for check in checks + beside]
+            of_case, losses[case.title], found = ladder.climb(case, examples)
+        climbed.append(of_case)
+        first = first or found
+        if own and found:
+            break
+    inside, last = len(climbed), (case, examples)
+    if not (own and first):
+        climbed += [outside.climb(case) for case in outside.cases(todo)]  # the formulas in NumPy
+        climbed += [ladder.beside_file(case) for case, _ in [last] if case.weights]
+        climbed += invariances.climb_all(*(last if own else prepare(invariant, batches))) if own or invariant else []
+    every = [check for of_case in climbed for check in of_case]
+    record = [check.as_dict() for check in every]
     write_text(path, json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
-    if any(losses.values()):  # a structural fault leaves none
-        draw({title: of_case for title, of_case in losses.items() if of_case}, path.with_suffix(".png"))
+    if drawn := {title: of_case for title, of_case in losses.items() if of_case and all(of_case.values())}:
+        draw(drawn, path.with_suffix(".png"), last[0].pairs)
+    print(verdict(climbed[:inside], climbed[inside:], first))
     print()
-    for line in [*summarize(checks), outside.summarize(beside)]:
-        print(line)
-    print(f"every name and reason in {path}, the losses in {path.with_suffix('.png')}")
-    return all(check.passed for check in checks + beside)
+    for of_case in climbed:
+        failed, counted = (
+            [c for c in of_case if test(c)] for test in (lambda c: not c.passed, lambda c: np.isfinite(c.tolerance))
+        )
+        words = f"{len(failed)} of {len(counted)} checks FAILED" if failed else f"{len(counted)} checks, ok"
+        print(f"{of_case[0].case.title:<76}{words:>23}")
+    for of_case in climbed:
+        if len(of_case) > 1 and (verbose or not all(check.passed for check in of_case)):  # the one is in the verdict
+            print_table(of_case)
+    print(f"\nevery name and reason in {path}" + (f", the losses in {path.with_suffix('.png')}" if drawn else ""))
+    if own and first and reduce:
+        reducer.run(*last)
+    return all(check.passed for check in every)
 
 
-def summarize(checks):
-    """A line for each tier, for who reads nothing else."""
-    for exact, words in ((False, "as written, within rounding"), (True, "to the last bit")):
-        tier = [check for check in checks if check.case.exact == exact and np.isfinite(check.tolerance)]
-        failed = sum(not check.passed for check in tier)
-        if not tier:
-            continue
-        verdict = f"{failed} of {len(tier)} checks FAILED" if failed else f"{len(tier)} checks, the same network three times"
-        if not failed and not exact:
-            losses = [c.difference for c in tier if c.rung == "losses, first 5 steps" and "float32" in c.case.title]
-            verdict += f"; in float32 the first losses part by {max(losses, default=0):.0e} at most"
-        yield f"{words}: {verdict}"
+def verdict(inside, outside, first):
+    """In a sentence or two, for who reads nothing else. inside, outside: lists of `Check`s, of the ladder and beside it."""
+    case = inside[0][0].case
+    who = f"{short(case.own)} and the three are" if case.own else "The three are"
+    every = [check for of_case in (*inside, *outside) for check in of_case if np.isfinite(check.tolerance)]
+    if case.own and inside[-1][0].rung == "structure" and len(inside[-1]) == 1:
+        return f"NOT the same network: {first}"
+    network = "the same network" if case.own else "the same network three times"
+    if failed := [check for check in every if not check.passed]:
+        number, worst = f"{len(failed)} of {len(every)} checks failed", failed[0]
+        if first:
+            return f"{who} NOT the same network: {number};\nfirst difference between {first}"
+        where = f"{worst.case.title}: {worst.pair}, {worst.rung}, at {worst.worst}"
+        return f"{who} {network}, but NOT a right one: {number};\nthe first: {where}"
+    said = []
+    for of_case in sorted(inside, key=lambda of_case: -of_case[0].case.exact):
+        of, found = of_case[0].case, [c for c in of_case if c.rung.startswith("weights")]
+        if found and not max(c.difference for c in found) and (of.exact or of.own):
+            n = sum(math.prod(shape) for name, shape in weight_shapes(of.config.network).items() if is_trainable(name))
+            said.append(f"none of {n:,} weights differs after {of.steps} steps, to the last bit")
+            break
+    losses = [
+        c.difference for c in every if c.rung.startswith("losses, first") and "float32" in c.case.title and not c.case.exact
+    ]
+    said += [f"as written the first losses part by {max(losses):.0e} at most"] if losses else []
+    formulas = [c.difference for c in every if "NumPy, " in c.case.title and c.case.config.network.precision == "float64"]
+    said += [f"beside NumPy the largest difference is {max(formulas):.0e}"] if formulas else []
+    return ";\n".join([f"{who} {network}, in {len(every)} checks", *said])

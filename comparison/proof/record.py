@@ -1,7 +1,8 @@
 """A record that travels: what the ladder saw on one machine, and where another, or a version or precision, departs from it.
 
 The record holds no arrays but of each its size, a checksum, its largest value and a sample. What another machine needs to make
-them again follows from the configuration: weights, images and masks are drawn by numpy from its seed, and need no data set. It holds no path of the machine that wrote it.
+them again follows from the configuration: weights, images and masks are drawn by numpy from its seed, and need no data set.
+It holds no path of the machine that wrote it.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ FREE = {"precision", "batch_norm", "jit", "deterministic", "run_dir"}  # what ma
 def see(implementation, case, batches, weights):
     """All that is recorded of one implementation, in the order of a training step. -> rung -> {name -> array}"""
     ladder = observe(implementation, case, batches, weights)
-    for known in ("structure", "count of steps", "gradients", "losses, first 5 steps"):  # in the others, or in more detail
-        del ladder[known]
+    known = ("structure", "count of steps", "gradients", "losses, first 5 steps", "moving statistics, 2 passes")
+    ladder = {rung: values for rung, values in ladder.items() if rung not in known and "beside" not in rung}
     return look(implementation, case, batches, weights) | ladder
 
 

@@ -71,10 +71,11 @@ def climb_all(config, steps, path):
     from training.hosts import free_addresses
 
     records = []
-    heads = f"{'losses':>9}{'weights':>9}{'statistics':>12}{'allowed':>9}"
-    print(f"\n{f'several devices against one, {steps} steps':<76}{heads}")
+    heads = f"{'losses':>8}{'weights':>8}{'statistics':>11}{'allowed':>8}"
+    print(f"\n{f'several devices against one, {steps} steps':<61}{heads}")
     for name in columns.IMPLEMENTATIONS:
         pairs, two = columns.call(observe, name, name, config, steps)
+        print(name)
         for title, (found, wanted, precision) in pairs.items():
             records.append(_compare(name, title, found, wanted, *TOLERANCE[precision]))
         if not two:  # the one GPU; two hosts cannot share it either
@@ -103,8 +104,7 @@ def _compare(implementation, title, found, wanted, tolerance, reason):
     passed = all(d <= tolerance for _, d, _ in apart.values())
     losses, weights, statistics = (apart[rung][1] for rung in ("losses", "weights", "moving statistics"))
     verdict = "ok" if passed else "DIFFERENT at " + ", ".join(name for name, d, _ in apart.values() if d > tolerance)
-    label = f"{implementation}, {title}"
-    print(f"{label:<76}{losses:>9.1e}{weights:>9.1e}{statistics:>12.1e}{tolerance:>9.0e}  {verdict}", flush=True)
+    print(f"{title:<61}{losses:>8.0e}{weights:>8.0e}{statistics:>11.0e}{tolerance:>8.0e}  {verdict}", flush=True)
     worst = {rung: dict(name=name, difference=None if d == np.inf else d, ulp=ulp) for rung, (name, d, ulp) in apart.items()}
     return dict(
         implementation=implementation, way=title, apart=worst, tolerance=tolerance, reason=reason, passed=bool(passed)

@@ -19,41 +19,33 @@ import dataclasses
 
 import numpy as np
 
-ROUNDING = {
-    "float32": 2**-24,
-    "float64": 2**-53,
-    "bfloat16": 2**-9,
-    "float16": 2**-11,
-    "tf32": 2**-11,
-}  # of one operation, relative
-SUM = 128  # roundings of a sum: 4 sqrt(1024)
+# of one operation, relative
+ROUNDING = {"float32": 2**-24, "float64": 2**-53, "bfloat16": 2**-9, "float16": 2**-11, "tf32": 2**-11}
+TERMS = 1024  # that a kernel adds one after the other, at most
+SUM = 4 * TERMS**0.5  # roundings of such a sum
 REASON = "what rounding does: two float64 runs, weights and pixels off by the rounding of a sum, part as far"
 
 
-def of_a_sum(precision):
-    """The rounding of a sum, relative to its products."""
+def of_a_sum(precision, terms=TERMS):
+    """The rounding of a sum of so many products, relative to them."""
+    of_sum = 4 * min(terms, TERMS) ** 0.5
     if precision in ("bfloat16", "float16", "tf32"):
-        return 8 * ROUNDING[precision] + SUM * ROUNDING["float32"]
-    return SUM * ROUNDING[precision]
+        return 8 * ROUNDING[precision] + of_sum * ROUNDING["float32"]
+    return of_sum * ROUNDING[precision]
 
 
-def of_the_head_bias(config, logits, masks, gradient):
-    """How far from right the `gradient` of the head's bias may be, relative to it: BiasAddGrad adds up all pixels one by one.
+def longest_sum(network, images):
+    """How many products the longest sum of a training step has: a kernel's gradient is one over all pixels of the batch."""
+    return max(int(np.prod(np.shape(images)[:3])), 9 * network.filters * 2**network.depth)
 
-    That grows with their number, and where many are alike faster than with its root. So they are added up here, as it does on
-    one thread, beside a wider sum: twice the largest error on the way, for threads add up parts and then these.
+
+def one_by_one(images):
+    """By what a sum over all pixels of the batch is further off where a kernel adds them up one by one, as BiasAddGrad does.
+
+    It is not what Keras takes where there is one channel, nor need a column of the reader's own take it.
     docs/differences.md, "The bias of one output channel", has how large it gets.
     """
-    from common.device import tf
-    from common.losses import segmentation_loss
-
-    logits = tf.constant(logits)
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        loss = segmentation_loss(masks, logits, config)
-    terms = tape.gradient(loss, logits).numpy().reshape(-1, logits.shape[-1])
-    error = np.abs(np.cumsum(terms, 0, terms.dtype) - np.cumsum(terms, 0, np.longdouble)).max()
-    return 2 * float(error) / (float(np.abs(gradient).max()) or 1.0)
+    return max(1.0, (int(np.prod(np.shape(images)[:3])) / TERMS) ** 0.5)
 
 
 def explained(look, case, batches, weights, unit):

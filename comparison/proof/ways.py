@@ -4,8 +4,10 @@ Every option that reaches a number is varied in one of them; a test says so.
 """
 
 import dataclasses
+import itertools
+from pathlib import Path
 
-from common.config import Config, Size, Weights
+from common.config import IMPLEMENTATIONS, VOID, Config, Size, Weights, marked
 
 # Sums of few powers of two, which float32, float64 and every detour between them hold alike. The usual 0.9 and 0.999 are
 # rounded by each API at another place: v1's Adam computes 1 - beta_2 in float32, 1.3e-5 beside Keras's 0.001.
@@ -50,7 +52,40 @@ class Case:
     steps: int
     exact: bool = True  # the tier: to the last bit, with `comparison.proof.exact`; or as written
     halve_rate: bool = False  # the learning rate, half way through the steps
-    void: bool = False  # some pixels of every batch are void, see `comparison.proof.parity.with_void`
+    void: bool = False  # some pixels of every batch are void, see `with_void`
+    own: str = ""  # the folder of a column of the reader's own, which is then the one that is compared with the three
+    beside: tuple = IMPLEMENTATIONS  # what it is compared with
+    weights: Path | None = None  # the file of the weights to start from, if not the first ones
+
+    @property
+    def columns(self):
+        return (*self.beside, self.own) if self.own else self.beside
+
+    @property
+    def pairs(self):
+        """[(a, b)] of the columns that are compared."""
+        return [pair for pair in itertools.combinations(self.columns, 2) if not self.own or self.own in pair]
+
+    def loosened(self, pair, column):
+        """Whether in this pair `column` takes liberties: a reader's own may be written in the API of any of the three."""
+        return column in pair and not self.exact or self.own in pair and not (self.exact and column == "highlevel")
+
+
+def own_cases(config, steps, precision, given):
+    """The ways in which a column of the reader's own climbs: the network and the training that `config` asks for, and no other.
+
+    precision: the only one, or None. given: names of the options on the command line, which stay as they are.
+    """
+    batch_norm = {} if {"batch_norm"} & given or config.network.batch_norm == "none" else {"batch_norm": "explicit"}
+    config = config.replace(**batch_norm)
+    ways = [(False, precision), (True, precision)] if precision else [(False, "float32"), (True, "float32"), (True, "float64")]
+    for exact, of in ways:
+        if of == "float64" and config.network.batch_norm == "fused":  # for which there is no kernel
+            continue
+        constants = {name: value for name, value in EXACT_CONSTANTS.items() if exact and name not in given}
+        normalization = config.network.batch_norm.replace("none", "no batch norm")
+        title = f"yours: {of}, {normalization}, {'exact constants' if exact else 'as written'}"
+        yield Case(title, config.replace(precision=of, **constants), steps, exact)
 
 
 def cases(name, config, steps, precision=None):
@@ -104,3 +139,32 @@ def cases(name, config, steps, precision=None):
                 few = steps if name == "default" and "loss" not in changes else min(steps, 10)
                 title_of = f"{name}: {changed.network.precision}, {title}"
                 yield Case(f"{title_of}, {tier}", changed, few, exact=tier == "to the last bit", **options)
+
+
+def with_void(masks):
+    """[N, H, W, 1] class indices with VOID all over the first image and in the upper quarter of the others."""
+    masks = masks.copy()
+    masks[0] = VOID
+    masks[:, : masks.shape[1] // 4] = VOID
+    return masks
+
+
+def prepare(case, batches):
+    """-> (the case with what its data says, [(images, masks)] as numpy arrays). `batches` keeps what was drawn before."""
+    from data.loader import load_examples, training_batches
+
+    network, training = case.config.network, case.config.training
+    key = case.config.data, network.channels, network.classes, network.padding, network.depth, network.seed
+    key += training.batch_size, training.weight_map
+    if key not in batches:
+        config, examples, _ = load_examples(case.config)
+        found = {name: config.flat[name] for name in marked("found")}
+        batches[key] = found, [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(10)]
+    found, examples = batches[key]
+    if training.class_weights:  # given, or of the case
+        found = {**found, "class_weights": training.class_weights}
+    if case.void:
+        # drawn cells hold no void and `Config` would refuse it; where masks come from is all one behind the loader
+        found = {**found, "void_label": VOID, "dataset": "folder", "data_dir": case.config.data.data_dir or Path()}
+        examples = [(images, with_void(masks)) for images, masks in examples]
+    return dataclasses.replace(case, config=case.config.replace(**found)), examples
