@@ -1,8 +1,10 @@
 """The page itself: rows, notes and measurements in one HTML file, which needs no network and reads without JavaScript too."""
 
+import base64
 import itertools
 import math
 import re
+import struct
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS
@@ -50,6 +52,33 @@ STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gra
 PAIRS = tuple(itertools.combinations(IMPLEMENTATIONS, 2))
 TIERS = {"as written": "written", "to the last bit": "exact"}
 SAID = rf"^(traps|{'|'.join(IMPLEMENTATIONS)}): (.*)$"  # a line of the notes that is no text
+# The questions above the rows; {operations}: of a step of keras_impl.
+QUESTIONS = {
+    "Who moves the statistics?": "model/double_conv/bn",
+    "Why has Keras {operations:,} operations?": "train/make_train_step/apply",
+    "What does tf.layers do for me?": "model/double_conv/conv",
+    "What makes the gradient?": "train/make_train_step/gradients",
+    "Where do they part in the last bit?": "model/forward/head",
+}
+# Rows that show what they do to an image -> {caption: pattern of the maps' names}
+CONV, BN, BACK = r"(down|up)\d+/conv\d", r"\w+/bn\d", {"gradient of the loss": r"gradient of .*"}
+LOSS = {"the loss compares": "probability|mask", "and what is wrong": "difference"}
+MAPS = (
+    (r"forward/cast$", {"the image": "image"}),
+    (r"double_conv/conv$|/conv2d/conv2d$", {"after it": CONV}),
+    (r"double_conv/bn$|/(fused_batch_norm|batch_normalization)$", {"in inference": BN, "in training": BN + ", training"}),
+    (r"double_conv/activation$", {"after it": r"\w+/act\d"}),
+    (r"down/(double_conv|append)$", {"after it": r"down\d+/act2"}),
+    (r"down/max_pool2d$", {"after it": r"\w+/pool"}),
+    (r"forward/double_conv$", {"after it": r"down{depth}/act2"}),
+    (r"forward/dropout$", {"in inference": r"down{depth}/act2", "in training, at the rate 0.5": "dropout, training"}),
+    (r"up/deconv$|/conv2d_transpose/conv2d_transpose$", {"after it": r"\w+/deconv"}),
+    (r"up/concat$", {"one map of the skip, one from below": r"\w+/concat"}),
+    (r"up/double_conv$", {"after it": r"up\d+/act2"}),
+    (r"forward/head$|/logits$|conv2d/bias_add$", {"the logits": "head", "in training": "head, training"}),
+    (r"/loss$|call/segmentation_loss$", LOSS),
+    (r"/gradients$", BACK),
+)
 SMALLEST = -11  # the bars of differences begin at 10 to this, and end at 1
 ALONE = 6  # from so many lines on, what single columns bring along does not wait for the others
 
@@ -59,10 +88,14 @@ def sections(text):
     return [section.partition("\n")[::2] for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]]
 
 
-def notes():
-    """{row: {"text", "traps": [anchor], and what stands in the cell of a column without code there}} and {word: text}."""
-    found, glossary = {}, {}
-    for title, body in sections((HERE / "notes.md").read_text(encoding="utf-8")):
+def notes(measured):
+    """{row: {"text", "traps": [anchor], and what stands in the cell of a column without code there}} and {word: text}.
+
+    Their figures are those of `measured`.
+    """
+    found, glossary, figures = {}, {}, Figures(measured)
+    text = jinja2.Template((HERE / "notes.md").read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
+    for title, body in sections(text.render(figures=figures, **measured)):
         said = dict(re.findall(SAID, body, re.MULTILINE))
         text = re.sub(SAID + r"\n", "", body, flags=re.MULTILINE)
         if title.startswith("word "):
@@ -109,6 +142,20 @@ def size(number):
         number /= 1000
 
 
+def matrix():
+    """[(what, [(word, row)])] of the table in the README, with the row of the line that each cell leads to."""
+    parts = [(name, row.name, part) for row in rows.all_rows() for name, part in row.parts.items()]
+    line = r"\[([^\]]*)\]\((\w+)/(\w+)\.py#L(\d+)\)"
+
+    def lead(column, module, n):
+        of = ((name, part) for implementation, name, part in parts if implementation == column and name.startswith(module))
+        return next(name for name, part in of if part.first <= int(n) <= part.last)
+
+    for text in (rows.ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if found := re.findall(line, text):
+            yield text.split(" | ")[0].strip("| "), [(word, lead(*of)) for word, *of in found]
+
+
 def phase(row):
     return next(found for found, pattern in PHASES if re.search(pattern, row.name))
 
@@ -136,8 +183,9 @@ class Figures:
     """What was measured, by row and column. Shares are percent of a step's time in that column."""
 
     def __init__(self, measured):
-        self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
+        self.measured, self.totals, self.rows, self.table = measured, measured["totals"], measured["rows"], rows.all_rows()
         self.at = {row.name: row for row in self.table}
+        self.sheet = struct.unpack(">II", base64.b64decode(measured["sheets"][0][:64])[16:24])  # width and height, of a PNG
         columns = list(itertools.product(self.table, IMPLEMENTATIONS))
         self.called = {(row.name, name): rows.called(row, name, self.table) for row, name in columns}
         self.most = {"time": 100, "operations": max(self.traced(row, name) for row, name in columns)}
@@ -149,6 +197,16 @@ class Figures:
 
     def traced(self, row, name):
         return sum(self.of(row, "traced", name, {}).values())
+
+    def kept(self, *names):
+        """Of rows together, or of the whole step, in the first column."""
+        first = IMPLEMENTATIONS[0]
+        return size(sum(self.of(self.at[name], "kept", first) for name in names) or self.totals[first]["kept"])
+
+    def share(self, name):
+        """The row's time in words, such as "10 to 12 %"."""
+        shares = sorted(of for of in self.time(self.at[name]) if of)
+        return f"{shares[0]:.0f} to {shares[-1]:.0f} %"
 
     def total(self, row, name):
         """A mark if what a row makes in a column is counted again at rows that it calls."""
@@ -163,6 +221,37 @@ class Figures:
     def time(self, row):
         """[share of its operations and their gradients, or None without any code there] in each column."""
         return [sum(self.shares(row, n)) if n in row.parts or self.of(row, "ms", n) else None for n in IMPLEMENTATIONS]
+
+    def strips(self, row):
+        """[(caption, [(name, the map's figures)])] of what a row does to an image, in the order of the forward pass, or back."""
+        maps, depth = self.measured["maps"], str(self.measured["config"]["depth"])
+        wanted = next((of for pattern, of in MAPS if re.search(pattern, row.name)), {})
+        found = []
+        for caption, pattern in wanted.items():
+            names = [name for name in maps if re.fullmatch(pattern.replace("{depth}", depth), name)]
+            found += [(caption, [(name, maps[name]) for name in (names[::-1] if wanted is BACK else names)])] * bool(names)
+        return found
+
+    def watched(self, row):
+        """{"g", "m", "v", "w": {implementation: [number of each step]}} at the rows of the optimizer."""
+        if not re.search(r"train/(Adam|SGD)/apply/(g|m|v|w)$|/apply$|/(apply_gradients|ResourceApply\w+)$", row.name):
+            return {}
+        of = self.measured["watched"]
+        return {key: {name: of[name][key] for name in IMPLEMENTATIONS} for key in of[IMPLEMENTATIONS[0]]}
+
+    def chain(self, row):
+        """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
+        found = []
+        for title, key in (*((title, key) for key, (title, _) in STAGES.items() if "gradient" not in key), ("kernels", "kernels")):
+            cells = []
+            for name in IMPLEMENTATIONS:
+                own, back = self.of(row, key, name, {}), self.of(row, f"gradient, {key}", name, {})
+                if key == "kernels":
+                    own, back = ({"": own[part]} if part in own else {} for part in ("forward", "gradient"))
+                counts = [f"{sum(of.values()):,}" for of in (own, back)]
+                cells.append((self.total(row, name) + " + ".join(counts[: 1 + bool(back)])) if own or back else None)
+            found += [(title, cells)] * any(cells)
+        return found
 
     def proofs(self, row):
         """{tier: {what is compared: for each pair of columns (largest difference, ulp, where)}}"""
@@ -242,11 +331,15 @@ class Figures:
             found["steps"].append((f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS]))
             lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
             found["steps"] += [("of these, without a row", lost)] * any(lost)
+        found["steps"].append(("of StableHLO, the mathematics", [totals[n]["mathematics"] for n in IMPLEMENTATIONS]))
+        found["steps"].append(("kernels that run", [totals[n]["kernels"] for n in IMPLEMENTATIONS]))
         found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
         found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
         ranked = self.ranking()
         found["shares"] = [(row.name, [percent(of) for of in self.time(row)]) for row in ranked]
         found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(self.time, ranked))]))
+        makers = sorted(ranked, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
+        found["makers"] = [(row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers]
         for row in self.table:
             for what, pairs in self.proofs(row).get("as written", {}).items():
                 found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)
@@ -255,7 +348,7 @@ class Figures:
 
 def make_page(measured):
     """The whole page as text."""
-    told, glossary = notes()
+    told, glossary = notes(measured)
     sources = {(name, module): colored(rows.source(name, module)) for name in IMPLEMENTATIONS for module in rows.MODULES}
 
     def lines(row, name):
@@ -282,6 +375,7 @@ def make_page(measured):
     files = {module: list(blocks(r for r in figures.table if r.name.startswith(module + "/"))) for module in rows.MODULES}
     env.globals |= dict(phase=phase, part=part, group=group, lines=lines, gap=gap, figures=figures, told=told)
     return env.get_template("page.html").render(
-        columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
+        columns=IMPLEMENTATIONS, pairs=PAIRS, matrix=list(matrix()),
+        questions={text.format(operations=measured["totals"]["keras_impl"]["traced"]): row for text, row in QUESTIONS.items()}, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
         measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
     )  # fmt: skip
