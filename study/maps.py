@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 IMAGES, SHOWN, SIDE = 2, 2, 64  # drawn images, maps of each layer, pixels of an image
-TRAINING, WATCHED = 250, 10  # steps: about a minute on two cores
+TRAINING, WATCHED = 250, 10  # steps: a minute on two quiet cores; those of one weight
 WEIGHT = "down0/conv1/kernel"  # of which the number in the middle is followed
 STEPS = np.linspace(-1, 1, 255)[:, None]  # of colour, from -1 to 1
 ENDS = np.array([[33, 102, 172], [178, 84, 0]])  # blue and orange

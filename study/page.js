@@ -3,7 +3,7 @@
   const root = document.documentElement, all = selector => [...document.querySelectorAll(selector)], at = id => document.getElementById(id);
   const [dock, content, search, found, heat] = ["dock", "content", "search", "found", "heat"].map(at);
   const rows = all(".row"), top = document.querySelector(".top"), wide = matchMedia("(min-width: 901px)");
-  const maps = JSON.parse(at("maps").textContent), tip = at("tip"), sheets = {};
+  const maps = JSON.parse(at("maps").textContent), tip = at("number"), sheets = {};
   let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0, pointer = "", before = null;
 
   root.classList.add("js");
@@ -24,6 +24,7 @@
     if (row === current) return;
     if (current) { current.classList.remove("lit", "kept"); current.tabIndex = -1; }
     current = row;
+    tip.hidden = true;
     row.classList.add("lit");
     row.tabIndex = 0;
     for (const part of all(".u a")) part.classList.toggle("here", row.dataset.part.split(" ").includes(part.dataset.part));
@@ -239,7 +240,7 @@
   fold();
   draw();
   addEventListener("hashchange", follow);
-  addEventListener("scroll", place, { passive: true });
+  addEventListener("scroll", () => { tip.hidden = true; place(); }, { passive: true });
   addEventListener("resize", place);
   addEventListener("beforeprint", () => { for (const more of all(".noted > .more")) more.open = true; });
   place();

@@ -62,7 +62,6 @@ QUESTIONS = {
 }
 # Rows that show what they do to an image -> {caption: pattern of the maps' names}
 CONV, BN, BACK = r"(down|up)\d+/conv\d", r"\w+/bn\d", {"gradient of the loss": r"gradient of .*"}
-LOSS = {"the loss compares": "probability|mask", "and what is wrong": "difference"}
 MAPS = (
     (r"forward/cast$", {"the image": "image"}),
     (r"double_conv/conv$|/conv2d/conv2d$", {"after it": CONV}),
@@ -76,9 +75,10 @@ MAPS = (
     (r"up/concat$", {"one map of the skip, one from below": r"\w+/concat"}),
     (r"up/double_conv$", {"after it": r"up\d+/act2"}),
     (r"forward/head$|/logits$|conv2d/bias_add$", {"the logits": "head", "in training": "head, training"}),
-    (r"/loss$|call/segmentation_loss$", LOSS),
+    (r"/loss$|call/segmentation_loss$", {"probability, true mask, and what is wrong": "probability|mask|difference"}),
     (r"/gradients$", BACK),
 )
+WATCHED = {"m": "gm", "v": "gv", "w": "mvw"}  # row of the optimizer -> what it shows of one weight
 SMALLEST = -11  # the bars of differences begin at 10 to this, and end at 1
 ALONE = 6  # from so many lines on, what single columns bring along does not wait for the others
 
@@ -233,11 +233,11 @@ class Figures:
         return found
 
     def watched(self, row):
-        """{"g", "m", "v", "w": {implementation: [number of each step]}} at the rows of the optimizer."""
-        if not re.search(r"train/(Adam|SGD)/apply/(g|m|v|w)$|/apply$|/(apply_gradients|ResourceApply\w+)$", row.name):
-            return {}
-        of = self.measured["watched"]
-        return {key: {name: of[name][key] for name in IMPLEMENTATIONS} for key in of[IMPLEMENTATIONS[0]]}
+        """{"g", "m", "v", "w": {implementation: [number of each step]}} at the rows of the optimizer: what goes in, and out."""
+        optimizer, of = {"adam": "Adam", "sgd": "SGD"}[self.measured["config"]["optimizer"]], self.measured["watched"]
+        wanted = {STEP[-1]: "gmvw"} | {f"train/{optimizer}/apply/{key}": keys for key, keys in WATCHED.items()}
+        keys = [key for key in wanted.get(row.name, "") if key in of[IMPLEMENTATIONS[0]]]
+        return {key: {name: of[name][key] for name in IMPLEMENTATIONS} for key in keys}
 
     def chain(self, row):
         """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
