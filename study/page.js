@@ -80,11 +80,11 @@
   }
 
   function stay(change) {  // what is looked at keeps its place in the window
-    const seen = [...(current && inSight(current) ? [current] : []), ...rows.filter(row => !row.hidden && inSight(row))];
-    const before = seen.map(row => row.getBoundingClientRect().top);
+    const from = Math.max(0, rows.indexOf(current && inSight(current) ? current : rows.find(row => !row.hidden && inSight(row))));
+    const near = [...rows.slice(from), ...rows.slice(0, from).reverse()], before = near.map(row => row.getBoundingClientRect().top);
     change();
-    const k = seen.findIndex(row => !row.hidden);  // what was hidden with its column is no place to hold on to
-    if (k >= 0) scrollBy(0, seen[k].getBoundingClientRect().top - before[k]);
+    const k = near.findIndex(row => !row.hidden);  // what was hidden with its column is no place to hold on to
+    if (inSight(near[0]) || k > 0) scrollBy(0, near[k].getBoundingClientRect().top - Math.min(before[k], innerHeight / 2));
     place();
   }
 

@@ -114,7 +114,7 @@ def traps():
     text, found = TRAPS.read_text(encoding="utf-8"), {}
     sizes = dict(re.findall(r"^\| \[[^\]]*\]\(#([^)]*)\) \| (.*?) \|", text, re.MULTILINE))
     for title, body in sections(text):
-        prose, _, code = body.partition("```python\n")
+        prose, _, code = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE).partition("```python\n")  # the page loads no picture
         found[slug(title)] = title, sizes[slug(title)], prose, code.partition("```")[0]
     return found
 
@@ -332,7 +332,7 @@ class Figures:
             lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
             found["steps"] += [("of these, without a row", lost)] * any(lost)
         found["steps"].append(("of StableHLO, the mathematics", [totals[n]["mathematics"] for n in IMPLEMENTATIONS]))
-        found["steps"].append(("kernels that run", [totals[n]["kernels"] for n in IMPLEMENTATIONS]))
+        found["steps"].append(("kernels that run", [f"{totals[n]['kernels']:,}" for n in IMPLEMENTATIONS]))
         found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
         found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
         ranked = self.ranking()
