@@ -9,7 +9,7 @@ from pathlib import Path
 from common.config import UserError
 from common.device import be_deterministic, tf
 from common.output import write_text
-from common.pictures import save_figure
+from common.pictures import save_figure, styled
 from comparison import columns
 from comparison.machine import arithmetic, described
 from data.loader import load_examples, training_batches
@@ -201,6 +201,7 @@ def print_table(mode, columns):
     print(f"{'wall time of the step':<32}" + "".join(f"{measured['wall']:>12.2f}{'':>8}" for measured in columns.values()))
 
 
+@styled
 def draw(measured, title, path):
     """A bar for every implementation and mode, made of the shares of the rows."""
     figure = Figure(figsize=(11, 4.2))

@@ -13,7 +13,7 @@ from pathlib import Path
 from common.cli import count
 from common.config import VOID, Config, Size, UserError, marked
 from common.output import write_text
-from common.pictures import save_figure
+from common.pictures import save_figure, styled
 from comparison import columns
 from comparison.proof import replicas
 from comparison.proof.ways import ARCHITECTURES, cases
@@ -123,6 +123,7 @@ def print_table(checks):
         print(f"{rung:<56}{cells}{allowed:>16}  {verdict}", flush=True)
 
 
+@styled
 def draw(losses, path):
     """How far apart the losses of each pair are over the steps, on a logarithmic axis; equal losses lie on the floor.
 

@@ -14,6 +14,7 @@ def add_options(parser):
     trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]
     parser.usage = "%(prog)s [options] [DIR ...]"
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
 
 
 def run(config, args):
@@ -52,8 +53,9 @@ def run(config, args):
             f"{label:<{width}}{len(history):>8}{history[-1]['loss']:>12.6f}{best['val_dice']:>12.4f}"
             f"{best['val_mean_iou']:>10.4f}{best['val_accuracy']:>10.4f}{speed:>10.1f}"
         )
-    with expendable(output / "predictions.png"):
-        draw_curves(output / "curves.png", histories)
-        draw_predictions(output / "predictions.png", predicted, "validation images, best epoch of each", first)
-        print(f"\ndrawn to {output / 'curves.png'} and {output / 'predictions.png'}")
+    curves, pictures = (output / f"{name}.{args.format}" for name in ("curves", "predictions"))
+    with expendable(pictures):
+        draw_curves(curves, histories)
+        draw_predictions(pictures, predicted, "validation images, best epoch of each", first)
+        print(f"\ndrawn to {curves} and {pictures}")
     return True
