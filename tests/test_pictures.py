@@ -142,7 +142,7 @@ def test_objects_that_touch_have_other_colours():
     labels[::7], labels[:, ::5] = 0, 0  # a line between them, as the watershed leaves it
     shown = told_apart(labels)
     assert (shown > 0).tolist() == (labels > 0).tolist() and shown.max() <= 6
-    for dy, dx in ((0, 1), (0, 2), (1, 0), (2, 0), (2, 2), (2, -2)):
+    for dy, dx in ((0, 2), (2, 0), (2, 2), (2, -2)):
         there, here = (np.roll(of, (dy, dx), (0, 1))[2:, 2:-2] for of in (labels, shown))
         other = (there > 0) & (labels[2:, 2:-2] > 0) & (there != labels[2:, 2:-2])
         assert other.any() and (here != shown[2:, 2:-2])[other].all()

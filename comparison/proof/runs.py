@@ -20,7 +20,8 @@ def add_options(parser):
 def run(config, args):
     """Prints the best epoch of each run, draws curves.png and predictions.png into `config.training.run_dir`.
 
-    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them.
+    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them, and
+    those of a single run into all three.
 
     Returns: True.
 
@@ -39,11 +40,14 @@ def run(config, args):
         for name, (group, field) in FIELDS.items():
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
-        built = columns.Built(implementation, trained)
-        built.start(weights)
         if len(configs) == 1:
             _, _, validation = load_examples(trained)
-        predicted[str(run_dir)] = predict_some(trained, validation, make_eval_step(built.model, trained))
+        alone = len(args.run_dirs) == 1
+        for name in columns.IMPLEMENTATIONS if alone else [implementation]:
+            built = columns.Built(name, trained)
+            built.start(weights)
+            label = name if alone else str(run_dir)
+            predicted[label] = predict_some(trained, validation, make_eval_step(built.model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():
@@ -56,6 +60,7 @@ def run(config, args):
     curves, pictures = (output / f"{name}.{args.format}" for name in ("curves", "predictions"))
     with expendable(pictures):
         draw_curves(curves, histories)
-        draw_predictions(pictures, predicted, "validation images, best epoch of each", first)
+        words = f"the weights of {run_dir}, best epoch, in each" if alone else "best epoch of each"
+        draw_predictions(pictures, predicted, f"validation images, {words}", first)
         print(f"\ndrawn to {curves} and {pictures}")
     return True
