@@ -239,5 +239,12 @@ def draw_confusion(path, matrix, names):
     for row, column in np.argwhere(percent >= 0.5) if n <= 40 else ():
         shade = "white" if percent[row, column] > 60 else "black"
         size = {"fontsize": min(12, 22 * cell), "color": shade}
-        axes.text(column, row, f"{percent[row, column]:.0f} %" if cell > 0.5 else f"{percent[row, column]:.0f}", ha="center", va="center", **size)
+        axes.text(
+            column,
+            row,
+            f"{percent[row, column]:.0f} %" if cell > 0.5 else f"{percent[row, column]:.0f}",
+            ha="center",
+            va="center",
+            **size,
+        )
     save_figure(figure, path)

@@ -114,7 +114,9 @@ def traps():
     text, found = TRAPS.read_text(encoding="utf-8"), {}
     sizes = dict(re.findall(r"^\| \[[^\]]*\]\(#([^)]*)\) \| (.*?) \|", text, re.MULTILINE))
     for title, body in sections(text):
-        prose, _, code = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE).partition("```python\n")  # the page loads no picture
+        prose, _, code = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE).partition(
+            "```python\n"
+        )  # the page loads no picture
         found[slug(title)] = title, sizes[slug(title)], prose, code.partition("```")[0]
     return found
 
@@ -242,7 +244,10 @@ class Figures:
     def chain(self, row):
         """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
         found = []
-        for title, key in (*((title, key) for key, (title, _) in STAGES.items() if "gradient" not in key), ("kernels", "kernels")):
+        for title, key in (
+            *((title, key) for key, (title, _) in STAGES.items() if "gradient" not in key),
+            ("kernels", "kernels"),
+        ):
             cells = []
             for name in IMPLEMENTATIONS:
                 own, back = self.of(row, key, name, {}), self.of(row, f"gradient, {key}", name, {})
@@ -339,7 +344,9 @@ class Figures:
         found["shares"] = [(row.name, [percent(of) for of in self.time(row)]) for row in ranked]
         found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(self.time, ranked))]))
         makers = sorted(ranked, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
-        found["makers"] = [(row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers]
+        found["makers"] = [
+            (row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers
+        ]
         for row in self.table:
             for what, pairs in self.proofs(row).get("as written", {}).items():
                 found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)

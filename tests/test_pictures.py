@@ -132,7 +132,9 @@ def test_a_confusion_matrix_is_shares_of_the_true_classes(tmp_path, monkeypatch)
     (first,), (second,) = (figure.axes for figure in figures)
     assert [label.get_text() for label in first.get_yticklabels()] == ["a$b$", "_never", "c"]
     shown = {text.get_position(): text.get_text() for text in first.texts}
-    assert shown == {(0, 0): "75 %", (1, 0): "25 %", (2, 2): "100 %"}, "x is the prediction; what is less than half a percent is not"
+    assert shown == {(0, 0): "75 %", (1, 0): "25 %", (2, 2): "100 %"}, (
+        "x is the prediction; what is less than half a percent is not"
+    )
     assert not second.texts and np.isnan(np.asarray(first.images[0].get_array().filled(np.nan))[1]).all()
 
 
