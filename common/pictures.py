@@ -16,7 +16,7 @@ from common.text import printable, say
 
 import numpy as np
 
-# One look for all figures. Okabe and Ito's colours; the first three are lowlevel's, highlevel's and keras_impl's, as on the study page.
+# One look for all figures. Okabe and Ito's colours, the first three for lowlevel, highlevel and keras_impl, as on the study page.
 STYLE = {
     "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00', '009e73', 'cc79a7', 'e69f00', '56b4e9', '000000'])",
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
@@ -144,7 +144,7 @@ def legend(names, indices):
 
 
 def told_apart(labels, reach=2):
-    """[H, W] numbers of objects, 0 none -> the same with few numbers, 1, 2, ...: no two objects within `reach` pixels share one."""
+    """[H, W] numbers of objects, 0 none -> the same with a few numbers from 1 on, unlike for objects within `reach` pixels."""
     height, width = labels.shape
     padded, near = np.pad(labels, reach), {}
     for dy, dx in itertools.product(range(reach + 1), range(-reach, reach + 1)):
@@ -238,13 +238,6 @@ def draw_confusion(path, matrix, names):
     figure.suptitle("What the pixels of each true class became:\na row is 100 %, and what is right lies on the diagonal")
     for row, column in np.argwhere(percent >= 0.5) if n <= 40 else ():
         shade = "white" if percent[row, column] > 60 else "black"
-        size = {"fontsize": min(12, 22 * cell), "color": shade}
-        axes.text(
-            column,
-            row,
-            f"{percent[row, column]:.0f} %" if cell > 0.5 else f"{percent[row, column]:.0f}",
-            ha="center",
-            va="center",
-            **size,
-        )
+        words = f"{percent[row, column]:.0f}{' %' * (cell > 0.5)}"
+        axes.text(column, row, words, ha="center", va="center", fontsize=min(12, 22 * cell), color=shade)
     save_figure(figure, path)
