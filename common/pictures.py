@@ -16,7 +16,7 @@ from common.text import printable, say
 
 import numpy as np
 
-# One look for all figures. Okabe and Ito's colours, the first three for lowlevel, highlevel and keras_impl, as on the study page.
+# One look for all figures. Okabe and Ito's colours; the first three are those of the columns, as on the study page.
 STYLE = {
     "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00', '009e73', 'cc79a7', 'e69f00', '56b4e9', '000000'])",
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),

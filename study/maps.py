@@ -131,9 +131,8 @@ def draw(built, batch):
     sheets, told = np.full([shown, y + shelf, wide], 127, np.uint8), {}
     for key, (values, before, side) in found.items():
         twin = key.removesuffix(", training")  # the same scale in training and inference
-        both = np.concatenate(
-            [found[k][0][:shown, ..., c] for k in {key, twin, f"{twin}, training"} & set(found) for c in chosen[k]]
-        )
+        keys = {key, twin, f"{twin}, training"} & set(found)
+        both = np.concatenate([found[k][0][:shown, ..., c] for k in keys for c in chosen[k]])
         scale = float(np.abs(both).max()) or 1.0
         of = {"at": [places[key, c] for c in chosen[key]], "size": values.shape[1:3], "scale": float(f"{scale:.3g}")}
         of |= {"channels": chosen[key], "of": values.shape[-1], "from": before, "side": side}

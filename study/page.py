@@ -114,9 +114,8 @@ def traps():
     text, found = TRAPS.read_text(encoding="utf-8"), {}
     sizes = dict(re.findall(r"^\| \[[^\]]*\]\(#([^)]*)\) \| (.*?) \|", text, re.MULTILINE))
     for title, body in sections(text):
-        prose, _, code = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE).partition(
-            "```python\n"
-        )  # the page loads no picture
+        body = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE)  # the page loads no picture
+        prose, _, code = body.partition("```python\n")
         found[slug(title)] = title, sizes[slug(title)], prose, code.partition("```")[0]
     return found
 
@@ -225,7 +224,7 @@ class Figures:
         return [sum(self.shares(row, n)) if n in row.parts or self.of(row, "ms", n) else None for n in IMPLEMENTATIONS]
 
     def strips(self, row):
-        """[(caption, [(name, the map's figures)])] of what a row does to an image, in the order of the forward pass, or back."""
+        """[(caption, [(name, the map's figures)])] of what a row does to an image, in the order of the pass."""
         maps, depth = self.measured["maps"], str(self.measured["config"]["depth"])
         wanted = next((of for pattern, of in MAPS if re.search(pattern, row.name)), {})
         found = []
@@ -243,11 +242,8 @@ class Figures:
 
     def chain(self, row):
         """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
-        found = []
-        for title, key in (
-            *((title, key) for key, (title, _) in STAGES.items() if "gradient" not in key),
-            ("kernels", "kernels"),
-        ):
+        found, stages = [], {key: title for key, (title, _) in STAGES.items() if "gradient" not in key}
+        for key, title in (stages | {"kernels": "kernels"}).items():
             cells = []
             for name in IMPLEMENTATIONS:
                 own, back = self.of(row, key, name, {}), self.of(row, f"gradient, {key}", name, {})
@@ -381,8 +377,9 @@ def make_page(measured):
     figures = Figures(measured)
     files = {module: list(blocks(r for r in figures.table if r.name.startswith(module + "/"))) for module in rows.MODULES}
     env.globals |= dict(phase=phase, part=part, group=group, lines=lines, gap=gap, figures=figures, told=told)
+    operations = measured["totals"]["keras_impl"]["traced"]
     return env.get_template("page.html").render(
-        columns=IMPLEMENTATIONS, pairs=PAIRS, matrix=list(matrix()),
-        questions={text.format(operations=measured["totals"]["keras_impl"]["traced"]): row for text, row in QUESTIONS.items()}, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
-        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
+        columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
+        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"), matrix=list(matrix()),
+        questions={text.format(operations=operations): row for text, row in QUESTIONS.items()},
     )  # fmt: skip

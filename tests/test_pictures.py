@@ -92,7 +92,7 @@ def test_the_legend_of_predictions_names_what_occurs(tmp_path, monkeypatch):
         draw_predictions(tmp_path, dict.fromkeys("ab"[:columns], examples), "title", Config.of(channels=1, classes=classes))
         _, ((*_, last),), _, key = drawn.pop()
         assert [name for name, _ in key] == names
-        assert last[0] == ("b, dice 0.500" if columns == 2 else "missed orange, wrong violet")
+        assert last[0] == ("where they differ: 0 pixels" if columns == 2 else "missed orange, wrong violet")
 
 
 def texts(figure):

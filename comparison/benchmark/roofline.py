@@ -102,12 +102,8 @@ def draw(points, peaks, title, path):
                 roof = np.minimum(peak["convolution"], x * peak["copy"])
                 axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other
             for _, jit, implementation, _, intensity, speed in (p for p in points if (p[0], p[3]) == (mode, precision)):
-                style = dict(
-                    marker=markers[implementation],
-                    ms=sizes[implementation],
-                    mec="w" if jit else color,
-                    mfc=color if jit else "none",
-                )
+                style = dict(marker=markers[implementation], ms=sizes[implementation], color=color)
+                style |= dict(mec="white") if jit else dict(mfc="none")
                 axes.plot(intensity, speed / 1e9, **style)
                 if peak:
                     roof, unit = min((peak["convolution"], "GFLOP/s"), (intensity * peak["copy"], "GB/s"))

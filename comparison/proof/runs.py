@@ -20,8 +20,8 @@ def add_options(parser):
 def run(config, args):
     """Prints the best epoch of each run, draws curves.png and predictions.png into `config.training.run_dir`.
 
-    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them, and
-    those of a single run into all three.
+    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them,
+    and those of a single run into all three.
 
     Returns: True.
 
