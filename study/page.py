@@ -207,7 +207,7 @@ class Figures:
     def share(self, name):
         """The row's time in words, such as "10 to 12 %"."""
         shares = sorted(of for of in self.time(self.at[name]) if of)
-        return f"{shares[0]:.0f} to {shares[-1]:.0f} %"
+        return f"{shares[0]:.0f} to {shares[-1]:.0f} %" if shares else "nothing"
 
     def total(self, row, name):
         """A mark if what a row makes in a column is counted again at rows that it calls."""
