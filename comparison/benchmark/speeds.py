@@ -2,7 +2,7 @@
 
 import statistics
 
-from common.pictures import save_figure, styled
+from common.pictures import save_figure
 from comparison.benchmark import roofline
 from comparison.benchmark.cells import MODES, ROWS, Cell
 
@@ -62,12 +62,11 @@ def print_table(records, limits, failed):
         print(f"\n{why}")
 
 
-@styled
 def draw(records, title, path):
     """A bar for every implementation, setting and mode: the median, with the quartiles as whiskers."""
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in records)]
     settings = list(dict.fromkeys(tuple(row[name] for name in SETTING) for row in records))
-    figure = Figure(figsize=(5.5 * len(modes), 1.6 + 0.9 * len(settings)), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(modes), 2 + 0.75 * len(settings)))
     panels = dict(zip(modes, figure.subplots(1, len(modes), squeeze=False).flat))
     for row in records:
         k = ROWS.index(row["implementation"])
@@ -75,15 +74,15 @@ def draw(records, title, path):
         median, quartiles = row["images_per_second"], np.array([row["images_per_second_quartiles"]]).T
         axes = panels[row["mode"]]
         bar = axes.barh(y, median, 0.2, xerr=np.abs(quartiles - median), color=f"C{k}", capsize=2)
-        axes.bar_label(bar, fmt="%.3g", fontsize=8, padding=4)
+        axes.bar_label(bar, fmt="%.0f", fontsize=7, padding=3)
     words = [f"{p}{', XLA' if jit else ''}\nbatch {batch}, {size}" for p, jit, batch, size in settings]
     for mode, axes in panels.items():
-        axes.set_yticks(range(len(settings)), words if mode == modes[0] else [""] * len(settings))
+        axes.set_yticks(range(len(settings)), words if mode == modes[0] else [""] * len(settings), fontsize=7)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set(title=MODES[mode], xlabel="images per second")
-    shown = [row for row in ROWS if any(of["implementation"] == row for of in records)]
-    handles = [figure.axes[0].barh(0, 0, color=f"C{ROWS.index(row)}") for row in shown]
-    figure.legend(handles, shown, loc="outside lower center", ncols=2)
-    figure.suptitle(f"{title}\nMedians, with the quartiles as whiskers: longer is faster")
+    handles = [figure.axes[0].barh(0, 0, color=f"C{k}") for k in range(len(ROWS))]
+    figure.legend(handles, ROWS, loc="lower right", ncols=len(ROWS), fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     save_figure(figure, path)
