@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 
 import comparison
 from common.checkpoint import load_checkpoint, load_metadata
-from common.config import Config, Stopped, UserError
+from common.config import IMPLEMENTATIONS, Config, Stopped, UserError
 from comparison.proof import runs
 from data import cache
 from tests.drawn import BLOBS, save_pairs
@@ -216,18 +217,24 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 # runs side by side
 
 
-def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys):
+def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys, monkeypatch):
     options = {"a": [], "b": ["--augment", "none", "--cache", tmp_path], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
     for name, changed in options.items():
         train(tmp_path / name, "--images", "5", "--epochs", "1", *changed)
     config = Config.of(run_dir=tmp_path / "compare")
-    assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"])) is True
+    assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"], format="png")) is True
     assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
     table = capsys.readouterr().out.split("images/s")[-1]
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / name), "1"] for name in "ab"]
     for name, option in (("c", "--seed"), ("d", "--validation")):
         with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
-            runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name]))
+            runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name], format="png"))
+    drawn = []
+    monkeypatch.setattr("training.report.draw_grid", lambda *args: drawn.append(args))
+    runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a"], format="svg"))
+    ((path, rows, title, _),) = drawn
+    assert path.name == "predictions.svg" and re.search(r"best epoch, in each; 0 of [\d,]+ pixels differ$", title)
+    assert [label.split(",")[0] for label, _ in rows[0][2:]] == [*IMPLEMENTATIONS, "where they differ: 0 pixels"]
 
 
 def test_runs_have_their_options_without_tensorflow():
