@@ -29,6 +29,8 @@ def read_command_line(argv):
     group.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help=words)
     group.add_argument("--overwrite", action="store_true", help="replace files that are there; the two named above always are")
     args = parse(parser, argv)
+    if args.checkpoint and not args.measure:
+        raise UserError("--checkpoint goes with --measure")
     return args, read_config(args)
 
 

@@ -267,15 +267,13 @@ def measure(config, checkpoint=None):
         load_checkpoint(checkpoint, config.network)
     batches = [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(STEPS)]
     images, masks = batches[0]
-    network, training = config.network, config.training
+    training = config.training
     found = {"rows": collections.defaultdict(dict), "totals": {}}
 
     def note(row, key, implementation, value):
         found["rows"][row].setdefault(key, {})[implementation] = value
 
     profiles = profile.collect(config, images, masks)
-    other = {"fused": "explicit", "explicit": "fused"}.get(network.batch_norm)
-    other = None if network.precision == "float64" else other
     for name in IMPLEMENTATIONS:
         of, where, totals = operations(name, config, images, masks)
         measured = profiles["train", name]
@@ -291,13 +289,6 @@ def measure(config, checkpoint=None):
                     note(row, stage, name, {part: short(ms) for part, ms in counter.items()})
                 else:
                     note(row, stage, name, dict(counter.most_common()))
-        if other:
-            changed, _, _ = operations(name, config.replace(batch_norm=other), images, masks)
-            for row, stages in changed.items():
-                if "batch_norm" in row or row == "model/double_conv/bn":
-                    for stage in ("traced", "gradient, traced"):
-                        if stages[stage] and stages[stage] != of.get(row, {}).get(stage):
-                            note(row, f"{stage}, {other}", name, dict(stages[stage].most_common()))
     tiers = {"as written": Case("", config, STEPS, exact=False)}
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():

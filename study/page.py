@@ -267,10 +267,7 @@ class Figures:
     def becomes(self, row):
         """[((title, its word), a cell for each column: (count, [(kind, count, other columns with another count)]) or None)]"""
         measured, found = self.rows.get(row.name, {}), []
-        stages = [(key, *STAGES[key]) for key in STAGES if key in measured]
-        others = [key.rpartition(", ") for key in measured if key not in STAGES]  # with the other batch normalization
-        stages += [(", ".join(key[::2]), f"{STAGES[key[0]][0]}, {key[2]}", "") for key in others if key[0] in STAGES]
-        for key, title, explained in stages:
+        for key in (key for key in STAGES if key in measured):
             columns, cells = measured[key], []
             kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
             for name in IMPLEMENTATIONS:
@@ -278,7 +275,7 @@ class Figures:
                 kept = [(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of]
                 total = self.total(row, name) if of else ""
                 cells.append((f"{total}{sum(of.values()):,}", kept) if name in row.parts or of else None)
-            found.append(((title, explained), cells))
+            found.append((STAGES[key], cells))
         return found
 
     def costs(self, row):
