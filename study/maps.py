@@ -6,6 +6,7 @@ blue below, darker with the root of the number, so that small ones show; the pag
 
 import base64
 import io
+import re
 
 from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS
@@ -97,19 +98,10 @@ def channels(found):
     """{key: [channels to show]}: what varies most behind an activation, and the same ones of all that leads there."""
     chosen = {}
     for key, (values, _, _) in found.items():
-        base = key.removeprefix("gradient of ").removesuffix(", training").replace("conv", "act").replace("bn", "act")
-        base = base if base in found else key
-        of = found[base.replace("bias", "act")][0]
-        spread = of[:IMAGES].std((0, 1, 2))
-        n = min(SHOWN, values.shape[-1]) if values.shape[-1] == of.shape[-1] else 1
-        chosen[key] = sorted(np.argsort(-spread, kind="stable")[:n].tolist())
-    for key in found:
-        block = key.split("/")[0]
-        if key.endswith("/pool"):
-            chosen[key] = chosen[f"{block}/act2"]
-        elif key.endswith("/concat"):  # one map of the skip, one from below
-            half = found[key][0].shape[-1] // 2
-            chosen[key] = [chosen[block.replace("up", "down") + "/act2"][0], half + chosen[f"{block}/deconv"][0]]
+        name = re.sub(r"^gradient of |, training$", "", key)
+        base = re.sub(r"(conv|bn|bias)(?=\d)", "act", name).replace("pool", "act2")
+        spread = found.get(base, (values,))[0][:IMAGES].std((0, 1, 2))
+        chosen[key] = sorted(np.argsort(-spread, kind="stable")[:SHOWN].tolist())
     return chosen
 
 
@@ -118,17 +110,13 @@ def draw(built, batch):
     images, masks = cropped(batch, built.config.network)
     found = layers(built, images, masks)
     chosen, weights = channels(found), built.values()
-    places, x, y, shelf, wide = {}, 0, 0, 0, 16 * images.shape[2]
-    for key in sorted(found, key=lambda key: -found[key][0].shape[1]):
-        height, width = found[key][0].shape[1:3]
+    places, tall = {}, 0  # one below the other: what stays empty beside the small ones costs nothing in a PNG
+    for key, (values, _, _) in found.items():
         for channel in chosen[key]:
-            if x + width > wide:
-                x, y = 0, y + shelf
-            shelf = height if x == 0 else shelf  # the first of a shelf is the highest
-            places[key, channel] = x, y
-            x += width
+            places[key, channel] = 0, tall
+            tall += values.shape[1]
     shown = min(IMAGES, len(images))
-    sheets, told = np.full([shown, y + shelf, wide], 127, np.uint8), {}
+    sheets, told = np.full([shown, tall, images.shape[2]], 127, np.uint8), {}
     for key, (values, before, side) in found.items():
         twin = key.removesuffix(", training")  # the same scale in training and inference
         keys = {key, twin, f"{twin}, training"} & set(found)

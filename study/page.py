@@ -72,7 +72,7 @@ MAPS = (
     (r"forward/double_conv$", {"after it": r"down{depth}/act2"}),
     (r"forward/dropout$", {"in inference": r"down{depth}/act2", "in training, at the rate 0.5": "dropout, training"}),
     (r"up/deconv$|/conv2d_transpose/conv2d_transpose$", {"after it": r"\w+/deconv"}),
-    (r"up/concat$", {"one map of the skip, one from below": r"\w+/concat"}),
+    (r"up/concat$", {"after it": r"\w+/concat"}),
     (r"up/double_conv$", {"after it": r"up\d+/act2"}),
     (r"forward/head$|/logits$|conv2d/bias_add$", {"the logits": "head", "in training": "head, training"}),
     (r"/loss$|call/segmentation_loss$", {"probability, true mask, and what is wrong": "probability|mask|difference"}),
