@@ -18,15 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHONSAFEPATH leave it out
 
-from common.cli import count, given_options, make_parser, parse, read_config, run_script
+from common.cli import OF_A_RUN, count, given_options, make_parser, parse, read_config, run_script
 from common.config import FIELDS, UserError
 from common.output import prepare, take_results
 
 COMMANDS = ("parity", "graph", "relay", "replicas", "seeds", "bench", "runs")
-
-
-# whatever trains here begins anew, at one learning rate, and saves nothing
-OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
 
 
 def read_command_line(argv):
@@ -35,7 +31,9 @@ def read_command_line(argv):
     Command: a module of a room of `comparison` with `add_options(parser)`, `run(config, args)`, and in `SETS` the options of
     the configuration that it sets itself or has no use for; None without a name.
     """
-    name = argv[0] if argv and argv[0] in COMMANDS else None
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    if name and name not in COMMANDS:
+        raise UserError(f"compare.py {name}: the commands are {', '.join(COMMANDS)}")
     room = "benchmark" if name == "bench" else "proof"
     command = importlib.import_module(f"comparison.{room}.{name}") if name else None
     sets = command.SETS if name else {"jit", "deterministic", "epochs"}

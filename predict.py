@@ -24,8 +24,10 @@ from common.cli import Parser, run_script
 from common.config import IMPLEMENTATIONS, Size, UserError, flag
 from common.output import prepare, refuse_existing
 from common.text import say
+from common.values import in_float32
 from prediction import EXPORTS, FIXED, images
 from prediction.evaluation import EVALUATED, Evaluation, find_masks
+from prediction.georeference import map_of_pixels, read_tags
 from prediction.network import make_predict
 from prediction.tiles import smallest_tile, symmetries
 
@@ -39,6 +41,7 @@ def read_command_line(argv):
     group.add_argument("--tta", action="store_true", help="mean over the image mirrored and turned as in the training")
     group.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles (default: %(default)s)")
     group.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read, and list them")
+    group.add_argument("--threshold", type=float, metavar="P", help="of one class: foreground from it on (default: 0.5)")
     group = parser.add_argument_group("what to write")
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the masks, or of the export")
     group.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -53,17 +56,24 @@ def read_command_line(argv):
     group.add_argument("--evaluate", type=Path, metavar="MASKS", help="true masks, a folder or a file: prints metrics")
     group = parser.add_argument_group("export")
     group.add_argument("--export", choices=EXPORTS, help="no masks: write the network into DIR, for use without this project")
-    group.add_argument("--image-size", type=Size.parse, metavar="SIZE", help="of stablehlo and litert (default: as trained)")
+    group.add_argument(
+        "--image-size",
+        type=Size.parse,
+        metavar="SIZE",
+        help="of stablehlo and litert (default: as trained), and of onnx (default: any)",
+    )
     group.add_argument("--quantize", choices=["int8"], help="--export litert in 8 bits, by images of the training")
     args = parser.parse_args(argv)
     if bool(args.images) == bool(args.export):
         raise UserError("name images to predict, or a kind of --export, and not both")
     company = {  # what an option goes with -> (whether that is so, the options)
-        "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile"),
+        "images to predict": (args.images, "objects evaluate overlay probabilities tta skip_bad tile threshold"),
         "--objects": (args.objects, "object_settings object_class"),
-        "--export stablehlo and litert": (args.export in FIXED, "image_size"),
+        "--export stablehlo, litert and onnx": (args.export in (*FIXED, "onnx"), "image_size"),
         "--export litert": (args.export == "litert", "quantize"),
     }
+    if args.threshold is not None and not (0 < args.threshold <= 1 and in_float32(args.threshold)):
+        raise UserError(f"--threshold is a probability above 0 and up to 1, got {args.threshold:g}")
     for what, (there, names) in company.items():
         if not there and (odd := [name for name in names.split() if getattr(args, name) != parser.get_default(name)]):
             raise UserError(f"{flag(odd[0])} goes with {what}")
@@ -78,20 +88,21 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
     Raises: UserError for an image or a mask that cannot be read or does not fit.
     """
     refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
-    save_to, klass = paths.get("probabilities"), args.object_class
-    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, settings and klass)
+    save_to, klass, tags = paths.get("probabilities"), args.object_class, read_tags(source)
+    keep, threshold = settings and klass, args.threshold or 0.5
+    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, keep, threshold)
     line, labels, measured = images.describe(source, mask, config), None, []
     if settings:
         from prediction import objects  # and scikit-image with it
 
         labels = objects.find_objects(p, settings, config)
-        measured = objects.measure(labels, image)
+        measured = objects.measure(labels, image, map_of_pixels(tags))
         line += f"  {labels.max()} objects"
     if evaluation:
         line += evaluation.add(source, image, mask, labels, klass)
-    images.save_mask(paths["mask"], mask, config)
+    images.save_mask(paths["mask"], mask, config, tags)
     if settings:
-        objects.save_labels(paths["objects"], paths["many objects"], labels)
+        objects.save_labels(paths["objects"], paths["objects as TIFF"], labels, tags)
     if args.overlay and settings:
         objects.save_outlines(paths["overlay"], image, labels, config)
     elif args.overlay:
@@ -112,6 +123,10 @@ def main(argv=None):
         return 0
     if args.tile < (smallest := smallest_tile(config.network)):
         raise UserError(f"--tile must be at least {smallest} for {config.network.depth} poolings, got {args.tile}")
+    if args.threshold and config.network.classes > 1:
+        raise UserError(
+            "--threshold is for one class: of several each pixel has the largest, and --probabilities are all of them"
+        )
     args.tta = config.data.augment if args.tta else None
     if args.tta:
         symmetries(True, args.tta)  # or what keeps it from having any

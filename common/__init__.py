@@ -33,10 +33,20 @@ RECORDED = ("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_", "NVIDIA_VISIBLE_DEVICES
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
 
 
+def asks_for_gpu():
+    """Whether there is an NVIDIA driver, and nobody has hidden its GPUs. It takes no TensorFlow to know that."""
+    return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
 def recorded():
     """name -> value of what the environment holds of `RECORDED`."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(RECORDED)}
 
+
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:  # closed: else the next file would get its number, and what TensorFlow says
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        setattr(sys, name, open(number, "w" if number else "r"))
 
 for name, why in REFUSED.items():
     if (value := os.environ.pop(name, "")) not in ("", PINNED.get(name)):  # said here: `import keras` comes before any main()
@@ -47,7 +57,11 @@ os.environ |= PINNED
 
 def by_ctrl_c(error):
     """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
-    return isinstance(error, KeyboardInterrupt) or error is not None and by_ctrl_c(error.__cause__ or error.__context__)
+    seen = []  # an error may be its own cause
+    while error is not None and error not in seen and not isinstance(error, KeyboardInterrupt):
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return isinstance(error, KeyboardInterrupt)
 
 
 def quietly(hook):

@@ -3,6 +3,7 @@
     down0/conv1/kernel       a weight or moving statistic, as `common.weights.weight_shapes` names them
     down0/conv1/kernel/m     the optimizer's moments of that weight: "m", and with Adam "v"
     iterations               the steps that the optimizer has made
+    loss_scale, finite_steps    in float16: of its losses, and the steps since it last changed
 
 The file's metadata holds the configuration and the progress, each as JSON. Any implementation goes on from any other's.
 """
@@ -16,12 +17,13 @@ from common.config import IMPLEMENTATIONS, Config, UserError
 from common.layers import table
 from common.output import replacing
 from common.text import printable
-from common.weights import weight_shapes
+from common.weights import weight_shapes, with_dropout
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+OF_STEPS = ("iterations", "loss_scale", "finite_steps")  # the optimizer's state but for its moments
 COLUMNS = (  # of history.csv, and of the rows in metadata
     *("epoch", "step", "loss", "val_loss", "val_dice", "val_iou", "val_mean_iou", "val_accuracy"),
     *("learning_rate", "images_per_second", "seconds"),
@@ -97,8 +99,9 @@ def load_checkpoint(path, network=None):
             values = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # a kind that NumPy has not
         raise UserError(f"{path} is no readable checkpoint ({printable(error)}): take another file") from None
-    state = {name: values.pop(name) for name in list(values) if name == "iterations" or name.endswith(("/m", "/v"))}
+    state = {name: values.pop(name) for name in list(values) if name in OF_STEPS or name.endswith(("/m", "/v"))}
     if network is not None:
+        values = with_dropout(values, network)
         found = {(name, value.shape) for name, value in values.items()}
         expected = set(weight_shapes(network).items())
         if found != expected:
@@ -108,9 +111,9 @@ def load_checkpoint(path, network=None):
                 f"{path} holds another network: {printable(name)} {list(shape)} is {where}; use the options of its training"
             )
     for name, value in {**values, **state}.items():
-        kinds = "i" if name in ("iterations", "dropout/state") else "f"
+        kinds = "i" if name in ("iterations", "finite_steps", "dropout/state") else "f"
         of = values.get(name.rpartition("/")[0]) if name in state else None  # what it is the moment of
-        if value.dtype.kind not in kinds or name == "iterations" and value.shape or of is not None and of.shape != value.shape:
+        if value.dtype.kind not in kinds or name in OF_STEPS and value.shape or of is not None and of.shape != value.shape:
             raise UserError(
                 f"{path} holds {value.dtype} {list(value.shape)} for {printable(name)}: it is damaged, take another"
             )

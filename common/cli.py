@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Literal
 
 from common import by_ctrl_c
-from common.config import FIELDS, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
+from common.config import FIELDS, ON_DISK, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
 GROUPS = {"first": "what most runs set", "network": "the network", "training": "the training", "data": "the data"}
 FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "batch_size", "learning_rate", "run_dir", "resume")
+
+ONLY_BESIDE = (  # an option, another, and the values of that beside which alone it does anything
+    ("momentum", "optimizer", ["sgd"]), ("bn_momentum", "batch_norm", ["fused", "explicit"]),
+    ("images", "dataset", ["synthetic"]), ("cache", "dataset", ON_DISK), ("skip_bad", "dataset", ON_DISK),
+    ("validation", "split", [None]), ("validation", "folds", [None]), ("group", "split", [None]),
+)  # fmt: skip
+
+# whatever else trains begins anew, at one learning rate, and saves nothing
+OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
 
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
 
@@ -78,6 +87,13 @@ def given_options(parser, argv):
     return {name for name in FIELDS if getattr(silent, name) is not None}
 
 
+def refuse_idle(config, given):
+    """Raises: UserError for an option among the names `given` that does nothing beside the others."""
+    for name, other, values in ONLY_BESIDE:
+        if name in given and (has := config.flat[other]) not in values:
+            raise UserError(f"{flag(name)} does nothing beside {flag(other)} {has}: leave one of them out")
+
+
 def read_config(args):
     """The `Config` in parsed arguments, which may hold other options too.
 
@@ -98,6 +114,8 @@ def in_a_line(error):
     tf = sys.modules.get("tensorflow")
     if isinstance(error, MemoryError) or tf and isinstance(error, tf.errors.ResourceExhaustedError):
         return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of Path.resolve
+        return f"{error}: name another path"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:  # a full disk, a folder not to be written
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) if isinstance(error, (UserError, OSError)) else None

@@ -16,7 +16,7 @@ from typing import Literal
 
 from common.shapes import min_size, missing
 from common.text import printable
-from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights
+from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights, in_float32
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 FOLDS_CACHE = "cache-of-the-folds"  # in the folder of a cross-validation without --cache, until the last fold is done
@@ -70,6 +70,8 @@ def check(part):
             if not (low <= value <= high and marks.get("above", -math.inf) < value < marks.get("below", math.inf)):  # nan too
                 finite = "" if abs(value) < math.inf else " and finite"
                 raise UserError(f"{word} must be {range_of(field)}{finite}, got {value}")
+            if type(value) is float and not (in_float32(value) and (value < 1 - 2**-25 or marks.get("below") != 1)):
+                raise UserError(f"{word} {value} is a number that float32 does not hold, with which a training computes")
             if type(value) is int and value >= 2**31:  # products of two are still whole numbers everywhere
                 raise UserError(f"{word} must be below 2**31, got {value}")
         if value is None or value == field.default:
@@ -121,7 +123,9 @@ class Network:
     bn_momentum: float = option(0.9, "share of the old moving statistic that an update keeps", low=0, below=1)
     bn_epsilon: float = option(1e-3, "added to the variance", above=0, hidden=True)
     dropout: float = option(0.0, "share of values dropped at the end of the contracting path", low=0, below=1)
-    precision: Literal["float32", "bfloat16", "float64"] = option("float32", "of the arithmetic; weights stay float32 or wider")
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = option(
+        "float32", "of the arithmetic; weights stay float32 or wider"
+    )
     seed: int = option(0, "of all that is random: weights, split, order, augmentation", low=0, below=2**31 - 1, val=True)
 
     def __post_init__(self):
@@ -137,7 +141,7 @@ class Network:
 
     @property
     def variable_dtype(self):
-        """Of weights, moving statistics and optimizer state: bfloat16 arithmetic keeps float32 master weights."""
+        """Of weights, moving statistics and optimizer state: arithmetic in 16 bits keeps float32 master weights."""
         return "float64" if self.precision == "float64" else "float32"
 
 
@@ -165,7 +169,7 @@ class Training:
     # XLA chooses its own order, and on a CPU "MaxPoolGrad is not yet deterministic" under it
     jit: bool = option(False, "compile the steps with XLA", excludes=("deterministic",))
     deterministic: bool = option(False, "equal graphs give equal bits in every run; slower")
-    run_dir: Path | None = option(None, "where everything is written (default: runs/<implementation>)", free=True)
+    run_dir: Path | None = option(None, "where everything is written (default: %(default)s)", free=True)
     resume: bool = option(False, "go on with the run in --run-dir where it stopped, with its options")
     checkpoint: Path | None = option(None, "start from best.safetensors of any run, or from last with its optimizer")
     checkpoint_every: int | None = option(None, "steps between checkpoints (default: an epoch)", low=1, free=True)

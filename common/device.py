@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import glob
 import os
 import re
 import signal
@@ -41,6 +42,42 @@ def filtered_stderr(noise):
             sys.stderr.flush()
             pass_on()
             os.close(stderr)
+
+
+LIBRARIES = ("libcudart.so.12", "libcublas.so.12", "libcublasLt.so.12", "libcudnn.so.9", "libcufft.so.11", "libcusolver.so.11")
+LIBRARIES += ("libcusparse.so.12", "libcupti.so.12", "libnccl.so.2")  # what TensorFlow 2.21 opens at its start
+
+
+def is_there(library):
+    """Whether a library of `tensorflow[and-cuda]` lies where pip puts it, or where the system looks for it."""
+    if any(glob.glob(os.path.join(glob.escape(folder), "nvidia", "*", "lib", library)) for folder in sys.path):
+        return True
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL(library))
+    return False
+
+
+def has_code_for(capability, built_for):
+    """Whether machine code for one of `built_for`, as ["sm_80", "compute_90"], runs on a GPU of the compute capability (8, 6).
+
+    It does within a generation, from its own number upward.
+    """
+    codes = (divmod(int(re.search(r"\d+", word)[0]), 10) for word in built_for)
+    return any(code[0] == capability[0] and code <= capability for code in codes)
+
+
+def trouble(gpus, lacking, built_for, version):
+    """Lines for users whose GPU will not compute. gpus: {name: compute capability}. lacking: libraries, if there is none."""
+    install = f"pip install 'tensorflow[and-cuda]=={version}'"
+    if not gpus and lacking:
+        yield f"TensorFlow does not use this machine's NVIDIA GPU without {', '.join(lacking)}: {install}"
+    elif not gpus:
+        yield "TensorFlow does not use this machine's NVIDIA GPU, though its libraries are there: does nvidia-smi show one?"
+    for name, capability in gpus.items():
+        if not has_code_for(capability, built_for):
+            what = f"{name}, of compute capability {'.'.join(map(str, capability))}"
+            instead = "NVIDIA's container nvcr.io/nvidia/tensorflow, or the CPU, with CUDA_VISIBLE_DEVICES= in front"
+            yield f"this TensorFlow has no code for {what}, and may crash: take {instead}"
 
 
 def open_cusolver():
@@ -85,16 +122,21 @@ def start_tensorflow():
         gpus = tf.config.list_physical_devices("GPU")
     gc.freeze()  # and it is not looked for among them again
     gc.enable()
-    if has_driver and not gpus:  # the warning that matters most, in words that help
-        install = f"pip install 'tensorflow[and-cuda]=={tf.__version__}'"
-        print(f"warning: TensorFlow does not find the libraries for this machine's NVIDIA GPU: {install}", file=sys.stderr)
+    if common.asks_for_gpu():
+        details = map(tf.config.experimental.get_device_details, gpus)  # without a first operation, which may crash
+        found = {of.get("device_name", "a GPU"): of.get("compute_capability", (0, 0)) for of in details}
+        lacking = [] if gpus else [library for library in LIBRARIES if not is_there(library)]
+        for line in trouble(found, lacking, tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ()), tf.__version__):
+            print(f"warning: {line}", file=sys.stderr)
     for gpu in gpus:  # several processes share a GPU in compare.py; by default the first would take all its memory
         tf.config.experimental.set_memory_growth(gpu, True)
     return tf
 
 
 tf = start_tensorflow()
-warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")  # "is deprecated": as wanted, it is what highlevel/ shows
+# "is deprecated": as wanted, it is what highlevel/ shows
+warnings.filterwarnings("ignore", r"`(tf\.layers|layer\.updates)")
+tf.get_logger().addFilter(lambda record: "DynamicLossScale" not in record.getMessage())
 
 
 def be_deterministic():

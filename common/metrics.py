@@ -8,10 +8,10 @@ from common.config import VOID, UserError, Weights
 import numpy as np
 
 
-def predicted_classes(probabilities):
-    """[N, H, W, classes] -> [N, H, W] class indices: 1 from a probability of 0.5 with one class, else the largest."""
+def predicted_classes(probabilities, threshold=0.5):
+    """[N, H, W, classes] -> [N, H, W] class indices: 1 from a probability of `threshold` with one class, else the largest."""
     if probabilities.shape[-1] == 1:
-        return (probabilities[..., 0] >= 0.5).astype(np.uint8)
+        return (probabilities[..., 0] >= threshold).astype(np.uint8)
     return probabilities.argmax(-1).astype(np.uint8)
 
 
@@ -48,18 +48,20 @@ def mean_over_classes(values, classes):
     return np.nansum(values, -1) / np.where(occurs.any(-1), occurs.sum(-1), np.nan)
 
 
-def scores(masks, predictions, classes):
-    """Dice, IoU and pixel accuracy of every image, each [N] in 0..1; not a number for an image without a labelled pixel.
+def measures(matrices, classes):
+    """Dice, IoU and pixel accuracy in confusion matrices [..., n, n], each [...] in 0..1; not a number where none is labelled.
 
-    masks, predictions: [N, H, W] class indices.
     One class: of the foreground; an empty mask predicted empty scores 1. More classes: the mean over the classes
     that the mask or the prediction contains, the background among them.
     """
-    matrices = np.stack([confusion(*pair, classes) for pair in zip(masks, predictions, strict=True)])  # [N, classes, classes]
-    pixels = matrices.sum((1, 2)).astype(float)
-    pixels[pixels == 0] = np.nan
-    iou, dice = (mean_over_classes(v, classes) for v in class_scores(matrices))
-    return {"dice": dice, "iou": iou, "accuracy": np.trace(matrices, axis1=1, axis2=2) / pixels}
+    iou, dice = (mean_over_classes(values, classes) for values in class_scores(matrices))
+    pixels = matrices.sum((-2, -1))
+    return {"dice": dice, "iou": iou, "accuracy": np.trace(matrices, 0, -2, -1) / np.where(pixels, pixels, np.nan)}
+
+
+def scores(masks, predictions, classes):
+    """The `measures` of every image, each [N]. masks, predictions: [N, H, W] class indices."""
+    return measures(np.stack([confusion(*pair, classes) for pair in zip(masks, predictions, strict=True)]), classes)
 
 
 def balanced_weights(counts):

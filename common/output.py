@@ -9,15 +9,17 @@ import contextlib
 import csv
 import fcntl
 import os
+import re
 import tempfile
 import uuid
 from pathlib import Path
 
 from common.config import UserError
 
-PART = ".unet-"  # how the name of what is not finished begins; only a process that is killed leaves such a file
+PART = re.compile(r"\.unet-[0-9a-f]{32}(\.\w+)?")  # the name of what is not finished
 RESULTS = "results-of-compare"
 ABOUT = "compare.py wrote what lies here. Its next command replaces results of the same name: keep nothing else here.\n"
+_taken = {}  # folder of results -> its lock, until this process ends
 
 
 def try_lock(path):
@@ -30,6 +32,11 @@ def try_lock(path):
     return file
 
 
+def is_part(path):
+    """Whether a process that was killed has left the file; a folder or a link of such a name is somebody's."""
+    return bool(PART.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+
+
 @contextlib.contextmanager
 def replacing(path):
     """A path to write to, which becomes `path` at the end. If anything fails, what was at `path` stays.
@@ -38,7 +45,7 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{PART}{uuid.uuid4().hex}{path.suffix}")
+    part = path.with_name(f".unet-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield part
         os.replace(part, path)
@@ -62,8 +69,18 @@ def write_csv(path, rows):
         csv.writer(file).writerows(rows)
 
 
+def refuse_file(folder, option=""):
+    """Raises: UserError where `folder` is to be, or one around it, and a file is."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        kind = "a file" if there.is_file() else "no folder"
+        raise UserError(f"cannot write to {option}{folder}: {there} is {kind}: name a folder, or move it away")
+
+
 def refuse_existing(paths, overwrite=None):
     """Raises: UserError for the first of `paths` where something is already; with `overwrite`, that is no file.
+
+    And where a file is in the place of their folder.
 
     overwrite: whether files that are there are to be replaced; None where the command has no such option.
     """
@@ -71,6 +88,7 @@ def refuse_existing(paths, overwrite=None):
     for path in paths:
         if os.path.lexists(path) and not (overwrite and path.is_file() and not path.is_symlink()):
             raise UserError(f"{path} is there already{more}: move it away, or write to another place")
+        refuse_file(path.parent)
 
 
 def prepare(paths, overwrite=None):
@@ -87,11 +105,20 @@ def prepare(paths, overwrite=None):
 def take_results(folder):
     """Makes the folder of results of compare.py, which are replaced by the next ones of the same name.
 
-    Raises: UserError for a folder that holds anything, and was not made so.
+    No other process has them until this one ends.
+
+    Raises: UserError for a folder that holds anything, and was not made so, and for one that another process has.
     """
-    mark = folder / RESULTS
-    if mark.is_file() and mark.read_bytes() == ABOUT.encode():
+    if (key := folder.resolve()) in _taken:
         return
-    if others := [path.name for path in folder.glob("*") if not path.name.startswith(PART)]:
-        raise UserError(f"{folder} holds {others[0]}, and was not made by compare.py: name a new folder")
-    write_text(mark, ABOUT)
+    refuse_file(folder)
+    mark, found = folder / RESULTS, [path.name for path in folder.glob("*") if not is_part(path)]
+    if found and not (mark.is_file() and mark.read_bytes() in (b"", ABOUT.encode())):  # empty: of one that was killed
+        raise UserError(f"{folder} holds {found[0]}, and was not made by compare.py: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (lock := try_lock(mark)):
+        raise UserError(f"{folder} is in use by another process: wait for it, or name another folder")
+    if not mark.stat().st_size:
+        lock.write(ABOUT)
+        lock.flush()
+    _taken[key] = lock

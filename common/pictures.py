@@ -88,7 +88,7 @@ def draw_curves(path, histories):
                     label=f"{label}, {split}" if several else split,
                 )
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if title == "loss":  # the first epochs of batch normalization may be a thousand times the last
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -204,7 +204,7 @@ def draw_grid(path, rows, title, legend=()):
             axis.set_axis_off()
         for axis, (label, picture) in zip(axes, row):
             lines = [line if len(line) <= 36 else "…" + line[-35:] for line in map(printable, label.split("\n"))]
-            axis.imshow(picture, interpolation="nearest")
+            axis.imshow(picture, interpolation="antialiased")  # nearest where a pixel is larger than a dot
             axis.set_title("\n".join(lines), fontsize=7, parse_math=False, loc="center")
     figure.suptitle(printable(title), parse_math=False)
     if legend:

@@ -2,13 +2,17 @@
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import typing
 from pathlib import Path
 
 VOID = 255  # the class index of pixels that nobody labelled, whatever their value is in the files
+
+
+def in_float32(value):
+    """Whether a number is finite in float32, and 0 if it is 0: what is smaller than 1.2e-38 is flushed to that."""
+    return value == 0 or 2**-126 <= abs(value) < 2**128 - 2**103
 
 
 class UserError(argparse.ArgumentTypeError, ValueError):
@@ -97,7 +101,7 @@ class Weights(Listed):
         return cls() if text == "balanced" else super().parse(text)
 
     def fits(self):
-        return all(0 <= w < math.inf for w in self) and sum(self) > 0
+        return all(w >= 0 and in_float32(w) for w in self) and sum(self) > 0
 
     def __str__(self):
         return super().__str__() or "balanced"

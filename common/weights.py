@@ -37,10 +37,19 @@ def initial_weights(network):
             kernel = rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / fan_in) ** 0.5)
             return kernel.astype(network.variable_dtype)
         if name == "dropout/state":
-            return np.array([network.seed, 0], np.int64)
+            return with_dropout({}, network)[name]
         return np.full(shape, 1 if name.endswith(("/gamma", "/moving_variance")) else 0, network.variable_dtype)
 
     return {name: draw(name, shape) for name, shape in weight_shapes(network).items()}
+
+
+def with_dropout(weights, network):
+    """`weights` with the state of `network`'s dropout, new if they have none; without one if it has no dropout.
+
+    A dropout has no weights, but the seed and the number of its calls.
+    """
+    state = {"dropout/state": np.array([network.seed, 0], np.int64)} if network.dropout else {}
+    return {name: value for name, value in (state | weights).items() if name != "dropout/state" or state}
 
 
 def fold_batch_norm(network, weights):

@@ -54,7 +54,8 @@ def make_keras_step(code, model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = loss_of(masks, logits)
-        gradients = tape.gradient(loss, weights)
+            scaled = optimizer.scale_loss(loss)  # as it is, but for float16
+        gradients = tape.gradient(scaled, weights)
         with tf.name_scope("optimizer"):
             optimizer.apply(gradients, weights)
         return loss

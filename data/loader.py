@@ -22,7 +22,7 @@ from data.borders import border_weights, part_touching
 from data.cache import prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, filled_in, mask_meaning
+from data.meaning import as_classes, check_classes, filled_in, mask_meaning
 from data.splits import groups_of, split
 from data.synthetic import asked_for, make_cells
 
@@ -100,10 +100,13 @@ def load_examples(config):
         objects = Stored(prepared.mask, numbers) if layout.objects else ()
         chosen.append(Examples(names, Stored(image, numbers), Stored(mask, numbers), sizes, left_out, checksums, objects))
     training, validation = chosen
+    counts = [np.zeros((len(part.names), 256), np.int64) for part in chosen]  # pixels of the classes in each mask
+    for part, found in zip(chosen, counts):
+        np.add.at(found, (slice(None), table), index["counts"][part.images.numbers])
+    counts = [found[:, : max(config.network.classes, 2)] for found in counts]
+    check_classes(config, *(found.any(axis=0) for found in counts))
     if config.training.class_weights == Weights():
-        counts = np.zeros((len(training.names), 256), np.int64)
-        np.add.at(counts, (slice(None), table), index["counts"][training.images.numbers])
-        config = config.replace(class_weights=balanced_weights(counts[:, : max(config.network.classes, 2)]))
+        config = config.replace(class_weights=balanced_weights(counts[0]))
     _check_sizes(config, training, validation)
     heights, widths = zip(*training.sizes, *validation.sizes)
     small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
@@ -255,7 +258,7 @@ def grow(config, size, fits=False):
     return Size(*(side + sum(border) for side, border in zip(size, _borders(config, size, fits))))
 
 
-def _window(config, training):
+def window(config, training):
     """The `Size` of what the network sees in training: the crop, or the first image mirrored up to a size that fits."""
     return config.data.crop_size or grow(config, training.sizes[0], fits=True)
 
@@ -293,7 +296,7 @@ def augmented(config, training, epoch, i):
     """
     rng = generator(config.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
-    image, mask = augment(*example, _window(config, training), config.data.augment, rng, config.data.scale)
+    image, mask = augment(*example, window(config, training), config.data.augment, rng, config.data.scale)
     return image, part_touching(mask) if config.data.objects else mask
 
 
@@ -316,7 +319,7 @@ def training_batches(config, training, first_step=0):
             return [augmented(config, training, epoch, i) for i in indices[first : first + rows]]
 
         steps = range(first_step * here, config.training.epochs * steps_per_epoch(config, training) * here)
-        return _pipeline(config, steps, draw, [rows, *_window(config, training)])
+        return _pipeline(config, steps, draw, [rows, *window(config, training)])
 
     if strategy.num_replicas_in_sync == 1:
         return pipeline(tf.distribute.InputContext())

@@ -2,10 +2,12 @@
 
 import re
 import reprlib
+import sys
 from dataclasses import dataclass
 
 from common.config import VOID, Names, UserError, Values
-from common.text import listed
+from common.pictures import class_names
+from common.text import listed, say
 from data.files import Colors, is_jpeg
 
 import numpy as np
@@ -289,3 +291,22 @@ def filled_in(config, layout, meaning):
     elif not names and known and len(known) == needed:
         names = known
     return config.replace(classes=meaning.classes, void_label=meaning.void_label, mask_values=meaning.values, class_names=names)
+
+
+def check_classes(config, learnt, judged):
+    """learnt, judged: which classes occur in the masks to train on, and to validate on: bool [classes].
+
+    Raises: UserError where there is nothing to learn from, or to judge by. Warns of classes that only one side has.
+    """
+    for found, part, why in (learnt, "train", "learn from"), (judged, "validate", "judge by"):
+        if not found.any():
+            raise UserError(
+                f"no pixel of the masks to {part} on is labelled, so there is nothing to {why}: another --seed or --split"
+            )
+    names = class_names(config.data.class_names, config.network.classes)
+    if learnt.sum() == 1:
+        only = names[int(learnt.argmax())]
+        say(f"warning: every labelled pixel to train on is {only}: there is nothing to tell it from", sys.stderr)
+    elif (learnt != judged).any():
+        of_one = [f"{names[k]} only to {'train' if learnt[k] else 'validate'} on" for k in np.flatnonzero(learnt != judged)]
+        say(f"warning: the masks hold {listed(of_one, 5)}", sys.stderr)

@@ -10,8 +10,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from common.cli import make_parser, parse, read_config, run_script
-from common.config import VOID, Size, UserError
+from common.cli import OF_A_RUN, make_parser, parse, read_config, run_script
+from common.config import FIELDS, VOID, Size, UserError
 from common.metrics import balanced_weights
 from common.output import prepare, write_text
 from common.pictures import class_names, draw_grid, expendable, in_values, legend, mask_colors, names_of_values, shown_bands
@@ -275,7 +275,7 @@ def describe(s, source):
 
 
 def main(argv=None):
-    parser = make_parser("data.overview", __doc__)
+    parser = make_parser("data.overview", __doc__, {"preset", *FIELDS} - OF_A_RUN - {"run_dir"})
     parser.add_argument(
         "--output", type=Path, metavar="PATH", default=Path("runs/overview"), help="where to write (default: %(default)s)"
     )

@@ -60,7 +60,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, filters, f"up{i}", training)
-        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends: 8 significant bits are too few
+        x = tf.cast(x, network.variable_dtype)  # mixed precision ends: logits need more bits
         return layers.conv2d(x, network.classes, 1, name="head")
 
     def double_conv(self, x, filters, name, training):
@@ -98,10 +98,10 @@ class UNet(tf.Module):
 
 
 def float32_variable(getter, name, dtype, **kwargs):
-    """layers.conv2d takes the dtype of x for its variables: for bfloat16 make float32, and cast."""
-    if dtype != tf.bfloat16:
+    """layers.conv2d takes the dtype of x for its variables: for 16 bits make float32, and cast."""
+    if dtype.size > 2:
         return getter(name, dtype=dtype, **kwargs)
-    return tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)
+    return tf.cast(getter(name, dtype=tf.float32, **kwargs), dtype)
 
 
 def named_weights(model):

@@ -16,6 +16,8 @@ from highlevel.model import UNet, named_weights
 from training.run import Run
 from training.start import train_as_told
 
+Optimizer, mixed_precision = tf.compat.v1.train.Optimizer, tf.compat.v1.mixed_precision
+
 
 def make_train_step(model, config, optimizer=None):
     """step(images [N, H, W, C], masks [N, H, W, 1] of classes) -> scalar loss, weights updated."""
@@ -26,7 +28,8 @@ def make_train_step(model, config, optimizer=None):
         weights = model.trainable_variables
         logits = model(images, training=True)
         loss = segmentation_loss(masks, logits, config)
-        gradients = tf.gradients(loss, weights)  # no tape: it walks the graph back from the loss
+        # by tf.gradients: no tape, it walks the graph back from the loss, times its scale if any
+        gradients, _ = zip(*optimizer.compute_gradients(loss, weights, Optimizer.GATE_NONE))
         with tf.name_scope("optimizer"):  # for profiles
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)
@@ -64,10 +67,13 @@ def make_optimizer(model, config):
         optimizer = Adam(learning_rate, *constants)
     else:
         optimizer = SGD(learning_rate, settings.momentum)
-    optimizer.learning_rate = learning_rate
-    optimizer.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
+    wrapped = optimizer
+    if config.network.precision == "float16":  # leaves out steps whose gradients overflow
+        wrapped = mixed_precision.MixedPrecisionLossScaleOptimizer(optimizer, "dynamic")
     optimizer._create_slots(model.trainable_variables)  # now: a checkpoint may fill them
-    return optimizer
+    wrapped.inner, wrapped.learning_rate = optimizer, learning_rate
+    wrapped.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
+    return wrapped
 
 
 def named_state(model, optimizer):
@@ -75,8 +81,10 @@ def named_state(model, optimizer):
     state = {"iterations": optimizer.iterations}
     weights = {name: w for name, w in named_weights(model).items() if w.trainable}
     for name, weight in weights.items():
-        for slot in optimizer.get_slot_names():
-            state[f"{name}/{slot[0]}"] = optimizer.get_slot(weight, slot)  # "m", "v" or "momentum"
+        for slot in optimizer.inner.get_slot_names():  # "m", "v" or "momentum"
+            state[f"{name}/{slot[0]}"] = optimizer.inner.get_slot(weight, slot)
+    if optimizer.inner is not optimizer:
+        *_, state["loss_scale"], state["finite_steps"] = optimizer.variables()
     return state
 
 
@@ -84,10 +92,10 @@ def named_state(model, optimizer):
 class Adam(tf.compat.v1.train.AdamOptimizer):
     """v1 keeps beta**t in two variables, which other checkpoints lack: here t gives them."""
 
-    def apply_gradients(self, grads_and_vars, global_step):
+    def apply_gradients(self, grads_and_vars, global_step, name=None):
         for power, beta in zip(self._get_beta_accumulators(), (self._beta1, self._beta2)):
             power.assign(beta ** tf.cast(global_step + 1, power.dtype))
-        return super().apply_gradients(grads_and_vars, global_step)
+        return super().apply_gradients(grads_and_vars, global_step, name)
 
 
 class SGD(tf.compat.v1.train.MomentumOptimizer):

@@ -21,8 +21,8 @@ def UNet(network):
     H and W: multiples of 2**depth. With padding "valid": sizes for which `shapes.missing` is 0, and
     the logits are smaller by `shapes.margin`. Level i, padded: H, W / 2**i, C = filters * 2**i.
     """
-    # "mixed": computes in bfloat16, and keeps the weights in float32
-    dtype = "mixed_bfloat16" if network.precision == "bfloat16" else network.precision
+    # "mixed": computes in bfloat16 or float16, and keeps the weights in float32
+    dtype = f"mixed_{network.precision}" if "16" in network.precision else network.precision
     images = x = keras.Input([None, None, network.channels], dtype=network.precision)
     skips = []
     for i in range(network.depth):
@@ -42,7 +42,7 @@ def UNet(network):
             skip = layers.Cropping2D(crop, dtype=dtype)(skip)
         x = layers.Concatenate(axis=-1, dtype=dtype)([skip, x])  # [N, H, W, 2C]
         x = double_conv(x, filters, f"up{i}", network, dtype)
-    dtype = network.variable_dtype  # bfloat16 ends: logits need more than 8 significant bits
+    dtype = network.variable_dtype  # mixed precision ends: logits need more bits
     logits = layers.Conv2D(network.classes, 1, dtype=dtype, name="head")(x)
     model = keras.Model(images, logits)
     assign_weights(named_weights(model), initial_weights(network))  # the same start in all three

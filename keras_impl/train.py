@@ -47,6 +47,8 @@ def make_optimizer(model, config):
         optimizer = keras.optimizers.Adam(lr, beta_1, beta_2, epsilon, global_clipnorm=clip)
     else:
         optimizer = keras.optimizers.SGD(lr, settings.momentum, global_clipnorm=clip)
+    if config.network.precision == "float16":  # leaves out steps whose gradients overflow
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)  # now: a checkpoint may fill its moments
     return optimizer
 
@@ -54,9 +56,13 @@ def make_optimizer(model, config):
 def named_state(model, optimizer):
     """A weight's name and "/m" or "/v" -> that moment of its gradient; "iterations": steps made."""
     weights = [name for name, weight in named_weights(model).items() if weight.trainable]
-    _, _, *moments = optimizer.variables  # after iterations and rate: m (and v), weight by weight
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    _, _, *moments = inner.variables  # after iterations and rate: m (and v), weight by weight
     names = [f"{name}/{slot}" for name in weights for slot in "mv"[: len(moments) // len(weights)]]
     state = {name: moment.value for name, moment in zip(names, moments, strict=True)}
+    if inner is not optimizer:
+        scale, steps = optimizer.dynamic_scale.value, optimizer.step_counter.value
+        state |= {"loss_scale": scale, "finite_steps": steps}
     return {"iterations": optimizer.iterations.value, **state}
 
 

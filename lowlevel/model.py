@@ -46,7 +46,7 @@ class UNet(tf.Module):
                 skip = skip[:, crop:-crop, crop:-crop]
             x = tf.concat([skip, x], axis=-1)  # [N, H, W, 2C]
             x = self.double_conv(x, f"up{i}", training)
-        x = tf.cast(x, network.variable_dtype)  # bfloat16 ends: 8 significant bits are too few
+        x = tf.cast(x, network.variable_dtype)  # mixed precision ends: logits need more bits
         return self.conv2d(x, "head")
 
     def double_conv(self, x, name, training):

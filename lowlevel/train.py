@@ -27,8 +27,10 @@ def make_train_step(model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
-        gradients = tape.gradient(loss, weights)
+        gradients = tape.gradient(loss, weights, optimizer.loss_scale)  # None: 1
         with tf.name_scope("optimizer"):  # for profiles
+            if optimizer.loss_scale is not None:  # float16
+                gradients = {name: g / optimizer.loss_scale for name, g in gradients.items()}
             if config.training.clip_norm:
                 gradients = clip_by_global_norm(gradients, config.training.clip_norm)
             optimizer.apply(gradients)
@@ -59,8 +61,10 @@ def make_optimizer(model, config):
     settings, lr = config.training, config.training.learning_rate
     weights = {name: w for name, w in named_weights(model).items() if w.trainable}
     if settings.optimizer == "adam":
-        return Adam(weights, lr, settings.beta_1, settings.beta_2, settings.epsilon)
-    return SGD(weights, lr, settings.momentum)
+        optimizer = Adam(weights, lr, settings.beta_1, settings.beta_2, settings.epsilon)
+    else:
+        optimizer = SGD(weights, lr, settings.momentum)
+    return LossScaled(optimizer) if config.network.precision == "float16" else optimizer
 
 
 def named_state(model, optimizer):
@@ -81,6 +85,7 @@ class Adam:
 
     def __init__(self, weights, learning_rate, beta_1, beta_2, epsilon):
         self.weights, self.beta_1, self.beta_2, self.epsilon = weights, beta_1, beta_2, epsilon
+        self.loss_scale = None  # LossScaled has one
         self.learning_rate = tf.Variable(learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")  # t
         zeros = {f"{name}/{s}": tf.zeros_like(w) for name, w in weights.items() for s in ("m", "v")}
@@ -106,7 +111,7 @@ class SGD:
     """
 
     def __init__(self, weights, learning_rate, momentum):
-        self.weights, self.momentum = weights, momentum
+        self.weights, self.momentum, self.loss_scale = weights, momentum, None
         self.learning_rate = tf.Variable(learning_rate, dtype=tf.float32, name="learning_rate")
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
         self.state = {f"{name}/m": tf.Variable(tf.zeros_like(w)) for name, w in weights.items()}
@@ -119,6 +124,31 @@ class SGD:
             g, m = gradients[name], self.state[f"{name}/m"]
             m.assign(self.momentum * m - lr * g)
             w.assign_add(m)
+
+
+class LossScaled:
+    """Micikevicius et al. 2018, arXiv 1710.03740, section 3.2: in float16 what is below 6e-8 is 0.
+
+    So the way back starts from `loss_scale`, not from 1. Where gradients overflow the step is left
+    out and the scale halved; after 2000 steps in which none did, it is doubled.
+    """
+
+    def __init__(self, optimizer):
+        self.optimizer, self.weights = optimizer, optimizer.weights
+        self.learning_rate, self.iterations = optimizer.learning_rate, optimizer.iterations
+        self.loss_scale = tf.Variable(2.0**15, name="loss_scale")
+        self.finite_steps = tf.Variable(0, dtype=tf.int64, name="finite_steps")
+        own = dict(loss_scale=self.loss_scale, finite_steps=self.finite_steps)
+        self.state = optimizer.state | own
+
+    def apply(self, gradients):
+        """gradients: canonical name -> gradient, of every weight, divided by the scale."""
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients.values()])
+        tf.cond(finite, lambda: self.optimizer.apply(gradients), lambda: None)
+        steps = tf.where(finite, self.finite_steps + 1, 0)
+        self.finite_steps.assign(steps % 2000)
+        grown = tf.where(steps == 2000, 2 * self.loss_scale, self.loss_scale)
+        self.loss_scale.assign(tf.where(finite, grown, self.loss_scale / 2))
 
 
 def clip_by_global_norm(gradients, clip_norm):

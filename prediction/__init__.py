@@ -9,4 +9,4 @@ EXPORTS = {  # kind: its files, beside export.json
     "onnx": ["model.onnx"],
     "litert": ["model.tflite"],
 }
-FIXED = ("stablehlo", "litert")  # for one image of one size
+FIXED = ("stablehlo", "litert")  # for one image of one size; so is onnx with --image-size

@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 from common.config import VOID, Size, UserError
-from common.metrics import class_scores, confusion, mean_over_classes
+from common.metrics import class_scores, confusion, measures
 from common.output import write_csv
 from common.pictures import class_names, expendable
 from common.text import cell, say
@@ -129,8 +129,8 @@ class Evaluation:
         if truth.shape != mask.shape:
             raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
         matrix = sum(confusion(*pair, classes) for pair in strips(truth, mask))
-        dice, iou, accuracy, *_ = measures(matrix, classes)
-        words = f"  dice {dice:.4f}  iou {iou:.4f}  accuracy {accuracy:.4f}"
+        measured = measures(matrix, classes)
+        words = "".join(f"  {name} {value:.4f}" for name, value in measured.items())
         if objects is not None:
             scores = self._compare_objects(source, truth, objects, klass)
             if not matrix.any():  # nothing is labelled
@@ -141,7 +141,7 @@ class Evaluation:
         if matrix.any():
             n = -(-max(mask.shape) // SHOWN)  # every nth row and column of a large image
             shown = [array[::n, ::n].copy() for array in (image, truth, mask)]
-            self.worst = sorted([*self.worst, (dice, name, *shown)], key=lambda row: row[0])[:WORST]
+            self.worst = sorted([*self.worst, (measured["dice"], name, *shown)], key=lambda row: row[0])[:WORST]
         return words
 
     def _compare_objects(self, source, truth, found, klass):
@@ -172,8 +172,8 @@ class Evaluation:
         """The metrics of every image, their mean, and those of all pixels together; the last two are printed."""
         classes = self.config.network.classes
         columns = ["dice", "iou", "accuracy", *(f"iou_{name}" for name in class_names(self.config.data.class_names, classes))]
-        rows = {name: measures(matrix, classes) for name, matrix in self.matrices.items()}
-        every = measures(sum(self.matrices.values()), classes)
+        rows = {name: figures(matrix, classes) for name, matrix in self.matrices.items()}
+        every = figures(sum(self.matrices.values()), classes)
         if self.scores:
             columns += ["pixel_error", *next(iter(self.scores.values()))]
             rows = {name: [*row, 1 - row[2], *self.scores[name].values()] for name, row in rows.items()}
@@ -188,8 +188,6 @@ class Evaluation:
             say(f"{column:<{width}}" + "".join(f"{'-' if np.isnan(value) else f'{value:.4f}':>20}" for value in values))
 
 
-def measures(matrix, classes):
-    """Confusion matrix -> [dice, IoU, accuracy, IoU of each class]; with more than one class dice and IoU are means."""
-    iou, dice = class_scores(matrix)
-    accuracy = np.trace(matrix) / matrix.sum() if matrix.any() else np.nan
-    return [mean_over_classes(dice, classes), mean_over_classes(iou, classes), accuracy, *iou]
+def figures(matrix, classes):
+    """Confusion matrix -> [dice, IoU, accuracy, IoU of each class]."""
+    return [*measures(matrix, classes).values(), *class_scores(matrix)[0]]

@@ -14,8 +14,8 @@ by canonical name. Weights are shared, so a checkpoint of any implementation is 
 import contextlib
 import dataclasses
 import json
-import os
 import re
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,7 +25,7 @@ from common.config import Size, UserError
 from common.device import filtered_stderr, tf
 from common.losses import probabilities
 from common.metrics import predicted_classes, scores
-from common.output import PART, refuse_existing
+from common.output import prepare, refuse_existing, replacing
 from common.padding import any_size
 from common.weights import fold_batch_norm
 from data.borders import part_touching
@@ -47,19 +47,19 @@ SEEN = 100  # training images to choose the ranges of int8 by, and validation im
 
 
 @contextlib.contextmanager
-def new_folder(path):
-    """Gives a folder for an export, whose files are moved into `path` at the end, export.json last: it makes it whole.
+def new_folder(path, overwrite=False):
+    """Gives a folder for an export, whose files become those of `path` at the end, export.json last: it makes it whole.
 
-    Raises: UserError when `path` cannot be written.
+    Raises: UserError when `path` cannot be written, and where something has come there meanwhile.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=PART, dir=path) as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
             yield Path(folder)
-            (path / "export.json").unlink(missing_ok=True)  # comes last: with it the export is whole
-            for file in sorted(Path(folder).rglob("*"), key=lambda file: (file.name == "export.json", file)):
-                target = path / file.relative_to(folder)
-                target.mkdir(exist_ok=True) if file.is_dir() else os.replace(file, target)
+            names = [file.relative_to(folder) for file in Path(folder).rglob("*") if file.is_file()]
+            prepare([path / name for name in names], overwrite)
+            for name in sorted(names, key=lambda name: name.name != "export.json"):  # the first is the last to be moved
+                shutil.copyfile(folder / name, files.enter_context(replacing(path / name)))
+            (path / "export.json").unlink(missing_ok=True)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"cannot write --output {path}: {reason}; what was there before stays") from None
@@ -113,20 +113,22 @@ def write_stablehlo(folder, network, model, variables, size):
     return {"arguments": ["images", *captured], "logits_size": [side - margin for side in size]}
 
 
-def write_onnx(folder, network, model):
-    """Returns: what export.json says of it. Raises: UserError when tf2onnx is not installed."""
+def write_onnx(folder, network, model, size):
+    """size: (height, width) for one image of one size, as OpenCV's `dnn` needs it; None: any.
+
+    Returns: what export.json says of it. Raises: UserError when tf2onnx is not installed."""
     try:
         import tf2onnx
     except ImportError as error:
         raise UserError(f"--export onnx needs a package more ({error}): pip install {TF2ONNX}") from None
-    serve = serving(model, network)
+    serve = serving(model, network, size or (None, None))
     onnx, _ = tf2onnx.convert.from_function(serve, serve.input_signature, opset=OPSET)
     margin = shapes.margin(network.depth, network.padding)
     for value, less in ((onnx.graph.input[0], ""), (onnx.graph.output[0], f" - {margin}" if margin else "")):
-        for dim, name in zip(value.type.tensor_type.shape.dim, ("N", f"H{less}", f"W{less}")):
+        for dim, name in () if size else zip(value.type.tensor_type.shape.dim, ("N", f"H{less}", f"W{less}")):
             dim.dim_param = name
     (folder / "model.onnx").write_bytes(onnx.SerializeToString())
-    return {"precision": "float32", "opset": OPSET}
+    return {"precision": "float32", "opset": OPSET, "size": size and list(size)}
 
 
 def write_litert(folder, network, model, variables, size, calibration):
@@ -218,7 +220,8 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
 
     kind, implementation: of `EXPORTS`, through which one; the Keras file is made by keras_impl, whichever trained.
     weights: canonical name -> array, as `load_checkpoint` returns them. config: of the training.
-    size: (height, width) of the image for StableHLO and LiteRT; by default the --image-size or --crop-size of the training.
+    size: (height, width) of the image for StableHLO and LiteRT, by default the --image-size or --crop-size of the training; and
+    for ONNX, by default any.
     quantize: whether LiteRT computes in int8, in ranges found on training images; what that costs in dice is printed.
 
     Raises: UserError for an implementation that cannot make this kind, a package or data that it needs and that are not there,
@@ -229,13 +232,14 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     network, values = config.network, config.as_dict()
     about = {"kind": kind, "implementation": implementation, "tensorflow": tf.__version__, **dataclasses.asdict(network)}
     about |= {name: values[name] for name in ("class_names", "mask_values", "image_size")}
+    white = about["white"] = config.data.white or 255  # what 1 is
     about["stretch"] = {"percentiles": STRETCHED, "white": config.data.scale} if config.data.stretch else None
     words, calibration = "images of any size", None
     if kind == "keras":
         multiple, more = 2**network.depth, shapes.missing(0, network)
         about |= {"sides_multiple_of": multiple, "sides_and": more}
         words = f"images whose sides are multiples of {multiple} pixels" + (f" and {more} more" if more else "")
-    elif kind in FIXED:
+    elif kind in FIXED or size:
         size = fixed_size(kind, config, size)
         words = f"one image of {Size(*size)}"
     refuse_existing([path / name for name in ["export.json", *EXPORTS[kind]]], overwrite)
@@ -246,7 +250,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
     elif kind in ("onnx", "litert"):
         network, weights = fold_batch_norm(dataclasses.replace(network, precision="float32"), weights)
     model, variables = restore(implementation, network, weights)
-    with new_folder(path) as folder:
+    with new_folder(path, overwrite) as folder:
         if kind == "keras":
             write_keras(folder, network, model)
         elif kind == "savedmodel":
@@ -254,12 +258,14 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
         elif kind == "stablehlo":
             about |= write_stablehlo(folder, network, model, variables, size)
         elif kind == "onnx":
-            about |= write_onnx(folder, network, model)
+            about |= write_onnx(folder, network, model, size)
         else:
             about |= write_litert(folder, network, model, variables, size, calibration)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{implementation} exported to {path} ({kind}, {total / 1e6:.1f} MB) for {words}")
+    print(f"{implementation} exported to {path} ({kind}, {total / 1e3:,.0f} kB) for {words}")
+    if white != 255:
+        print(f"white is {white:g}: divide images by it")
     if config.data.stretch:
         print("it was trained on images of --stretch: stretch yours before, as data/files.py, `stretched`, does")
     if quantize:

@@ -15,6 +15,7 @@ from common.pictures import class_names, in_values, shown_bands
 from common.text import say
 from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image, stretched
 from data.layouts import nested_images, passed_over
+from prediction.georeference import read_tags
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
 import numpy as np
@@ -71,22 +72,22 @@ def pages_of(path):
 
 def outputs(source, args):
     """Where the results of an image go, by the options of predict.py: {"mask": path, "overlay": path, ...}."""
-    paths = {"mask": f"{source.stem}.png"}
+    paths = {"mask": f"{source.stem}.{'tif' if read_tags(source) else 'png'}"}
     if args.overlay:
         paths["overlay"] = f"overlays/{source.stem}.png"
     if args.probabilities:
         paths["probabilities"] = f"probabilities/{source.stem}.npy"
     if args.objects:
-        paths |= {"objects": f"objects/{source.stem}.png", "many objects": f"objects/{source.stem}.tif"}
+        paths |= {"objects": f"objects/{source.stem}.png", "objects as TIFF": f"objects/{source.stem}.tif"}
     return {kind: args.output / path for kind, path in paths.items()}
 
 
-def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
+def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None, threshold=0.5):
     """-> image [H, W, channels] on the scale of the training, class indices uint8 [H, W], probabilities [H, W] of class `keep`.
 
     All probabilities go into the file `save_to`, if any.
 
-    predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them.
+    predict: from `prediction.network.make_predict`. tile, tta: as `predict_tiles` takes them; threshold: `predicted_classes`.
 
     Raises: UserError for an image that cannot be read or is too small, OSError for a file that cannot be written.
     """
@@ -108,7 +109,7 @@ def predict_mask(predict, source, config, tile, tta, save_to=None, keep=None):
         for rows, columns, p in parts:
             if not np.isfinite(p).all():
                 raise UserError(f"{source.path}: the network's answer is not finite; its weights are too large, train again")
-            mask[rows, columns] = predicted_classes(p[np.newaxis])[0]
+            mask[rows, columns] = predicted_classes(p[np.newaxis], threshold)[0]
             if keep is not None:
                 kept[rows, columns] = p[..., keep if network.classes > 1 else 0]
             if save_to:
@@ -152,15 +153,32 @@ def count_values(mask):
     return np.array(Image.fromarray(mask).histogram())  # of less memory than np.bincount
 
 
-def save_mask(path, mask, config):
-    """The values of the masks to train on, or class indices where a layout maps its own; 0 and 255 with one class."""
+def save_mask(path, mask, config, tags):
+    """The values of the masks to train on, or class indices where a layout maps its own; 0 and 255 with one class.
+
+    A PNG, or a TIFF with `tags`, which `prediction.georeference` reads.
+    """
     values = config.data.mask_values or config.shown_values
     if config.network.classes == 1 and not config.data.mask_values:
-        picture = Image.fromarray(mask * np.uint8(255))
+        mask, colors = mask * np.uint8(255), None
     else:
-        picture = Image.fromarray(np.array(values, np.uint8)[mask])
-        picture.putpalette(COLORS[: max(values) + 1].tobytes())
+        mask, colors = np.array(values, np.uint8)[mask], COLORS[: max(values) + 1]
+    save_numbers(path, mask, tags, colors)
+
+
+def save_numbers(path, numbers, tags=(), colors=None):
+    """An image [H, W] of whole numbers: a TIFF with `tags`, or without a PNG. colors: uint8 [n, 3], those of the first n."""
     with replacing(path) as part:
+        if path.suffix == ".tif":
+            from tifffile import imwrite
+
+            palette = None if colors is None else np.pad(colors, [(0, 256 - len(colors)), (0, 0)]).T.astype(np.uint16) * 257
+            kind = "minisblack" if colors is None else "palette"
+            imwrite(part, numbers, photometric=kind, colormap=palette, compression="zlib", metadata=None, extratags=tags)
+            return
+        picture = Image.fromarray(numbers)
+        if colors is not None:
+            picture.putpalette(colors.tobytes())
         picture.save(part, "PNG")
 
 

@@ -16,6 +16,7 @@ from common.pictures import class_names, shown_bands, told_apart
 from common.text import cell, say
 from data.borders import CROSS, part_touching
 from data.files import in_8_bits
+from prediction.images import save_numbers
 from prediction.matching import object_scores
 from prediction.tiles import predict_tiles
 
@@ -216,21 +217,21 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     return settings
 
 
-def save_labels(path, path_of_many, labels):
-    """The label image: `path`, a .png of 16 bits, or with more than 65535 objects `path_of_many`, a .tif of 32."""
+def save_labels(path, path_of_tiff, labels, tags=()):
+    """The label image of 16 bits, with more than 65535 objects of 32: a PNG, `path`, or with that many or `tags` a TIFF."""
     wide = labels.max(initial=0) > 65535
-    path, other = (path_of_many, path) if wide else (path, path_of_many)
-    if wide:
+    path, other = (path_of_tiff, path) if wide or tags else (path, path_of_tiff)
+    if wide and not tags:
         say(f"{path.stem}: {labels.max()} objects are more than a PNG can number: {path.name}")
-    with replacing(path) as part:
-        Image.fromarray(labels if wide else labels.astype(np.uint16)).save(part, "TIFF" if wide else "PNG")
+    save_numbers(path, labels if wide else labels.astype(np.uint16), tags)
     other.unlink(missing_ok=True)  # of an earlier prediction, with --overwrite
 
 
-def measure(labels, image):
+def measure(labels, image, place=None):
     """One dict for each object: label; area in pixels; row and column of the centroid; mean intensity in each channel.
 
     top, left, bottom, right: the first row and column of the object, and those behind its last.
+    place: from `georeference.map_of_pixels`; with it also map_x and map_y of the centroid and map_area, in units of the map.
 
     image: [H, W, channels], as `predict_mask` gives it: 0 to 255, or to --white.
     """
@@ -238,14 +239,18 @@ def measure(labels, image):
     channels = [""] if n == 1 else ["_red", "_green", "_blue"] if n == 3 else [f"_band_{k + 1}" for k in range(n)]
     columns = "label area row column top left bottom right".split() + [f"mean_intensity{channel}" for channel in channels]
     table = regionprops_table(labels, image, ["label", "area", "centroid", "bbox", "intensity_mean"])
+    if place is not None:
+        columns += ["map_x", "map_y", "map_area"]
+        x, y = place @ [table["centroid-1"], table["centroid-0"], np.ones(len(table["label"]))]
+        table |= {"x": x, "y": y, "map area": table["area"] * abs(np.linalg.det(place[:, :2]))}
     return [dict(zip(columns, row, strict=True)) for row in zip(*table.values())]
 
 
 def write_table(path, rows):
     """rows: name of the image -> what `measure` returns, as one CSV file."""
-    columns = next((list(measured[0]) for measured in rows.values() if measured), ["label"])
-    values = ([cell(name), *(f"{value:.10g}" for value in row.values())] for name, measured in rows.items() for row in measured)
-    write_csv(path, itertools.chain([["image", *columns]], values))
+    objects = [{"image": cell(name)} | {key: f"{row[key]:.10g}" for key in row} for name in rows for row in rows[name]]
+    columns = list(dict.fromkeys(itertools.chain(["image", "label"], *objects)))  # of some images there is a map
+    write_csv(path, [columns, *([row.get(column, "") for column in columns] for row in objects)])
 
 
 def save_outlines(path, image, labels, config):

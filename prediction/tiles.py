@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from common.config import UserError
 from common.shapes import margin, missing
+from common.text import printable
 
 import numpy as np
 from PIL import Image
@@ -98,7 +99,7 @@ def predict_tiles(predict, image, network, tile, tta=None, name=None, white=255)
     height, width, _ = image.shape
     views = symmetries(height == width, tta) if tta else [(0, False)]
     windows = list(itertools.product(cut(height, tile, network), cut(width, tile, network)))
-    for rows, columns in tqdm(windows, desc=name, unit=" tiles", delay=1, leave=False, disable=None):
+    for rows, columns in tqdm(windows, desc=name and printable(name), unit=" tiles", delay=1, leave=False, disable=None):
         window, total = image[np.ix_(rows.pixels, columns.pixels)].astype(np.float32) / white, 0
         for turns, mirrored in views:
             seen = np.rot90(window, turns)

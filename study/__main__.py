@@ -9,15 +9,15 @@ import sys
 import time
 from pathlib import Path
 
-from common.cli import make_parser, parse, read_config, run_script
-from common.config import UserError
+from common.cli import OF_A_RUN, make_parser, parse, read_config, run_script
+from common.config import FIELDS, UserError
 from common.output import prepare, write_text
 
 MEASURED, PAGE = (Path(__file__).resolve().parents[1] / name for name in ("study/measured.json", "docs/study.html"))
 
 
 def read_command_line(argv):
-    parser = make_parser("python -m study", __doc__)
+    parser = make_parser("python -m study", __doc__, {"preset", *FIELDS} - OF_A_RUN - {"run_dir"})
     parser.set_defaults(images=40)
     group = parser.add_argument_group("study")
     group.add_argument("--measure", action="store_true", help="measure first")
@@ -47,8 +47,10 @@ def as_text(measured):
 
 def main(argv=None):
     args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
-    written = [args.output, args.measured] if args.measure else [args.output]
-    prepare((path for path in written if path.resolve() not in (MEASURED, PAGE)), args.overwrite)
+    if args.output.resolve() == args.measured.resolve():
+        raise UserError(f"--output and --measured are both {args.output}: name two files")
+    written = [(args.output, PAGE), (args.measured, MEASURED)][: 1 + args.measure]
+    prepare((path for path, own in written if path.resolve() != own), args.overwrite)
     try:
         from study.page import make_page
     except ModuleNotFoundError as error:

@@ -23,7 +23,7 @@ SAME |= {"SGD/resource_apply_dense": "SGD/apply"}
 # Statements that do one job and have too few words in common.
 ALIKE = {("end_step", "fit"), ("train_step", "compile"), ("cast", "images")}
 # Calls whose function has another name: of the network, of the gradients of what stands there, of a whole step, of a class.
-CALLED = dict.fromkeys(("model", "tape.gradient", "tf.gradients", "train_step", "model.fit"), "forward")
+CALLED = dict.fromkeys(("model", "tape.gradient", "optimizer.compute_gradients", "train_step", "model.fit"), "forward")
 CALLED["bn"] = "batch_norm"
 FIRST = ("double_conv", "forward", "make_train_step")  # what a reader comes for stands above all else
 

@@ -1,6 +1,5 @@
 """compare.py bench: the figures that people quote must come from what they name."""
 
-import functools
 import json
 import os
 import signal
@@ -167,8 +166,8 @@ def test_matrix(monkeypatch):
     config, size, has_tf32 = Config(), Size(128, 128), False
 
     def settings(given, matrix):
-        found = cells.find_cells(config, given, matrix, size, has_tf32)
-        return {cell[:-1] for cell in found if cell.implementation != cells.LIMIT}
+        found = cells.find_cells(config, given, matrix, size, "CPU", has_tf32)
+        return {cell[:4] for cell in found if cell.implementation != cells.LIMIT}
 
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "bfloat16")}
     assert settings(set(), "default") == {(p, jit, 8, size) for p in ("float32", "bfloat16") for jit in (False, True)}
@@ -176,7 +175,7 @@ def test_matrix(monkeypatch):
     assert settings({"precision", "batch_size"}, "full") == {
         ("float32", jit, 8, side) for jit in (False, True) for side in (size, Size(256, 256))
     }
-    found = cells.find_cells(config, set(), "quick", size, has_tf32)
+    found = cells.find_cells(config, set(), "quick", size)
     assert [cell.precision for cell in found if cell.implementation == cells.LIMIT] == ["float32", "bfloat16"]
     has_tf32 = True
     assert settings(set(), "quick") == {(p, False, 8, size) for p in ("float32", "tf32", "bfloat16")}
@@ -189,10 +188,10 @@ def test_matrix(monkeypatch):
 
 def test_cells_share_the_memory_there_is():
     config, size = Config(), Size(128, 128)
-    every = cells.find_cells(config, set(), "default", size, has_tf32=False)
+    every = cells.find_cells(config, set(), "default", size)
     together, too_large = cells.groups(every, config, 1e12)
-    assert together == [every] and not too_large
-    assert cells.groups(every, config, np.inf) == ([every], [])
+    assert set(together[0]) == set(every) and len(together) == 1 and not too_large
+    assert cells.groups(every, config, np.inf) == (together, [])
     need = {cell: cells.expected_bytes(cell, cell.config(config)) for cell in every}
     several, too_large = cells.groups(every, config, 1.01 * sum(need.values()) / 2)
     assert len(several) > 1 and not too_large
@@ -205,20 +204,86 @@ def test_cells_share_the_memory_there_is():
 
 
 CELL = cells.Cell("float32", False, 2, Size(16, 16), "lowlevel")
-BATCH = np.zeros([2, 16, 16, 1], np.float32), np.zeros([2, 16, 16, 1], np.float32)
+
+
+TINIEST = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16), channels=1, classes=1)
 
 
 def test_a_process_that_dies_is_reported():
-    workers = bench.Workers(Config.of(filters=2, depth=1))
-    workers.start(CELL, *BATCH)
-    workers.greet(CELL)
-    workers.take_turn((CELL, "train", 2))
-    assert workers.times[CELL, "train"][0] > 0
-    os.kill(workers.up[CELL].process.pid, signal.SIGKILL)
-    workers.take_turn((CELL, "train", 2))
-    assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
-    workers.stop()
-    assert "killed" in workers.failed[CELL] and workers.peaks == {}
+    with bench.Workers() as workers:
+        workers.config = TINIEST
+        workers.prepare([CELL])
+        workers.take_turn((CELL, "train", 2))
+        assert workers.times[CELL, "train"][0] > 0
+        os.kill(workers.up[CELL].process.pid, signal.SIGKILL)
+        workers.take_turn((CELL, "train", 2))
+        assert len(workers.times[CELL, "train"]) == 1, "what was measured before is not lost"
+        workers.end([CELL])
+        assert "killed" in workers.failed[CELL] and workers.peaks == {}
+
+
+# --- the list for a GPU ---
+
+
+def test_the_cells_of_a_gpu():
+    """In order of worth: what is first is there when the time on the machine is over."""
+    config, size = Config(), Size(128, 128)
+
+    def settings(matrix, given=frozenset(), config=config):
+        found = cells.find_cells(config, given, matrix, size, "GPU", has_tf32=True)
+        assert [c.implementation for c in found[:4]] == [cells.LIMIT, *comparison.IMPLEMENTATIONS]
+        limits = [c.precision for c in found if c.implementation == cells.LIMIT]
+        assert len(set(limits)) == len(limits), "once in each precision"
+        return list(dict.fromkeys((c.variant, c.precision, c.jit, c.batch_size, str(c.image_size)) for c in found))
+
+    every = ["float32", "tf32", "bfloat16", "float16"]
+    plain = [("", p, False, None, "128x128") for p in every]
+    quick = settings("quick")
+    assert quick == plain + [("", p, True, None, "128x128") for p in every[2:]]
+    default = settings("default")
+    assert default[:8] == plain + [("", p, True, None, "128x128") for p in every]
+    nvidia = [("paper", "float16", True, batch, "388x388") for batch in (8, 16)]
+    assert default[8:10] == nvidia
+    assert {s[-1] for s in default if s[0] == ""} == {"128x128", "512x512"}
+    assert {s[:3] for s in default if s[0] == "ReLU"} == {("ReLU", p, jit) for p in every[2:] for jit in (False, True)}
+    assert settings("quick", {"precision", "batch_size"}, Config.of(precision="float16")) == [
+        ("", "float16", jit, 8, "128x128") for jit in (False, True)
+    ]
+    of_paper = cells.Cell("float16", True, 8, Size(388, 388), "lowlevel", "paper", cells.changes_of("paper", set()))
+    assert [of_paper.published(mode) for mode in cells.MODES] == [119, None, None]
+    assert of_paper._replace(batch_size=16).published("infer") == 424
+    assert of_paper._replace(changes=cells.changes_of("paper", {"filters"})).published("train") is None
+    of_paper = of_paper.config(config)
+    assert (of_paper.network.filters, of_paper.network.padding, of_paper.training.batch_size) == (64, "valid", 8)
+
+
+def test_the_batch_doubles_until_that_gains_little():
+    assert cells.doubled(lambda n: 1000 * n / (n + 60)) == [(8 * 2**k, 1000 / (1 + 60 / (8 * 2**k))) for k in range(9)]
+    assert cells.doubled(lambda n: 100.0) == [(8, 100.0), (16, 100.0)]
+    assert cells.doubled(lambda n: n if n < 64 else None)[-2:] == [(32, 32), (64, None)], "the largest that fits, and the next"
+
+
+def test_the_list_of_a_gpu_is_measured(tmp_path, monkeypatch, capsys):
+    """On the CPU, one column: a process holds all its cells, and what is measured is on disk before the next begins."""
+    monkeypatch.setattr(cells, "ROWS", ("lowlevel",))
+    monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
+    monkeypatch.setattr(bench, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(cells, "doubled", lambda rate: [(2, rate(2)), (4, rate(4))])
+    settings = [("ReLU", TINIEST.data.image_size, None, "float32", False), ("paper", None, 8, "float32", False)]
+    monkeypatch.setattr(cells, "settings_of_gpu", lambda *_: settings)
+    written, write = [], bench.write_text
+    monkeypatch.setattr(
+        bench, "write_text", lambda path, text: written.append(len(json.loads(text)["records"])) or write(path, text)
+    )
+    arguments = "bench --gpu --image-size 16 --depth 1 --filters 2 --images 12 --rounds 1".split()
+    assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
+    assert written == [3, 5], "training, inference and folded, but for the paper's network without normalization"
+    output = capsys.readouterr().out
+    assert "images/s in training by batch size, lowlevel, ReLU, float32, 16x16 pixels: 8: " in output
+    assert "training, paper, float32, batch 8, 16x16 pixels\n" in output, "smaller than NVIDIA's"
+    records = json.loads((tmp_path / "bench.json").read_text())["records"]
+    assert {r["variant"] for r in records} == {"paper", "ReLU"} and all(r["images_per_second"] > 0 for r in records)
+    assert len({r["import_seconds"] for r in records}) == 1, "one process"
 
 
 @pytest.mark.slow
@@ -238,7 +303,7 @@ def test_bench_writes_a_record(tmp_path, capsys):
         assert 0 < row["share_of_arithmetic_limit"] < 1 and len(row["step_seconds"]) == 3
         assert row["first_step_seconds"] > row["trace_seconds"] > 0 and row["peak_memory_bytes"] > 2**26
     assert record["environment"]["packages"]["tensorflow"] == tf.__version__
-    assert (tmp_path / "bench.png").exists() and (tmp_path / "roofline.png").exists()
+    assert (tmp_path / "roofline.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -318,14 +383,8 @@ def test_image_that_cannot_fit_is_one_line(tmp_path):
         compare.main(["bench", "--quick", *TINY, "--filters", "65536", "--image-size", "512", "--run-dir", str(tmp_path)])
 
 
-def test_a_process_that_draws_and_dies_is_one_line(monkeypatch):
-    monkeypatch.setattr(pipeline, "draw_batches", lambda: os._exit(9))
-    with pytest.raises(UserError, match="too little memory"):
-        pipeline.in_processes(())
-
-
 def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
-    """From photographs with masks in GIF, which Pillow reads page by page, to the shares of time that somebody waits."""
+    """From photographs with masks in GIF, which Pillow reads page by page, to how often the input feeds the step."""
     for k in range(4):
         for folder, ending, values in [("train", ".jpg", 40 * k), ("train_masks", "_mask.gif", 255 * (k % 2))]:
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -334,15 +393,14 @@ def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
             Image.fromarray(picture).save(tmp_path / folder / f"{k % 2}_0{k}{ending}")
     monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
     monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
-    monkeypatch.setattr(pipeline, "time_consumer", functools.partial(pipeline.time_consumer, seconds=0.2))
-    monkeypatch.setattr(pipeline, "time_draws", functools.partial(pipeline.time_draws, seconds=0.1))
     options = dict(dataset="carvana", data_dir=tmp_path, batch_size=1, filters=4, depth=2, crop_size=Size(16, 16))
-    monkeypatch.setattr(pipeline, "CONSUMED", (10, 10**7))
     pipeline.run(Config.of(**options), 1, tmp_path / "pipeline.json")
     record = json.loads((tmp_path / "pipeline.json").read_text())
     assert set(record["images_per_second"]) >= {"pillow", "first epoch", "later epochs, augment mirror"}
-    waits = record["consumer_waits"]
-    assert waits["augment none, 10 images/s"] < waits["augment mirror, 10000000 images/s"]
-    ((one, threads, processes),) = record["draws_1_threads_processes"]["augment mirror"]
-    assert min(one, threads, processes) > 0
-    assert "lowlevel, augment mirror" in record["training"] and "a consumer waits" in capsys.readouterr().out
+    assert {"lowlevel, no input", "lowlevel, augment mirror"} <= record["training"].keys()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "times over" in line]
+    step = record["training"]["lowlevel, no input"][0]["images_per_second"]
+    for kind, line in zip(("none", "mirror"), lines, strict=True):
+        fed = record["images_per_second"][f"later epochs, augment {kind}"][0] / step
+        assert line.startswith(f"augment {kind}: the input feeds the fastest step {fed:.1f} times over")
+        assert line.endswith("so that the device waits") == (fed < 1)

@@ -14,6 +14,7 @@ from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, Use
 from common.values import Addresses, Bands, ColorTable, Names, Size, Values, Weights
 from common.weights import weight_shapes
 from comparison.proof.ways import ARCHITECTURES, cases
+from training.options import read_command_line
 
 import pytest
 
@@ -67,6 +68,9 @@ WRONG = [  # options, and what the message says of them
     (dict(dropout=1.0), "--dropout must be at least 0 and below 1, got 1.0"),
     (dict(validation=0.0), "--validation must be above 0 and below 1, got 0.0"),
     (dict(learning_rate=math.nan), "--learning-rate must be above 0 and finite, got nan"),
+    (dict(learning_rate=1e-50), "--learning-rate 1e-50 is a number that float32 does not hold"),
+    (dict(momentum=1 - 1e-9), "--momentum 0.999999999 is a number that float32 does not hold"),
+    (dict(clip_norm=1e39), "--clip-norm 1e+39 is a number that float32 does not hold"),
     (dict(clip_norm=math.inf), "--clip-norm must be above 0 and finite, got inf"),
     (dict(channels=513), "--channels must be 1 to 512, got 513"),
     (dict(optimizer="sgd", momentum=0.0), "--momentum must be above 0 and below 1"),
@@ -104,6 +108,26 @@ WRONG = [  # options, and what the message says of them
 def test_ranges_and_company_of_options(options, words):
     with pytest.raises(UserError, match=re.escape(words)):
         Config.of(**options)
+
+
+IDLE = """--momentum 0.5 | --optimizer sgd --momentum 0.5 | --momentum does nothing beside --optimizer adam
+--batch-norm none --bn-momentum 0.5 | --bn-momentum 0.5 | --bn-momentum does nothing beside --batch-norm none
+--dataset isbi --data-dir d --images 9 | --images 9 | --images does nothing beside --dataset isbi
+--cache c | --dataset isbi --data-dir d --cache c | --cache does nothing beside --dataset synthetic
+--skip-bad | --dataset isbi --data-dir d --skip-bad | --skip-bad does nothing beside --dataset synthetic
+--split s --validation 0.5 | --split s | --validation does nothing beside --split s
+--folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2
+--split s --group (a) | --group (a) | --group does nothing beside --split s"""
+
+
+@pytest.mark.parametrize("row", IDLE.splitlines())
+def test_options_that_do_nothing_beside_others_are_refused(row):
+    """On a command line: a preset and compare.py's defaults may leave some standing."""
+    idle, fits, words = (part.split() for part in row.split("|"))
+    with pytest.raises(UserError, match=" ".join(words)):
+        read_command_line("lowlevel", idle, "")
+    read_command_line("lowlevel", fits, "")
+    read_command_line("lowlevel", ["--preset", "paper", "--optimizer", "adam"], "")
 
 
 def test_every_number_has_a_range_and_ends_somewhere():

@@ -1,5 +1,6 @@
 """The README and the pages in docs/: their commands are understood, their code is the files', their links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import textwrap
@@ -9,12 +10,13 @@ import compare
 import data.overview
 import predict
 import study.__main__
-from common.cli import given_options, make_parser, parse, read_config
+from common.cli import read_config
 from common.config import IMPLEMENTATIONS, Config, UserError
 from common.device import tf
 from common.weights import assign_weights, initial_weights
 from comparison import columns
 from comparison.proof.finder import activations
+from training.options import read_command_line as read_training
 
 import keras
 import numpy as np
@@ -69,13 +71,8 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
-        if module == "comparison.benchmark.scaling":
-            return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
-        parser = make_parser(module, "")
-        args = parse(parser, argv)
-        given_options(parser, argv)
-        return None if args.resume else read_config(args)  # what goes on has the options of its run
+        return "--resume" in argv or read_training(module.split(".")[0], argv, "")  # what goes on has the options of its run
     script, *argv = words
     assert script in ("compare.py", "predict.py"), f"no {script}"
     return (compare if script == "compare.py" else predict).read_command_line(argv)
@@ -112,9 +109,10 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
-    known = {"--logdir"}  # of tensorboard
-    for words in (["predict.py"], ["overview"], ["study"], *(["compare.py", name] for name in compare.COMMANDS)):
+    known = {"--logdir", "--signal"}  # of tensorboard, and of Slurm
+    for words in (["predict.py"], ["overview"], ["study"], ["train"], *(["compare.py", name] for name in compare.COMMANDS)):
         others = {"predict.py": predict, "overview": data.overview, "study": study.__main__}
+        others["train"] = importlib.import_module("lowlevel.train")
         main = others.get(words[0], compare).main
         with pytest.raises(SystemExit):
             main([*words[1:], "--help"])
@@ -176,14 +174,14 @@ MATRIX = {
     "variables": ("name: tf.Variable(value", "x = layers.conv2d(", "x = layers.Conv2D("),
     "names": ('f"{name}/conv{k}"', 'name=f"{name}/conv{k}"', 'name=f"{name}_conv{k}"'),
     "shapes": ("shape = [", "layers.conv2d_transpose(", "layers.Conv2DTranspose("),
-    "dtype": ("tf.cast(kernel", "tf.cast(getter(", '"mixed_bfloat16" if'),
+    "dtype": ("tf.cast(kernel", "tf.cast(getter(", 'f"mixed_'),
     "initial values": ("initial_weights(network).items()", "assign_weights(named", "assign_weights(named"),
     "batch statistics": ("moving_mean.assign(moving", "x = layers.batch_normalization(", "else layers.BatchNormalization"),
     "dropout state": ("state.assign_add(", "state.assign_add(", "layers.Dropout("),
-    "gradients": ("tape.gradient(", "tf.gradients(", "model.fit("),
+    "gradients": ("tape.gradient(", "compute_gradients(", "model.fit("),
     "optimizer": ("class Adam", "class Adam(tf.compat.v1.train.AdamOptimizer)", "keras.optimizers.Adam("),
     "loop": ("in run.steps()", "in run.steps()", "model.fit("),
-    "checkpoints": ("**optimizer.state", "optimizer.get_slot(", "= optimizer.variables"),
+    "checkpoints": ("**optimizer.state", "inner.get_slot(", "= inner.variables"),
 }
 
 

@@ -15,6 +15,7 @@ import prediction.export
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Config, Size, UserError
 from common.losses import probabilities
+from common.output import PART
 from common.padding import any_size
 from common.shapes import missing
 from common.weights import initial_weights, weight_shapes
@@ -38,6 +39,7 @@ CONFIGS = {
     "own": OWN,
     "paper": OWN.replace(channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
     "bfloat16": OWN.replace(precision="bfloat16"),
+    "float16": OWN.replace(precision="float16"),
     "float64": OWN.replace(precision="float64", batch_norm="explicit"),
 }
 CASES = [
@@ -45,6 +47,8 @@ CASES = [
     *[("keras", "keras_impl", name) for name in CONFIGS],
     ("savedmodel", "lowlevel", "paper"),
     ("savedmodel", "highlevel", "float64"),
+    ("savedmodel", "lowlevel", "float16"),
+    ("stablehlo", "highlevel", "float16"),
     ("stablehlo", "highlevel", "paper"),
     *[(kind, implementation, "own") for kind in ("onnx", "litert") for implementation in IMPLEMENTATIONS],
     *[("onnx", "lowlevel", "paper"), ("onnx", "highlevel", "float64"), ("litert", "lowlevel", "paper")],
@@ -54,7 +58,8 @@ MISSING = [name for name in ("tf2onnx", "onnxruntime") if not importlib.util.fin
 HERE = [case for case in CASES if case[0] != "onnx" or not MISSING]
 # Probabilities are below 1: a unit in the last place is at most 6e-8 in float32. Other kernels round in another way in every
 # layer: deterministic ones here and not there, XLA's, Keras's own normalization. 1.3e-6 measured; in bfloat16, 8 bits, 0.01.
-TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5}  # float64 is narrowed to float32 at the end
+# float64 is narrowed to float32 at the end; float16 has 3 bits more than bfloat16
+TOLERANCE = {"own": 4e-6, "paper": 4e-6, "float64": 1e-7, "bfloat16": 2**-5, "float16": 2**-8}
 
 # What somebody would write who was given an export. `python -I` sees neither the current folder nor PYTHONPATH.
 READER = """
@@ -214,7 +219,7 @@ def test_export_answers_as_the_live_network(case, exported):
 def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
     network = CONFIGS[name].network
     export("keras", "keras_impl", CONFIGS[name], some_weights(CONFIGS[name]), tmp_path)
-    assert capsys.readouterr().out.endswith(f" MB) for images whose sides are {sides}\n")
+    assert capsys.readouterr().out.endswith(f" kB) for images whose sides are {sides}\n")
     about = json.loads((tmp_path / "export.json").read_text())
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     fits = 12 * about["sides_multiple_of"] + about["sides_and"]
@@ -228,7 +233,10 @@ def test_what_is_to_be_done_with_an_image_first_is_said(tmp_path, capsys):
         config = OWN.replace(dataset="folder", data_dir=tmp_path, stretch=stretch, white=4095)
         export("keras", "keras_impl", config, some_weights(config), tmp_path / "net", overwrite=True)
         assert json.loads((tmp_path / "net/export.json").read_text())["stretch"] == about
-        assert ("stretch yours before" in capsys.readouterr().out) == stretch
+        assert json.loads((tmp_path / "net/export.json").read_text())["white"] == 4095
+        assert (
+            "stretch yours before" in (out := capsys.readouterr().out)
+        ) == stretch and "white is 4095: divide images by it" in out
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
@@ -291,8 +299,49 @@ def test_an_export_is_replaced_if_told_to_and_nothing_else_is_touched(quick, tmp
     (net / "model.keras").mkdir()
     with pytest.raises(UserError, match="model.keras is there already and is no file"):
         export("keras", "keras_impl", OWN, {}, net, overwrite=True)
-    with pytest.raises(UserError, match="cannot write --output .*notes.txt: (File exists|Not a directory)"):
+    with pytest.raises(UserError, match="notes.txt is a file: name a folder"):
         export("keras", "keras_impl", OWN, {}, net / "notes.txt")
+
+
+def test_what_has_come_while_an_export_was_made_stays(quick, tmp_path, monkeypatch):
+    """All is looked at once more before the first file is moved, and the odd one is named."""
+    write, net, come = prediction.export.write_savedmodel, tmp_path / "net", []
+
+    def write_and_wait(*arguments):
+        write(*arguments)
+        name, make = come
+        (net / name).parent.mkdir(parents=True, exist_ok=True)
+        make(net / name)
+
+    monkeypatch.setattr("prediction.export.restore", restore)  # `quick` has another
+    monkeypatch.setattr("prediction.export.write_savedmodel", write_and_wait)
+    for name, make, overwrite, words in (
+        ("saved_model.pb", Path.touch, False, "saved_model.pb is there already"),
+        ("variables", Path.touch, True, "net/variables is a file: name a folder, or move it away"),
+        ("variables/variables.index", Path.mkdir, True, "variables.index is there already and is no file"),
+    ):
+        come[:] = name, make
+        with pytest.raises(UserError, match=words):
+            export("savedmodel", "lowlevel", OWN, some_weights(OWN), net, overwrite=overwrite)
+        assert {path.relative_to(net).as_posix() for path in net.rglob("*")} <= {"variables", name}
+        shutil.rmtree(net)
+
+
+@pytest.mark.skipif(bool(MISSING), reason="needs tf2onnx")
+@pytest.mark.parametrize("name", ["own", "paper"])
+def test_onnx_of_one_size_is_read_by_opencv(name, tmp_path):
+    """A size that halves, with "same" padding, and one that does not with either."""
+    import cv2
+
+    config, (predict, _) = CONFIGS[name], live("lowlevel", name)
+    for size in ((96, 112), SIZE):
+        export("onnx", "lowlevel", config, some_weights(config), tmp_path, size, overwrite=True)
+        image = np.random.default_rng(0).random((1, *size, config.network.channels), np.float32)
+        network = cv2.dnn.readNetFromONNX(str(tmp_path / "model.onnx"))
+        network.setInput(image)
+        # OpenCV's convolutions are Winograd's, which lose a digit or two
+        np.testing.assert_allclose(network.forward(), predict(image), rtol=0, atol=1e-4)
+        assert json.loads((tmp_path / "export.json").read_text())["size"] == list(size)
 
 
 @pytest.mark.parametrize(
@@ -362,3 +411,17 @@ def test_sizes_of_what_is_for_one_size():
         fixed_size("litert", Config(), (15, 32))
     with pytest.raises(UserError, match="--export litert is for one image size, .*add --image-size"):
         fixed_size("litert", Config.of(dataset="folder", data_dir=Path("photos")))
+
+
+def test_an_export_that_is_killed_leaves_plain_files_alone(quick, tmp_path, monkeypatch):
+    """While its files become those of the folder: what lies there then is what any unfinished file is called."""
+    before = {}
+
+    def killed(part, target):
+        before.update(contents(tmp_path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("common.output.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export("keras", "keras_impl", OWN, {}, tmp_path)
+    assert len(before) == 2 and all(PART.fullmatch(name) for name in before), before

@@ -8,6 +8,7 @@ import predict
 from common.checkpoint import read_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from data.borders import part_touching
+from data.loader import Examples
 from prediction.matching import IOUS, object_scores, segment_scores
 from prediction.objects import (
     Settings,
@@ -88,6 +89,8 @@ def test_scores_by_hand():
     found[:6, :10], found[20:30, 20:30] = 1, 2
     scores = object_scores(truth, found)
     assert scores == pytest.approx({"objects": 2, "found": 2, "ap": 1 / 3 * 2 / 10, "ap50": 1 / 3, "f1": 0.5, "aji": 60 / 300})
+    found[6:10, :10], found[:10, 20:30] = 3, 4  # another shares the rest of the first, but is not its best: it is nobody's
+    assert object_scores(truth, found)["aji"] == pytest.approx((60 + 100) / (100 + 100 + 100 + 40))
     nothing = np.zeros_like(truth)
     assert object_scores(nothing, nothing)["ap"] == 1 and object_scores(truth, nothing)["ap"] == 0
 
@@ -96,14 +99,21 @@ def test_segments_by_hand():
     """Two halves found as one: p(1, 1) = p(2, 1) = 1/2, so V-Rand = (1/4 + 1/4) / ((1/2 + 1) / 2) and V-Info = 0."""
     truth = np.repeat([[1] * 30 + [0] * 3 + [2] * 30], 40, 0)
     merged = np.ones_like(truth)
-    assert segment_scores(truth, merged) == pytest.approx({"v_rand": 2 / 3, "v_info": 0}, abs=1e-3)
+    assert segment_scores(truth, merged) == pytest.approx({"v_rand": 2 / 3, "v_info": 0})
     thinner = np.where(truth, truth, 0)
     thinner[:, 28:35] = 0  # a thicker membrane costs nothing
     assert segment_scores(truth, thinner) == pytest.approx({"v_rand": 1, "v_info": 1})
     quarters = truth + 2 * (np.arange(40) >= 20)[:, np.newaxis] * (truth > 0)  # (4/16) / ((1/2 + 1/4) / 2)
-    assert segment_scores(truth, quarters) == pytest.approx({"v_rand": 2 / 3, "v_info": 2 * 1 / (1 + 2)}, abs=1e-3)
+    assert segment_scores(truth, quarters) == pytest.approx({"v_rand": 2 / 3, "v_info": 2 * 1 / (1 + 2)})
     assert np.isnan(segment_scores(np.zeros_like(truth), merged)["v_rand"])
     assert segment_scores(truth, np.zeros_like(truth)) == segment_scores(truth, merged), "nothing found is one segment"
+    four = np.array([[1, 2, 3, 3]])  # squares, not pairs of different pixels: (3 / 8) / ((3 / 8 + 1 / 2) / 2)
+    assert segment_scores(four, np.array([[1, 2, 3, 4]]))["v_rand"] == pytest.approx((4 / 16) / ((6 / 16 + 4 / 16) / 2))
+    assert segment_scores(np.ones((1, 1), int), np.ones((1, 1), int)) == {"v_rand": 1, "v_info": 1}
+    corner, corners = np.zeros((40, 40), int), np.zeros((40, 40), int)
+    corner[:3, :3] = 1  # grown it is everywhere, in the far corner too, and tells nothing
+    corners[:6, :6], corners[33:, 33:] = 1, 2
+    assert segment_scores(corners, corner)["v_info"] == pytest.approx(0, abs=1e-12)
 
 
 def test_touching_objects_are_parted_at_their_neck():
@@ -134,6 +144,19 @@ def test_small_objects_go_and_small_holes_are_filled():
     assert split_objects(p, Settings(0.5, 0.9, 10))[16, 20] == 1 == split_objects(p, Settings(0.5, 0.9, 10)).max()
     labels = split_objects(p, Settings(0.5, 0, 4))
     assert labels.max() == 2 and labels[16, 20] == 0
+
+
+def test_where_objects_begin_and_end():
+    """A pixel of exactly the threshold is in; what touches at a corner alone is two; AREA pixels are enough, for holes too."""
+    p = np.zeros((20, 20), np.float32)
+    p[2:5, 2:5] = p[5:8, 5:8] = 0.5
+    for neck in (0, 0.5):
+        labels = split_objects(p, Settings(0.5, neck, 9))
+        assert labels.max() == 2 and np.bincount(labels.ravel())[1:].tolist() == [9, 9]
+        assert not split_objects(p, Settings(0.5, neck, 10)).any() and not split_objects(p, Settings(0.51, neck, 9)).any()
+    p[:] = 0.9
+    p[9, 9] = p[10, 10] = p[3, 3:5] = 0  # two holes of 1 pixel and one of 2
+    assert np.argwhere(split_objects(p, Settings(0.5, 0, 2)) == 0).tolist() == [[3, 3], [3, 4]]
 
 
 def test_areas_are_those_of_the_size_that_the_network_sees():
@@ -175,6 +198,32 @@ def test_settings_are_chosen_by_the_true_objects():
         settings, scores, tried = choose_settings([(p, truth)])
         assert (settings.neck > 0) == parted and scores["ap"] == 1 and settings.area > 1 and tried == 22
     assert choose_settings([(p, np.zeros_like(two))])[0].area == 0, "no true object at all"
+
+
+def test_images_of_which_nothing_is_labelled_choose_nothing(monkeypatch):
+    config = Config.of(classes=1, channels=1, depth=1, filters=2)
+    masks = [np.full((32, 32), value, np.uint8) for value in (VOID, 1)]
+    sizes, images = [Size(32, 32)] * 2, [np.full((32, 32, 1), 200, np.uint8)] * 2
+    sides = [Examples(["a", "b"], images, masks[::order], sizes) for order in (1, -1)]
+    monkeypatch.setattr("data.loader.load_examples", lambda config: (config, *sides))
+    for several in labelled_pairs(config, lambda images: images, 1, 64, None):
+        ((p, truth),) = several
+        assert p.min() > 0.5 and (truth == 1).all()
+    void = Examples(["a"], images[:1], masks[:1], sizes[:1])
+    monkeypatch.setattr("data.loader.load_examples", lambda config: (config, void, void))
+    with pytest.raises(UserError, match="no mask of the training has a labelled pixel"):
+        labelled_pairs(config, lambda images: images, 1, 64, None)
+
+
+def test_areas_are_tried_in_shares_of_the_typical_object(monkeypatch):
+    """First the middle one with all thresholds and necks, then all of them. Numbers that no object has are no areas of 0."""
+    truth, tried = np.zeros((30, 30), np.int32), []
+    truth[5:15, 5:15] = 5
+    split = split_objects
+    monkeypatch.setattr("prediction.objects.split_objects", lambda p, settings, _: tried.append(settings) or split(p, settings))
+    choose_settings([(np.float32(truth > 0), truth)])
+    areas = [settings.area for settings in tried]
+    assert areas[:20] == [20] * 20 and sorted(areas[20:]) == [10, 30]
 
 
 def test_a_few_large_objects_that_became_one_weigh_as_much_as_many_small_ones_that_became_two():

@@ -1,6 +1,7 @@
 """What is written over what: the project's own, and nothing else."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -10,12 +11,18 @@ import time
 from pathlib import Path
 
 import compare
+import study.__main__
+from common import by_ctrl_c
 from common.cli import run_script
 from common.config import Config, UserError
-from common.output import PART, RESULTS, prepare, refuse_existing, replacing, take_results, try_lock, write_text
+from common.output import RESULTS, is_part, prepare, refuse_existing, replacing, take_results, try_lock, write_text
+from tests.conftest import save_network
+from tests.drawn import save
 from tests.fuzz.test_ownership import pretend_run
+from tests.helpers import python
 from training.folder import take_new_folder
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +45,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, capsys):
     def main():
         with replacing(path) as part:
             part.write_text("half")
-            assert part.parent == path.parent and part.name.startswith(PART) and path.read_text() == "second"
+            assert part.parent == path.parent and is_part(part) and path.read_text() == "second"
             raise OSError(28, "No space left on device")
 
     with pytest.raises(SystemExit):
@@ -67,11 +74,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     prepare([tmp_path / "new" / "a.txt"])
     assert contents(tmp_path / "new") == {}
-    with refused("cannot write to .*file: File exists"):
+    with refused("file is a file: name a folder, or move it away"):
         prepare([tmp_path / "file" / "a.txt"])
 
 
-def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     (tmp_path / "link").symlink_to(run_dir)
     run_dir.mkdir()
@@ -101,10 +108,32 @@ def test_a_run_is_set_aside_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     with contextlib.suppress(KeyboardInterrupt), replacing(run_dir / "best.safetensors") as part:
         left = part.name
         raise KeyboardInterrupt
-    for name in (left, f"{PART}notes"):  # of a process that was killed, and the user's
-        (run_dir / name).touch()
+    (run_dir / left).touch()  # of a process that was killed
+    mine = run_dir / f".unet-{32 * 'f'}"  # and a folder and a link of mine that have such a name
+    for name, make in ((f"{mine}.txt", lambda path: path.symlink_to(tmp_path / "link")), (f"{mine}", Path.mkdir)):
+        make(Path(name))
+    (run_dir / ".unet-notes").touch()
     pretend_run(run_dir, 2, resume=True)
-    assert [path.name for path in run_dir.glob(f"{PART}*")] == [f"{PART}notes"]
+    assert sorted(run_dir.glob(".unet-*")) == [mine, Path(f"{mine}.txt"), run_dir / ".unet-notes"]
+    for path in sorted(run_dir.glob(".unet-*")):
+        with refused(f"{path} is not the run's: move it"):
+            pretend_run(run_dir, 3, resume=False)
+        path.rmdir() if path == mine else path.unlink()
+    (run_dir / left).touch()
+    (run_dir / "fold1").mkdir()
+    with try_lock(run_dir / "fold1" / "lock"), refused("run/fold1 is in use by another process"):
+        pretend_run(run_dir, 3, resume=False)
+    with (
+        monkeypatch.context() as patch,
+        refused("cannot be renamed .Device or resource busy.: take another --run-dir, such as .*run/run"),
+    ):
+        patch.setattr(
+            Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(16, "Device or resource busy"))
+        )  # a mounted disk
+        pretend_run(run_dir, 3, resume=False)
+    capsys.readouterr()
+    pretend_run(Path("run"), 3, resume=False)
+    assert capsys.readouterr().out == "the earlier run in run/ is kept as run-2/\n"
 
 
 @pytest.mark.parametrize("name, text", [("a.png", ""), ("config.json", '{"mine": 1}'), ("config.json", "{}"), ("lock2", "")])
@@ -118,7 +147,7 @@ def test_a_folder_of_something_else_is_no_place_for_a_run(name, text, tmp_path):
     assert contents(tmp_path) == before
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
-    (tmp_path / "run" / f"{PART}0.json").touch()
+    (tmp_path / "run" / f".unet-{32 * '0'}.json").touch()
     pretend_run(tmp_path / "run", 1, resume=False)
 
 
@@ -133,6 +162,64 @@ def test_results_replace_results_and_nothing_else(tmp_path):
     for _ in range(2):
         take_results(tmp_path / "new")
         write_text(tmp_path / "new" / "graph.json", "{}")
+    program = "import sys, pathlib, common.output as o; o.take_results(pathlib.Path(sys.argv[1]))"
+    done = python("-c", program, tmp_path / "new")
+    assert "new is in use by another process: wait for it, or name another folder" in done.stderr
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / RESULTS).touch()  # before it wrote a word
+    assert python("-c", program, tmp_path / "killed").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["file", "file/run/deeper", "loop"])
+@pytest.mark.parametrize(
+    "command", ["lowlevel.train --run-dir", "compare --run-dir", "predict.py x --checkpoint best.safetensors --output"]
+)
+def test_a_file_in_the_place_of_a_folder(command, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("loop").symlink_to("loop")
+    save_network(Path("best.safetensors"))
+    save(Path("x/a.png"), np.zeros((32, 32), np.uint8))
+    script, *options = command.split()
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: importlib.import_module(script.removesuffix(".py")).main([*options, name]))
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and len(line.splitlines()) == 1
+    assert "file is a file: name a folder" in line.replace(f"{tmp_path}/", "") or name == "loop"
+    assert Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--measured new --output study/measured.json", "study/measured.json is there already"),
+        ("--measure --measured docs/study.html --output new", "docs/study.html is there already"),
+        ("--measure --measured new --output ./new", "--output and --measured are both new: name two files"),
+        ("--measured new/../a --output a", "--output and --measured are both a: name two files"),
+    ],
+)
+def test_the_page_and_its_measurements_are_each_replaced_in_their_own_place(options, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with refused(words):
+        study.__main__.main(options.split())
+
+
+def test_closed_streams_lead_nowhere(tmp_path):
+    """What is printed, in C too, does not go into the file that was opened next."""
+    (tmp_path / "mine").write_text("mine")
+    program = "import os, common; file = open('mine', 'a'); print('out'); os.write(1, b'1'), os.write(2, b'2')"
+    for closed, more in (("2>&-", "; import common.device"), (">&-", ""), ("<&- >&- 2>&-", "")):
+        command = f'exec "{sys.executable}" -c "{program}{more}" {closed}'
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+        assert done.returncode == 0 and (tmp_path / "mine").read_text() == "mine"
+
+
+def test_errors_that_cause_each_other_have_an_end():
+    first, second = ValueError(), ValueError()
+    first.__cause__, second.__cause__ = second, first
+    assert not by_ctrl_c(first)
+    second.__cause__ = KeyboardInterrupt()
+    assert by_ctrl_c(first)
 
 
 def test_ctrl_c_where_nothing_can_be_raised():

@@ -124,6 +124,27 @@ def test_a_grid_takes_rows_of_any_length_and_pictures_of_any_shape(tmp_path):
         assert 500 < grid.width < 900 and 300 < grid.height < 800
 
 
+def test_fine_lines_become_gray_and_no_other_lines(tmp_path):
+    """Of a picture with more rows than the dots that it gets, each dot is the mean of its rows."""
+    lines = np.zeros((1201, 1201, 3))
+    lines[::2] = 1
+    draw_grid(tmp_path / "grid.png", [[("lines", lines)]], "title")
+    with Image.open(tmp_path / "grid.png") as grid:
+        middle = np.asarray(grid.convert("L"), float)[
+            grid.height // 3 : grid.height * 2 // 3, grid.width // 3 : grid.width * 2 // 3
+        ]
+    assert middle.std() < 10 and 100 < middle.mean() < 155
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 16])
+def test_epochs_are_whole_numbers(epochs, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("common.pictures.save_figure", lambda figure, path: figures.append(figure))
+    draw_curves(tmp_path, {"run": [{"epoch": k + 1, **ROW} for k in range(epochs)]})
+    ticks = figures[0].axes[1].get_xticks()
+    assert (ticks == np.rint(ticks)).all() and len(ticks)
+
+
 def test_a_confusion_matrix_is_shares_of_the_true_classes(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("common.pictures.save_figure", lambda figure, path: figures.append(figure))

@@ -26,6 +26,7 @@ from prediction.images import Source, array_file, find_images, predict_mask
 from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_tiles, smallest_image, smallest_tile, symmetries
 from tests.conftest import IMPLEMENTATIONS, save_network
+from training.report import best_threshold
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_tiled_equals_untiled(implementation, height, width):
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=ROUNDING)
 
 
+def test_a_name_in_a_progress_bar_is_text(monkeypatch):
+    network, predict = random_network()
+    seen = []
+    monkeypatch.setattr("prediction.tiles.tqdm", lambda windows, desc, **_: [seen.append(desc), *windows][1:])
+    for name in ("\x1b[2Jcell.png", None):
+        assembled(predict_tiles(predict, noise(40, 40), network, 1000, name=name), (40, 40, 1))
+    assert seen == [r"\x1b[2Jcell.png", None]
+
+
 def test_a_smaller_halo_shows_seams(monkeypatch):
     """What the test above can see: 4 pixels less are too few."""
     network, predict = random_network()
@@ -102,7 +112,10 @@ def test_small_images_are_those_that_training_takes(implementation):
     for padding, size in (("same", (4, 9)), ("valid", (1, 2))):
         network, predict = random_network(implementation, padding=padding)
         assert min(size) == smallest_image(network)
-        assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
+        found = assembled(predict_tiles(predict, noise(*size), network, 100), (*size, 1))
+        lost = margin(2, padding) // 2
+        mirrored = np.pad(noise(*size), ((lost, lost), (lost, lost), (0, 0)), mode="reflect")
+        np.testing.assert_allclose(found, untiled(predict, mirrored, network), rtol=0, atol=ROUNDING)
 
 
 def test_valid_padding_covers_the_image(implementation):
@@ -112,9 +125,8 @@ def test_valid_padding_covers_the_image(implementation):
     once = assembled(predict_tiles(predict, image, network, 1000), (117, 75, 1))
     np.testing.assert_allclose(tiled, once, rtol=0, atol=ROUNDING)
     mirrored = np.pad(image, ((lost, lost), (lost, lost), (0, 0)), mode="reflect")
-    whole = untiled(predict, mirrored, network)
-    # what is padded to a size that fits is another mirror image, and reaches 4 pixels into the prediction
-    np.testing.assert_allclose(tiled[4:-4, 4:-4], whole[4:-4, 4:-4], rtol=0, atol=ROUNDING)
+    # the training validates on this, and the mirror image goes on where it is padded to a size that fits
+    np.testing.assert_allclose(tiled, untiled(predict, mirrored, network), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +210,40 @@ def test_masks_of_a_folder_through_every_implementation(trained, folder, tmp_pat
     for name in IMPLEMENTATIONS[1:]:
         for p, q in zip(results["lowlevel"], results[name]):
             np.testing.assert_allclose(p, q, rtol=0, atol=ROUNDING, err_msg=name)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.51, 1])
+def test_a_threshold_of_ones_own(threshold, trained, tmp_path):
+    """Of one class; and what a training says of the best one is what predict.py makes of it."""
+    save(tmp_path / "in/a.png", noise(64, 64)[..., 0])
+    command = [str(tmp_path / "in"), "--checkpoint", str(trained()), "--output", str(tmp_path / "out"), "--probabilities"]
+    assert predict.main([*command, "--threshold", str(threshold)]) == 0
+    p = np.load(tmp_path / "out/probabilities/a.npy")[..., 0]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/a.png")) == 255, p >= np.float32(threshold))
+    command[command.index("--checkpoint") + 1] = str(save_network(tmp_path / "many.safetensors", classes=3))
+    with pytest.raises(UserError, match="--threshold is for one class: of several each pixel has the largest"):
+        predict.main([*command, "--threshold", str(threshold), "--overwrite"])
+
+
+def test_the_best_threshold():
+    """By all of 0.01 to 0.99; 0.5 where none is better. Void counts nowhere."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (3, 8, 8)).astype(np.float32)
+    p = np.clip(0.2 * truth + rng.uniform(0.1, 0.4, truth.shape), 0, 1).astype(np.float32)
+    truth[:, 0] = VOID
+    batches = [(p[k : k + 2, ..., None], tf.constant(truth[k : k + 2, ..., None])) for k in (0, 2)]
+    best, dice, usual = best_threshold(lambda images, masks: (0, tf.constant(images)), batches)
+    inside = truth != VOID
+
+    def dice_of(threshold):
+        found, true = (p >= np.float32(threshold))[inside], truth[inside] == 1
+        return 2 * (found & true).sum() / (found.sum() + true.sum())
+
+    found = {k / 100: dice_of(k / 100) for k in range(1, 100)}
+    assert (dice, usual) == pytest.approx((max(found.values()), found[0.5])) and dice > usual
+    assert found[best] == pytest.approx(dice)
+    perfect = [(truth[..., None] * (truth[..., None] == 1), tf.constant(truth[..., None]))]
+    assert best_threshold(lambda images, masks: (0, tf.constant(images)), perfect) == (0.5, 1, 1)
 
 
 @pytest.mark.parametrize("augment", ["none", "elastic"])
@@ -472,13 +518,21 @@ def test_bad_files_can_be_skipped(trained, folder, tmp_path, capsys):
         (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (lambda path: (path / "file").touch(), ["images", "--output", "file/out"], "cannot write to file/out: Not a directory"),
+        (
+            lambda path: (path / "file").touch(),
+            ["images", "--output", "file/out"],
+            "file is a file: name a folder, or move it away",
+        ),
         (None, ["images", "--implementation", "torch"], "--implementation"),
         (None, [], "name images to predict, or a kind of --export, and not both"),
         (None, ["images", "--export", "keras"], "name images to predict, or a kind of --export, and not both"),
         (None, ["images", "--object-class", "car"], "--object-class goes with --objects"),
         (None, ["--export", "onnx", "--quantize", "int8"], "--quantize goes with --export litert"),
-        (None, ["--export", "onnx", "--image-size", "32"], "--image-size goes with --export stablehlo and litert"),
+        (None, ["--export", "keras", "--image-size", "32"], "--image-size goes with --export stablehlo, litert and onnx"),
+        (None, ["--export", "onnx", "--threshold", "0.3"], "--threshold goes with images to predict"),
+        (None, ["images", "--threshold", "0"], "--threshold is a probability above 0 and up to 1, got 0"),
+        (None, ["images", "--threshold", "1e-50"], "--threshold is a probability above 0 and up to 1, got 1e-50"),
+        (None, ["images", "--threshold", "nan"], "--threshold is a probability above 0 and up to 1, got nan"),
         (None, ["--export", "onnx", "--objects"], "--objects goes with images to predict"),
         (None, ["--export", "keras", "--tile", "512"], "--tile goes with images to predict"),
     ],

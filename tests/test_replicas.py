@@ -181,7 +181,7 @@ def test_a_host_that_dies_ends_the_others(implementation, killed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("asked", [0, 1])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_signal_at_one_host_stops_all(implementation, asked, number, tmp_path):

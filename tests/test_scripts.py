@@ -103,14 +103,14 @@ def test_compare_without_arguments(tmp_path, monkeypatch):
         *((STOCK, mode) for mode in ("train", "infer")),
     }
     assert all(r["images_per_second"] > 0 and r["peak_memory_bytes"] > 2**26 for r in records)
-    assert (tmp_path / "bench.png").exists()
+    assert (tmp_path / "roofline.png").exists()
 
 
 def test_compare_parity_climbs(tmp_path, capsys):
     """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
     config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
     every = list(cases("default", config, steps=2))
-    assert len({case.title for case in every}) == len(every) == 25
+    assert len({case.title for case in every}) == len(every) == 27
     some = [c for c in every if (c.config.training.jit, c.config.network.precision) in ((False, "bfloat16"), (True, "float32"))]
     some = [c for c in some if c.exact == (c.config.network.precision == "bfloat16")]
     assert parity.climb_all(some, tmp_path / "parity.json")
@@ -225,7 +225,7 @@ def train(implementation):
         (train("lowlevel"), "--dataset folder --data-dir d --colors nothing.txt", ["No such file"]),
         (train("lowlevel"), "--data-dir nowhere", ["--dataset folder"]),
         (compare.main, "parity --image-size 8", ["--image-size 8x8", "--depth"]),
-        (compare.main, "prove", ["prove"]),
+        (compare.main, "prove --steps 1", ["compare.py prove: the commands are parity, graph, relay"]),
         (compare.main, "parity --steps 0", ["--steps"]),
         (compare.main, "relay --jit", ["--jit"]),
         (compare.main, "relay --epochs 5", ["--epochs"]),

@@ -20,7 +20,7 @@ from tests.drawn import BLOBS, save_pairs
 from tests.helpers import ROOT, python
 from training import run as loop
 from training.folder import KNOWN, read_config
-from training.report import read_history
+from training.report import read_history, write_history
 from training.schedule import learning_rate, stops_early
 
 import numpy as np
@@ -218,14 +218,18 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 
 
 def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys, monkeypatch):
-    options = {"a": [], "b": ["--augment", "none", "--cache", tmp_path], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
+    options = {"a": [], "b": ["--augment", "none"], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
     for name, changed in options.items():
         train(tmp_path / name, "--images", "5", "--epochs", "1", *changed)
     config = Config.of(run_dir=tmp_path / "compare")
+    (row,), rates = read_history(tmp_path / "a"), (math.nan, 10, 40, 20)  # the first epoch may have no rate
+    write_history(tmp_path / "a", [row | {"epoch": k + 1, "images_per_second": rate} for k, rate in enumerate(rates)])
     assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"], format="png")) is True
     assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
     table = capsys.readouterr().out.split("images/s")[-1]
-    assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / name), "1"] for name in "ab"]
+    assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / "a"), "4"], [str(tmp_path / "b"), "1"]]
+    assert table.splitlines()[1].split()[-1] == "20.0", "the median"
+    monkeypatch.setattr("data.loader.load_examples", lambda config: pytest.fail("loaded before all were compared"))
     for name, option in (("c", "--seed"), ("d", "--validation")):
         with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
             runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name], format="png"))
@@ -296,20 +300,20 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
 
 
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
-    """SIGTERM, to a process; SIGINT below."""
+    """SIGUSR1, to a process, as Slurm sends it; SIGTERM to hosts in test_replicas.py, SIGINT below."""
     run_dir = tmp_path / "a run"
     command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (run_dir / "best.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signal.SIGUSR1
     step = load_metadata(run_dir / "last.safetensors")["step"]
-    go_on = f"go on with: python -m keras_impl.train --resume --run-dir '{run_dir}'"
+    go_on = f"go on with: python -m keras_impl.train --resume --run-dir='{run_dir}'"
     assert [line for line in stderr.splitlines() if line][-2:] == [
-        "SIGTERM: finishing this step",
+        "SIGUSR1: finishing this step",
         f"stopped after step {step} of 400000; {go_on}",
     ]
     assert "Traceback" not in stderr
@@ -348,6 +352,24 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
         run_script(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
+
+
+def test_out_of_memory_names_the_largest_batch_that_fits(implementation, tmp_path, monkeypatch):
+    """On a device with memory for two images, or none."""
+    batches, left = loop.training_batches, 2
+
+    def on_a_small_device(config, *arguments, **options):
+        if config.training.batch_size > left:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return batches(config, *arguments, **options)
+
+    monkeypatch.setattr(loop, "training_batches", on_a_small_device)
+    with pytest.raises(UserError, match="out of memory with --batch-size 8: use --batch-size 2; what was saved before stays"):
+        train(tmp_path / "a", "--batch-size", "8", implementation=implementation)
+    train(tmp_path / "a", "--batch-size", "2", implementation=implementation)
+    left = 0
+    with pytest.raises(UserError, match="out of memory with --batch-size 8: use a smaller --crop-size, --filters or --depth"):
+        train(tmp_path / "b", "--batch-size", "8", implementation=implementation)
 
 
 def test_clipping_bounds_the_step_in_all_three():

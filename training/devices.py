@@ -127,7 +127,9 @@ def lowlevel(column):
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = share_of_loss(masks, logits, config)
-            gradients = total(tape.gradient(loss, optimizer.weights))
+            gradients = total(tape.gradient(loss, optimizer.weights, optimizer.loss_scale))
+            if optimizer.loss_scale is not None:
+                gradients = {name: g / optimizer.loss_scale for name, g in gradients.items()}
             if config.training.clip_norm:
                 gradients = column.clip_by_global_norm(gradients, config.training.clip_norm)
             optimizer.apply(gradients)
@@ -150,7 +152,7 @@ def highlevel(column):
             weights = model.trainable_variables
             logits = model(images, training=True)
             loss = share_of_loss(masks, logits, config)
-            gradients = tf.gradients(loss, weights)
+            gradients, _ = zip(*optimizer.compute_gradients(loss, weights, column.Optimizer.GATE_NONE))
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(total(gradients), config.training.clip_norm)
                 gradients = share(gradients)  # for apply_gradients sums over the replicas
@@ -209,11 +211,12 @@ def keras_impl(column):
 
     def make_optimizer(model, config):
         optimizer, clip_norm = plain_optimizer(model, config), config.training.clip_norm
-        if clip_norm:
-            # Keras clips each replica's gradients and sums up what is left: here each gets their mean, clipped to a share, so
-            # that the sum is that of all, clipped
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if clip_norm or inner is not optimizer:
+            # Keras clips each replica's gradients and sums up what is left, and in float16 asks the first alone whether they
+            # are finite: here each gets their mean, clipped to a share, so that the sum is that of all, clipped
             n = tf.distribute.get_strategy().num_replicas_in_sync
-            apply, optimizer.global_clipnorm = optimizer.apply, clip_norm / n
+            apply, inner.global_clipnorm = optimizer.apply, clip_norm and clip_norm / n
             optimizer.apply = lambda gradients, weights: apply(share(total(gradients)), weights)
         return optimizer
 

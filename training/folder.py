@@ -7,29 +7,62 @@ import re
 from pathlib import Path
 
 from common.config import FOLDS_CACHE, Config, UserError
-from common.output import PART, try_lock, write_text
+from common.output import is_part, refuse_file, try_lock, write_text
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
 FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{FOLDS_CACHE}(/.*)?"
-KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS}|{re.escape(PART)}.*)|fold\d+")
+KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS})|fold\d+")
 
 
-def set_aside(run_dir):
-    """Renames the folder of an earlier run, so that nothing in it is lost.
+def check_folder(training):
+    """Whether a run may have `training.run_dir`.
 
-    Raises: UserError when something in it is not the run's, or somebody works in it.
+    Raises: UserError for a folder that holds anything but a run, that another process has, or that cannot be set aside, since
+    something in it is not the run's, or somebody works in it.
     """
-    others = [path for path in sorted(run_dir.rglob("*")) if not KNOWN.fullmatch(path.relative_to(run_dir).as_posix())]
+    run_dir, checkpoint = training.run_dir, training.checkpoint
+    refuse_file(run_dir, "--run-dir ")
+    if not is_run(run_dir):
+        if others := [path.name for path in run_dir.glob("*") if path.name != "lock" and not is_part(path)]:
+            raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")
+        return
+    for path in (run_dir / "lock", *run_dir.glob("fold*/lock")):
+        if path.exists():
+            lock(path.parent).close()
+    if training.resume:
+        return
+    if checkpoint and run_dir.resolve() in checkpoint.resolve().parents:
+        raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
+    paths = [(path, path.relative_to(run_dir).as_posix()) for path in sorted(run_dir.rglob("*"))]
+    others = [path for path, name in paths if not KNOWN.fullmatch(name) and not is_part(path)]
     reason = f"{others[0]} is not the run's: move it to a folder of its own" if others else None
-    if Path.cwd().is_relative_to(run_dir):
+    if Path.cwd().is_relative_to(run_dir.resolve()):
         reason = "it is or contains the working directory: leave it"
     if reason:
         raise UserError(f"{run_dir} holds an earlier run and would be renamed, but {reason}, or take another --run-dir")
-    names = (run_dir.with_name(f"{run_dir.name}-{k}") for k in itertools.count(1))
+
+
+def lock(run_dir):
+    """The open lock of a run's folder. Raises: UserError when another process has it."""
+    if not (file := try_lock(run_dir / "lock")):
+        raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
+    return file
+
+
+def set_aside(run_dir):
+    """Renames the folder of an earlier run, so that nothing in it is lost. Raises: UserError where that is impossible."""
+    whole = run_dir.resolve()
+    names = (whole.with_name(f"{whole.name}-{k}") for k in itertools.count(1))
     kept = next(name for name in names if not os.path.lexists(name))
-    run_dir.rename(kept)
-    print(f"the earlier run in {run_dir}/ is kept as {kept}/", flush=True)
+    try:
+        whole.rename(kept)
+    except OSError as error:  # a disk of its own is mounted there
+        raise UserError(
+            f"{run_dir} cannot be renamed ({error.strerror}): take another --run-dir, such as {run_dir / 'run'}"
+        ) from None
+    shown = kept if run_dir.is_absolute() else os.path.relpath(kept)
+    print(f"the earlier run in {run_dir}/ is kept as {shown}/", flush=True)
 
 
 def take_new_folder(config):
@@ -37,28 +70,22 @@ def take_new_folder(config):
 
     An earlier run there is set aside, unless --resume goes on with it.
 
-    Raises: UserError for a folder that holds anything but a run, that another process has, or that cannot be set aside.
+    Raises: UserError as `check_folder` does.
     """
-    run_dir, resume, checkpoint = config.training.run_dir.resolve(), config.training.resume, config.training.checkpoint
-    holds_run = is_run(run_dir)
-    others = [path.name for path in run_dir.glob("*") if path.name != "lock" and not path.name.startswith(PART)]
-    if others and not holds_run:
-        raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")
-    if holds_run and checkpoint and not resume and run_dir in checkpoint.resolve().parents:
-        raise UserError(f"--checkpoint {checkpoint} lies in --run-dir: --resume goes on with that run, or take another one")
+    run_dir = config.training.run_dir
+    check_folder(config.training)
     while True:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not (lock := try_lock(run_dir / "lock")):
-            raise UserError(f"{run_dir} is in use by another process: wait for it, or take another --run-dir")
-        if resume or not is_run(run_dir):
+        run_dir.resolve().mkdir(parents=True, exist_ok=True)  # what a link leads to may have been set aside
+        held = lock(run_dir)
+        if config.training.resume or not is_run(run_dir):
             break
         set_aside(run_dir)
-        lock.close()
-    for part in run_dir.glob(f"{PART}{32 * '[0-9a-f]'}*"):  # of a process that was killed
-        part.unlink()
+        held.close()
+    for path in filter(is_part, run_dir.iterdir()):  # of a process that was killed
+        path.unlink()
     if not (run_dir / "config.json").exists():  # first of all: the folder is known by it
         write_config(config)
-    return lock
+    return held
 
 
 def is_run(run_dir):

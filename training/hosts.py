@@ -24,6 +24,7 @@ from training.devices import scope
 
 import numpy as np
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: of Slurm, before the time is up
 WAIT = 300  # seconds in which all hosts have to come
 OF_A_HOST = ("worker", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
 
@@ -253,7 +254,7 @@ def environment():
 
 @contextlib.contextmanager
 def passing_signals(processes):
-    """Ctrl-C and SIGTERM are for the processes in this list, which save and stop. Yields a list of those that came."""
+    """`STOPPING` signals are for the processes in this list, which save and stop. Yields a list of those that came."""
     arrived = []
 
     def pass_on(number, frame):
@@ -261,5 +262,5 @@ def passing_signals(processes):
         for process in processes:
             process.send_signal(number)
 
-    with handling(pass_on, signal.SIGINT, signal.SIGTERM):
+    with handling(pass_on, *STOPPING):
         yield arrived

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.cli import given_options, make_parser, parse, read_config, run_script
+from common.cli import given_options, make_parser, parse, read_config, refuse_idle, run_script
 from common.config import Config, UserError, Weights, flag, marked
 
 
@@ -28,8 +28,10 @@ def read_command_line(implementation, argv, description):
     """-> `Config`. Raises: UserError for an unknown option or a value that does not fit."""
     parser = make_parser(f"python -m {implementation}.train", description)
     parser.set_defaults(run_dir=Path("runs") / implementation)
-    args = parse(parser, argv)
-    return resumed(args, given_options(parser, argv)) if args.resume else read_config(args)
+    args, given = parse(parser, argv), given_options(parser, argv)
+    config = resumed(args, given) if args.resume else read_config(args)
+    refuse_idle(config, given)
+    return config
 
 
 def resumed(args, given):
@@ -37,7 +39,8 @@ def resumed(args, given):
 
     Raises: UserError when there is no run, or an option would make it another one.
     """
-    from training.folder import read_config as read_run_config  # its imports take half a second
+    from common.checkpoint import load_metadata  # these imports take half a second
+    from training.folder import read_config as read_run_config
 
     if args.preset:
         raise UserError("--resume goes on with the options of its run: leave --preset out")
@@ -52,5 +55,11 @@ def resumed(args, given):
             f"the cosine of {args.run_dir} comes to 0 in epoch {epochs}, and another --epochs would bend it under way: "
             f"--resume without --epochs, or a new run with --checkpoint {args.run_dir / 'best.safetensors'}"
         )
+    for last in (args.run_dir / "last.safetensors", *args.run_dir.glob("fold*/last.safetensors")):
+        done = load_metadata(last) if "epochs" in given and last.exists() else {}
+        if done.get("step", 0) > args.epochs * done.get("steps_per_epoch", 0):
+            raise UserError(
+                f"{last} is {done['epoch']} epochs on, and --epochs {args.epochs} is less: name more, or leave it out"
+            )
     changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
     return stored.replace(**changed)

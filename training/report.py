@@ -10,7 +10,7 @@ from common.checkpoint import COLUMNS
 from common.config import UserError
 from common.device import tf
 from common.losses import probabilities, segmentation_loss
-from common.metrics import class_scores, confusion, mean_over_classes, predicted_classes, scores
+from common.metrics import class_scores, confusion, mean_over_classes, measures, predicted_classes, scores
 from common.output import replacing, write_csv
 from common.padding import any_size
 from common.pictures import (
@@ -50,18 +50,32 @@ def evaluate(eval_step, batches, classes):
     """What the weights are worth on all images of `batches`: ({"loss": ..., "mean_iou": ...}, confusion matrix).
 
     loss: the mean over the images of their batches' losses. dice, iou, accuracy: the mean over the images, see
-    `common.metrics.scores`. mean_iou: of all pixels of all images, the mean over the classes; one class: the foreground's.
+    `common.metrics.measures`. mean_iou: of all pixels of all images, the mean over the classes; one class: the foreground's.
     """
-    values, matrix = {"loss": [], "dice": [], "iou": [], "accuracy": []}, 0
+    found, matrix = [], 0
     for images, masks in batches:
         loss, p = eval_step(images, masks)
-        truths, predictions = masks.numpy()[..., 0], predicted_classes(p.numpy())
-        values["loss"] += [float(loss)] * len(images)
-        for name, value in scores(truths, predictions, classes).items():
-            values[name] += value[~np.isnan(value)].tolist()  # an image without a labelled pixel has none
-        matrix += confusion(truths, predictions, classes)
-    means = {name: float(np.mean(value)) if value else math.nan for name, value in values.items()}
+        matrices = [confusion(*pair, classes) for pair in zip(masks.numpy()[..., 0], predicted_classes(p.numpy()))]
+        matrix += sum(matrices)
+        found += [{"loss": float(loss), **measures(each, classes)} for each in matrices]
+    # an image without a labelled pixel has none
+    means = {name: float(np.nanmean([each[name] for each in found])) for name in found[0]}
     return {**means, "mean_iou": float(mean_over_classes(class_scores(matrix)[0], classes))}, matrix
+
+
+def best_threshold(eval_step, batches):
+    """From which probability on pixels are the foreground of one class, with the largest dice of all pixels of `batches`.
+
+    Returns: (it, of 0.01 to 0.99; its dice; the dice from 0.5 on).
+    """
+    pixels = np.zeros((2, 101), np.int64)  # of background and foreground, by hundredths of probability
+    for images, masks in batches:
+        hundredths, truths = np.int64(100 * eval_step(images, masks)[1].numpy()[..., 0]), masks.numpy()[..., 0]
+        pixels += [np.bincount(hundredths[truths == klass], minlength=101) for klass in (0, 1)]
+    above = pixels[:, ::-1].cumsum(1)[:, ::-1]  # from each threshold on
+    dice = (2 * above[1] / np.maximum(above.sum(0) + pixels[1].sum(), 1))[1:100]
+    best = 49 if dice[49] == dice.max() else int(dice.argmax())
+    return (best + 1) / 100, dice[best], dice[49]
 
 
 def write_history(run_dir, rows):
@@ -84,7 +98,7 @@ def read_history(run_dir):
             raise ValueError("no epochs")
         return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
     except OSError:
-        command = f"python -m lowlevel.train --run-dir {shlex.quote(str(run_dir))}"
+        command = f"python -m lowlevel.train --run-dir={shlex.quote(str(run_dir))}"
         raise UserError(f"there is no {path}: train first, for instance with {command}") from None
     except (ValueError, OverflowError, csv.Error):
         raise UserError(f"{path} is damaged, or holds no epochs: train again, or take another folder") from None
@@ -157,8 +171,8 @@ def list_classes(config, means, matrix):
     write_csv(config.training.run_dir / "classes.csv", [["name", "iou", "dice", "pixels"], *values])
     width = max(map(len, [*names, "mean IoU"]))
     print(f"{'class':<{width}}     IoU    dice  pixels in the truth")
-    for name, *measures, pixels in rows:
-        shown = "".join(f"{'-' if math.isnan(value) else f'{value:.4f}':>8}" for value in measures)
+    for name, *values, pixels in rows:
+        shown = "".join(f"{'-' if math.isnan(value) else f'{value:.4f}':>8}" for value in values)
         say(f"{name:<{width}}{shown}  {pixels:>19,}")
     if config.network.classes > 1:
         print(f"{'mean IoU':<{width}}  {means['mean_iou']:.4f}          {matrix.sum():>19,}", flush=True)
@@ -175,7 +189,7 @@ def write_confusion(folder, matrix, config):
 
 def list_folds(config):
     """Prints what each fold's best epoch is worth, mean and standard deviation, the same of the classes; writes folds.csv."""
-    measures = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
+    names = ("val_accuracy", "val_dice", "val_iou", "val_mean_iou")
     labels, table = [], []
     for k in range(config.data.folds):
         run_dir = config.training.run_dir / f"fold{k}"
@@ -186,19 +200,19 @@ def list_folds(config):
         except (OSError, TypeError, ValueError, KeyError, csv.Error):
             raise UserError(f"{run_dir / 'classes.csv'} is missing or damaged: remove {run_dir}, and --resume") from None
         labels.append(f"fold{k}, epoch {best['epoch']}")
-        table.append([*map(best.get, measures), *itertools.chain(*classes.values())])  # the same classes in every fold
+        table.append([*map(best.get, names), *itertools.chain(*classes.values())])  # the same classes in every fold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class may be in no image of a fold, or of all
         rows = [*zip(labels, table), ("mean", np.nanmean(table, 0)), ("standard deviation", np.nanstd(table, 0, ddof=1))]
     print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
     for label, values in rows:
-        print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values[: len(measures)])}")
+        print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values[: len(names)])}")
     width = max(map(len, [*classes, "class, mean of the folds"]))
     print(f"\n{'class, mean of the folds':<{width}}{'IoU':>10}{'deviation':>11}{'dice':>10}{'deviation':>11}")
-    of_classes = np.transpose([values for _, values in rows[-2:]])[len(measures) :].reshape(-1, 4)
+    of_classes = np.transpose([values for _, values in rows[-2:]])[len(names) :].reshape(-1, 4)
     for name, (iou, iou_deviation, dice, dice_deviation) in zip(classes, of_classes):
         print(f"{name:<{width}}{iou:>10.4f}{iou_deviation:>11.4f}{dice:>10.4f}{dice_deviation:>11.4f}")
-    header = ["fold", *measures, *(f"{measure} of {name}" for name in classes for measure in ("iou", "dice"))]
+    header = ["fold", *names, *(f"{measure} of {name}" for name in classes for measure in ("iou", "dice"))]
     path = config.training.run_dir / "folds.csv"
     write_csv(path, [header, *([label, *map(float, values)] for label, values in rows)])
     print(f"written to {path}", flush=True)

@@ -1,6 +1,7 @@
 """What a training run does besides training: progress, validation, saving, stopping and going on."""
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -10,10 +11,11 @@ from common import recorded
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import Stopped, UserError, flag, marked
 from common.device import device_name
+from common.layers import table
 from common.pictures import expendable, image_colors, in_values, mask_colors
 from common.text import say
 from common.weights import assign_weights, is_trainable
-from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches
+from data.loader import batch_names, steps_per_epoch, training_batches, validation_batches, window
 from data.overview import draw_augmentations
 from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
@@ -21,6 +23,7 @@ from training import hosts
 from training.events import EventWriter
 from training.folder import take_new_folder, write_config
 from training.report import (
+    best_threshold,
     draw_results,
     evaluate,
     list_classes,
@@ -34,6 +37,21 @@ from training.schedule import learning_rate, stops_early
 
 import numpy as np
 from tqdm import tqdm
+
+ALIKE = ("activation", "padding", "batch_norm", "bn_momentum", "bn_epsilon", "white", "stretch", "class_names", "mask_values")
+
+
+def check_normalization(config, size):
+    """Raises: UserError where a batch normalization would see, of images of `size`, one value: it makes 0 of any."""
+    options, fused = config.training, config.network.batch_norm == "fused"
+    rows = options.batch_size // (options.replicas if fused else 1)
+    values = [rows * height * width for _, kind, _, (height, width, _), _ in table(config.network, size) if kind == "bn"]
+    if min(values, default=2) < 2:
+        more = ", or --batch-norm explicit, which is over all devices" * (fused and options.replicas > 1)
+        raise UserError(
+            "a batch normalization at the bottom of the U would see one value of each channel, from which nothing is learnt: "
+            f"use a larger --crop-size, --image-size or --batch-size, a smaller --depth, or --batch-norm none{more}"
+        )
 
 
 class Run:
@@ -77,6 +95,7 @@ class Run:
     def __enter__(self):
         config = self.config
         self.chief = hosts.is_chief()
+        check_normalization(config, window(config, self.training))
         of_images = {"split of the images": [self.training.names, self.validation.names]}
         hosts.agree(of_images | {"image or mask in a file": [self.training.checksums, self.validation.checksums]})
         if self.chief:
@@ -87,11 +106,14 @@ class Run:
         self.validation_batches = validation_batches(config, self.validation)
         if self.chief:
             self.events = EventWriter(self.run_dir / "events")
+            if self.options.warmup > self.all_steps:
+                never = f"longer than the {self.all_steps} steps of the run: the learning rate never grows to its full size"
+                say(f"warning: --warmup {self.options.warmup} is {never}", sys.stderr)
         count = sum(w.shape.num_elements() for name, w in self.weights.items() if is_trainable(name))
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
         # after the strategy, which has set its own
-        self.handlers.enter_context(hosts.handling(self._ask_to_stop, signal.SIGINT, signal.SIGTERM))
+        self.handlers.enter_context(hosts.handling(self._ask_to_stop, *hosts.STOPPING))
         self.traced = False  # the first step of a process traces and compiles: the clock starts after it
         self._start_epoch()
         self._set_rate()
@@ -128,12 +150,12 @@ class Run:
 
     def _restore(self, path):
         """All that the run knew when it wrote `path`."""
-        metadata = self._load(path)
-        if not {"step", "rows", "losses"} <= metadata.keys():
+        metadata, _ = self._load(path)
+        if not {"step", "rows", "losses", "config"} <= metadata.keys():
             raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
         now = self.config.as_dict()
         for name in marked("found"):  # those that pixels or names follow from are known by split.json, or harmless
-            had = metadata.get("config", {}).get(name, now[name])
+            had = metadata["config"].get(name, now[name])
             if name != "class_names" and had != now[name]:
                 raise UserError(
                     f"{path} was trained with {flag(name)} {had}, and now it is {now[name]}: put it back in "
@@ -147,8 +169,9 @@ class Run:
 
     def _start_from(self, path):
         """Weights, and if the file holds them the optimizer's state and the epoch."""
-        metadata = self._load(path)
-        self.step = metadata.get("epoch", 0) * self.steps_per_epoch
+        metadata, state = self._load(path)
+        self._compare(path, metadata.get("config", {}))
+        self.step = metadata.get("epoch", 0) * self.steps_per_epoch if state else 0
         if self.step >= self.all_steps:
             done = metadata["epoch"]
             raise UserError(
@@ -156,16 +179,31 @@ class Run:
                 "from best.safetensors a run starts with its weights and at epoch 1"
             )
 
+    def _compare(self, path, had):
+        """Says where the network of a checkpoint only looks the same, and which images would no longer judge it.
+
+        had: the options of its training, as `Config.as_dict` gives them.
+        """
+        now = self.config.as_dict()
+        if others := [f"{flag(name)} {had[name]}, here {now[name]}" for name in ALIKE if had.get(name, now[name]) != now[name]]:
+            say(f"warning: {path} was trained with {'; '.join(others)}", sys.stderr)
+        split = path.parent / "split.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody's
+            of_it = json.loads(split.read_text(encoding="utf-8"))
+            learnt = {(name, of_it["checksums"][name]) for name in of_it["train"]}
+            if seen := learnt.intersection(zip(self.validation.names, self.validation.checksums)):
+                of = f"{len(seen)} of {len(self.validation.names)} images to validate on are among those that"
+                say(f"warning: {of} {path} was trained on: --split {split} keeps them apart", sys.stderr)
+
     def _load(self, path):
-        """-> metadata, empty if the file holds weights alone."""
+        """-> metadata, and the optimizer's state, empty if the file holds weights alone."""
         values, state, metadata = load_checkpoint(path, self.config.network)
         assign_weights(self.weights, values)
-        if not state:
-            return {}
-        if state.keys() != self.state.keys():
-            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer of its training")
-        assign_weights(self.state, state)
-        return metadata
+        if state and state.keys() != self.state.keys():
+            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer and --precision of its training")
+        if state:
+            assign_weights(self.state, state)
+        return metadata, state
 
     def _write_split(self):
         """split.json; a run that goes on must find the images that it had."""
@@ -348,6 +386,10 @@ class Run:
         )
         means, matrix = self._evaluate()
         list_classes(config, means, matrix)
+        if config.network.classes == 1:
+            limit, dice, usual = best_threshold(self.eval_step, self.validation_batches)
+            better = f"{dice:.4f} from {limit:g} on: predict.py --threshold {limit:g}"
+            print(f"dice of all pixels {usual:.4f} from a probability of 0.5 on, {better}")
         write_confusion(self.run_dir, matrix, config)
         for line in self.training.left_out:
             say(f"left out: {line}")

@@ -1,19 +1,28 @@
 """What a train script does with its command line: one run, or one for each fold."""
 
+import contextlib
+import gc
+import io
 import shlex
+import tempfile
+from pathlib import Path
+from unittest import mock
 
-from common.config import Stopped
-from common.device import be_deterministic
+from common.config import Stopped, UserError
+from common.device import be_deterministic, tf
 from training.devices import in_place
+from training.folder import check_folder
 from training.folds import train_folds
-from training.hosts import spread, with_cluster
+from training.hosts import is_chief, spread, with_cluster
 from training.options import read_command_line
+from training.run import Run
 
 
 def train_as_told(implementation, train, argv, description):
     """All that a train script does: calls `train(config)` with the `Config` on the command line, or once for each fold.
 
-    Raises: UserError for an unknown option or a value that does not fit; Stopped, with the command that goes on.
+    Raises: UserError for an unknown option or a value that does not fit, and for a batch that does not fit into memory;
+    Stopped, with the command that goes on.
     """
     config = with_cluster(read_command_line(implementation, argv, description))
     if config.training.deterministic:
@@ -21,11 +30,46 @@ def train_as_told(implementation, train, argv, description):
     try:
         if config.data.folds is None or config.data.fold is not None:
             with spread(config), in_place(implementation, train):
-                train(config)
+                if is_chief():  # before the data is read
+                    check_folder(config.training)
+                try:
+                    return train(config)
+                except tf.errors.ResourceExhaustedError:
+                    if config.training.replicas > 1:
+                        raise
+                # below, for what the traceback held in memory is free there
+                batch, fits = config.training.batch_size, largest_batch(train, config)
+                words = f"use --batch-size {fits}" if fits else "use a smaller --crop-size, --filters or --depth"
+                raise UserError(f"out of memory with --batch-size {batch}: {words}; what was saved before stays")
         else:
             train_folds(implementation, train, config)
     except Stopped as stopped:
-        command = f"python -m {implementation}.train --resume --run-dir {shlex.quote(str(config.training.run_dir))}"
+        command = f"python -m {implementation}.train --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
         if config.training.workers:
             command += f" --workers {config.training.workers} --worker {config.training.worker}"
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
+
+
+class Fits(Exception):
+    """A step was made."""
+
+
+def largest_batch(train, config):
+    """The largest of the halves of `config`'s batch with which `train` makes a step, each tried; 0 if none does."""
+
+    def end_step(run, loss):
+        float(loss)  # a GPU's calls return before the work is done
+        raise Fits
+
+    batch = config.training.batch_size // 2
+    while batch:
+        gc.collect()
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(Run, "end_step", end_step):
+            trial = dict(batch_size=batch, run_dir=Path(folder) / "run", resume=False, checkpoint=None)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(tf.errors.ResourceExhaustedError):
+                try:
+                    train(config.replace(**trial))
+                except Fits:
+                    return batch
+        batch //= 2
+    return 0

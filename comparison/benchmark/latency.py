@@ -50,8 +50,8 @@ def measure(config, images, rounds):
 
 def run(config, rounds, path):
     """Measures a batch of one image, prints the table, writes JSON to `path`."""
-    config, training, _ = load_examples(config.replace(batch_size=1))
-    images, _ = draw_batch(config, 1, config.data.crop_size or training.sizes[0])
+    config, _, _ = load_examples(config.replace(batch_size=1))
+    images, _ = draw_batch(config)
     about = environment()
     found = measure(config, images, rounds)
     height, width = images.shape[1:3]

@@ -5,7 +5,6 @@ import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -19,13 +18,12 @@ from common.device import device_name, tf
 from common.output import write_text
 from comparison import columns
 from data.layouts import find_layout
-from data.loader import as_floats, augmented, load_examples, steps_per_epoch, training_batches, validation_batches
+from data.loader import load_examples, steps_per_epoch, training_batches, validation_batches
 from data.splits import split
 
 import numpy as np
 from PIL import Image
 
-CONSUMED = (500, 1000, 2000)  # images per second, as a GPU may take them
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
 
 
@@ -67,63 +65,6 @@ def endless(config, training, kind):
     return batches
 
 
-def time_later_epochs(config, training, kind):
-    """Images per second of the batches alone, for about a second."""
-    batches, begin, steps = endless(config, training, kind), time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < 1:
-        next(batches)
-        steps += 1
-    return config.training.batch_size * steps / passed
-
-
-def draw_batches(config, training, seconds):
-    """Images per second of one thread that draws batches for so many `seconds`, without TensorFlow."""
-    begin, n = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds:
-        numbers = [(n + k) % len(training.names) for k in range(config.training.batch_size)]
-        as_floats(config, [augmented(config, training, n, i) for i in numbers])
-        n += config.training.batch_size
-    return n / passed
-
-
-def in_processes(task):
-    """The sum of what `draw_batches(*task)` returns in a process on each core, all at once."""
-    context, ends = multiprocessing.get_context("fork"), []  # a fork sees the images
-    for _ in range(CORES):
-        ours, theirs = context.Pipe(duplex=False)
-        context.Process(target=lambda end: end.send(draw_batches(*task)), args=[theirs]).start()
-        theirs.close()  # so that receiving raises EOFError where a process died
-        ends.append(ours)
-    try:
-        return sum(end.recv() for end in ends)
-    except EOFError:
-        raise UserError("a process that draws batches has ended: too little memory?") from None
-
-
-def time_draws(config, training, kind, seconds=1):
-    """(images per second of one thread, of a thread on each core, of a process on each core).
-
-    What threads lack to processes is the time for which one of them holds Python's lock, and the others wait for it.
-    """
-    task = config.replace(augment=kind), training, seconds
-    with ThreadPoolExecutor(CORES) as pool:
-        threads = sum(pool.map(lambda _: draw_batches(*task), range(CORES)))
-    return draw_batches(*task), threads, in_processes(task)
-
-
-def time_consumer(config, training, kind, rate, seconds=2):
-    """Share of the time for which a consumer waits that takes `rate` images per second: what a GPU would see.
-
-    It asks for the next batch when the one before is used up, and is late for good when it had to wait.
-    """
-    batches, begin, waited = endless(config, training, kind), time.perf_counter(), 0.0
-    while (asked := time.perf_counter()) - begin < seconds:
-        next(batches)
-        waited += time.perf_counter() - asked
-        time.sleep(config.training.batch_size / rate)
-    return waited / (time.perf_counter() - begin)
-
-
 def time_training(step, batches, batch_size):
     """(images per second, share of the time that waits for data) of a train step, for about a second."""
     steps, waited, begin = 0, 0.0, time.perf_counter()
@@ -139,7 +80,7 @@ def time_training(step, batches, batch_size):
 
 
 def run(config, rounds, path):
-    """Measures, prints four tables, writes JSON to `path`.
+    """Measures, prints two tables, writes JSON to `path`.
 
     Raises: UserError for data that does not lie on disk as images.
     """
@@ -157,47 +98,46 @@ def run(config, rounds, path):
     seconds = columns.in_turns(list(work), rounds, "reading", lambda label: work[label]())
     rates = {label: [len(items) / s for s in values] for label, values in seconds.items()}
 
-    def in_turns(title, measure):
-        return columns.in_turns(AUGMENTATIONS, rounds, title, lambda kind: measure(config, training, kind))
+    size, images, masks = config.training.batch_size, *next(endless(config, training, "none"))
 
-    later = in_turns("later epochs", time_later_epochs)
+    def alone(kind):
+        return time_training(lambda *_: None, endless(config, training, kind), size)[0]
+
+    later = columns.in_turns(AUGMENTATIONS, rounds, "later epochs", alone)
     rates |= {f"later epochs, augment {kind}": values for kind, values in later.items()}
     base = statistics.median(rates["pillow"])
     print(f"\n{'the pipeline alone':<32}{'images/s':>10}{'to Pillow':>11}")
     for label, values in rates.items():
         label = "Pillow, bicubic, in threads" if label == "pillow" else label
         print(f"{label:<32}{statistics.median(values):>10.1f}{statistics.median(values) / base:>11.2f}")
-    draws = in_turns("drawing", time_draws)
-    print(f"\n{'drawing batches, images/s':<32}{'1 thread':>10}{f'{CORES} threads':>15}{f'{CORES} processes':>18}")
-    for kind, found in draws.items():
-        one, threads, processes = (statistics.median(values) for values in zip(*found))
-        threads, processes = (f"{rate:.0f} ({rate / one:.2f})" for rate in (threads, processes))
-        print(f"{f'augment {kind}':<32}{one:>10.0f}{threads:>15}{processes:>18}")
-    waits = {(kind, rate): time_consumer(config, training, kind, rate) for kind in AUGMENTATIONS for rate in CONSUMED}
-    print(f"\n{'a consumer waits, of its time':<32}" + "".join(f"{f'{rate} images/s':>17}" for rate in CONSUMED))
-    for kind in AUGMENTATIONS:
-        print(f"{f'augment {kind}':<32}" + "".join(f"{100 * waits[kind, rate]:>15.1f} %" for rate in CONSUMED))
-    lanes = {}  # one process holds all: what is compared is the same step with other batches, and not one column with another
-    for name in columns.IMPLEMENTATIONS:
+    lanes, batch = {}, [tf.constant(x.numpy()) for x in (images, masks)]  # on the device
+    for name in columns.IMPLEMENTATIONS:  # one process holds all: compared is the same step with other batches
         step = columns.Built(name, config).train_step
-        lanes |= {(name, kind): (step, endless(config, training, kind), config.training.batch_size) for kind in AUGMENTATIONS}
-        step(*next(lanes[name, "none"][1]))  # traced
+        step(*batch)  # traced
+        lanes[name, "no input"] = step, itertools.repeat(batch), size
+        lanes |= {(name, f"augment {kind}"): (step, endless(config, training, kind), size) for kind in AUGMENTATIONS}
     trained = columns.in_turns(list(lanes), rounds, "training", lambda lane: time_training(*lanes[lane]))
-    print(f"\n{'training through it':<32}{'images/s':>10}{'to none':>11}{'waiting':>10}")
-    for (name, kind), found in trained.items():
-        speed, waiting = (statistics.median(values) for values in zip(*found))
-        none = statistics.median(rate for rate, _ in trained[name, "none"])
-        print(f"{f'{name}, augment {kind}':<32}{speed:>10.1f}{speed / none:>11.2f}{100 * waiting:>8.1f} %")
+    speeds = {lane: statistics.median(rate for rate, _ in found) for lane, found in trained.items()}
+    print(f"\n{'training through it':<32}{'images/s':>10}{'waiting':>10}{'the step alone':>16}{'the pipeline alone':>20}")
+    for (name, what), found in trained.items():
+        if what != "no input":
+            waiting, step = statistics.median(share for _, share in found), speeds[name, "no input"]
+            fed = statistics.median(rates[f"later epochs, {what}"])
+            print(f"{f'{name}, {what}':<32}{speeds[name, what]:>10.1f}{100 * waiting:>8.1f} %{step:>16.1f}{fed:>20.1f}")
+    fastest = max(speeds[name, "no input"] for name in columns.IMPLEMENTATIONS)
+    for kind in AUGMENTATIONS:
+        fed = statistics.median(later[kind]) / fastest
+        print(
+            f"augment {kind}: the input feeds the fastest step {fed:.1f} times over" + ", so that the device waits" * (fed < 1)
+        )
     record = {
         "device": device_name(),
         "config": config.as_dict(),
         "images": len(items),
         "images_per_second": rates,
-        "draws_1_threads_processes": {f"augment {kind}": found for kind, found in draws.items()},
-        "consumer_waits": {f"augment {kind}, {rate} images/s": share for (kind, rate), share in waits.items()},
         "training": {
-            f"{name}, augment {kind}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
-            for (name, kind), found in trained.items()
+            f"{name}, {what}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
+            for (name, what), found in trained.items()
         },
         "steps_per_epoch": steps_per_epoch(config, training),
     }

@@ -9,13 +9,10 @@ from pathlib import Path
 from common.config import UserError
 from common.device import be_deterministic, tf
 from common.output import write_text
-from common.pictures import save_figure, styled
 from comparison import columns
 from comparison.machine import arithmetic, described
 from data.loader import load_examples, training_batches
 
-import matplotlib
-from matplotlib.figure import Figure
 from tensorflow.tsl.profiler.protobuf import xplane_pb2  # the profiler's file format; TensorFlow's own wheel brings it
 from tqdm import tqdm
 
@@ -45,23 +42,10 @@ KINDS = (
     ("batch normalization", r":(Mul|Sub|AddV2|AssignVariableOp|AssignSubVariableOp)$"),
     ("rest", r""),
 )
-# row -> its colour in tab20c, by hue: convolutions, the rest of the layers, what moves data, what is not the network, nothing
-ROWS = {
-    "convolution, forward": 0,
-    "convolution, input gradient": 1,
-    "convolution, filter gradient": 2,
-    "batch normalization": 4,
-    "activation": 5,
-    "pooling": 6,
-    "bias": 7,
-    "dropout": 11,
-    "concatenation, slices, casts": 8,
-    "sums of gradients": 9,
-    "loss": 12,
-    "optimizer": 13,
-    "rest": 17,
-    WAITING: 19,
-}
+# convolutions, the rest of the layers, what moves data, what is not the network, nothing
+ROWS = ("convolution, forward", "convolution, input gradient", "convolution, filter gradient")
+ROWS += ("batch normalization", "activation", "pooling", "bias", "dropout")
+ROWS += ("concatenation, slices, casts", "sums of gradients", "loss", "optimizer", "rest", WAITING)
 
 
 def kind(operation):
@@ -201,39 +185,15 @@ def print_table(mode, columns):
     print(f"{'wall time of the step':<32}" + "".join(f"{measured['wall']:>12.2f}{'':>8}" for measured in columns.values()))
 
 
-@styled
-def draw(measured, title, path):
-    """A bar for every implementation and mode, made of the shares of the rows."""
-    figure = Figure(figsize=(11, 4.2))
-    axes = figure.subplots()
-    bars = [(mode, name) for mode in MODES for name in columns.IMPLEMENTATIONS]
-    labels = [f"{name}, {MODES[mode]}" for mode, name in bars]
-    sums = [add_up(measured[bar]) for bar in bars]
-    shares = [{row: 100 * ms / sum(of.values()) for row, ms in of.items()} for of in sums]
-    left = [0.0] * len(labels)
-    for row in ROWS:
-        widths = [of[row] for of in shares]
-        if any(widths):
-            parts = axes.barh(labels, widths, left=left, color=matplotlib.colormaps["tab20c"](ROWS[row]), label=row)
-            axes.bar_label(parts, [f"{w:.0f}" if w >= 2.5 else "" for w in widths], label_type="center", fontsize=8)
-            left = [x + w for x, w in zip(left, widths)]
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="% of the time of all threads, and of waiting")
-    axes.set_title(title, fontsize=9)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=4, fontsize=8, frameon=False)
-    save_figure(figure, path)
-
-
 def run(config, steps, path):
-    """Profiles, prints a table for training and one for inference, writes JSON to `path` and a bar chart beside it.
+    """Profiles, prints a table for training and one for inference, writes JSON to `path`.
 
     Raises: UserError with XLA, whose steps hold no operations to tell apart.
     """
     if config.training.jit:
         raise UserError("--profile tells operations apart, and --jit makes one of them all: leave one of the two out")
-    what = (
-        f"{described(config)}, batch {config.training.batch_size}, {arithmetic(config)}, batch_norm {config.network.batch_norm}"
-    )
+    batch, norm = config.training.batch_size, config.network.batch_norm
+    what = f"{described(config)}, batch {batch}, {arithmetic(config)}, batch_norm {norm}"
     print(what, flush=True)
     config, training, _ = load_examples(config)
     images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
@@ -248,5 +208,4 @@ def run(config, steps, path):
         for (mode, name), of in measured.items()
     ]
     write_text(path, json.dumps({"what": what, "steps": steps, "records": records}, indent=2) + "\n")
-    draw(measured, what, path.with_suffix(".png"))
-    print(f"\nmeans of {steps} steps; written to {path} and {path.with_suffix('.png')}")
+    print(f"\nmeans of {steps} steps; written to {path}")

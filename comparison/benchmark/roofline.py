@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float64": 8}  # of an activation
+BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float64": 8}  # of an activation
 
 
 class Convolution(NamedTuple):

@@ -1,7 +1,8 @@
-"""The process that holds one cell and times it on request, so that no other shares its memory or cache."""
+"""A process that holds cells and times them on request: on a CPU one cell, so that no other shares its memory or cache."""
 
 import contextlib
 import functools
+import gc
 import io
 import re
 import resource
@@ -11,59 +12,104 @@ from pathlib import Path
 from common.config import UserError
 from common.device import tf
 from comparison import columns
-from comparison.benchmark.cells import LIMIT, MODES, STOCK
+from comparison.benchmark.cells import LIMIT, STOCK, doubled
 from comparison.benchmark.roofline import BYTES
 from data.loader import load_examples, training_batches
 
 import numpy as np
 
 
-def draw_batch(config, batch_size, image_size):
-    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays. Of fewer images some come more than once."""
-    if config.data.dataset == "synthetic" and not config.data.crop_size:
-        config = config.replace(image_size=image_size)
+def draw_batch(config):
+    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays."""
     with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
         config, training, _ = load_examples(config)
-    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-    numbers = np.arange(batch_size) % len(images)
-    return images[numbers], masks[numbers]
+    return tuple(tensor.numpy() for tensor in next(iter(training_batches(config, training))))
 
 
-def work(cell, config, images, masks, started, connection):
-    """Receives (mode, number of steps), answers with the seconds of one step; receives None, answers with the peak memory in
-    bytes and ends. Says hello with the seconds until the first step of each mode was done.
+def read_batch(path, size):
+    """`size` images and masks on the device, of those in `path`: some come more than once."""
+    with np.load(path) as found:
+        return [tf.constant(np.resize(found[name], (size, *found[name].shape[1:]))) for name in ("images", "masks")]
 
-    started: the time at which the process was asked for.
-    """
-    if cell.implementation != LIMIT:
-        columns.load(cell.column)
-    imported = time.time() - started
+
+def arithmetic_of(cell):
     tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
-    try:
-        steps, first = prepare(cell, config, images, masks)
-        for mode in steps:  # warm-up: caches, memory pools, the choice of algorithms
-            first[f"warm {mode}"] = seconds(steps[mode], 2)
-    except tf.errors.ResourceExhaustedError:
-        raise UserError(f"{cell.title} does not fit into memory") from None
-    connection.send({"import": imported, **first})
+
+
+def work(column, started, connection):
+    """Receives the name of a method of `Bench` and its arguments, sends the result, until it receives None.
+
+    column: what it measures. started: the time at which the process was asked for.
+    """
+    if column != LIMIT:
+        columns.load(column)
+    bench = Bench(time.time() - started)
     while request := connection.recv():
-        mode, count = request
-        connection.send(seconds(steps[mode], count))
-    gpus = tf.config.list_physical_devices("GPU")
-    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
-    connection.send(peak or peak_memory())
+        name, *arguments = request
+        try:
+            answer = getattr(bench, name)(*arguments)
+        except tf.errors.ResourceExhaustedError:
+            answer = UserError("it does not fit into memory")
+        connection.send(answer)
 
 
-def prepare(cell, config, images, masks):
+class Bench:
+    """The cells that a process holds. imported: seconds that it took to start."""
+
+    def __init__(self, imported):
+        self.imported, self.steps = imported, {}
+
+    def prepare(self, cell, config, path, modes):
+        """{what was done first: seconds}, in those of `modes` that the cell has.
+
+        With a warm-up: caches, memory pools, the choice of algorithms.
+        """
+        arithmetic_of(cell)
+        if tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.reset_memory_stats("GPU:0")
+        self.steps[cell], first = prepare(cell, config, path, modes)
+        first |= {f"warm {mode}": seconds(step, 2) for mode, step in self.steps[cell].items()}
+        return {"import": self.imported, **first}
+
+    def time(self, cell, mode, count):
+        """Seconds of a step."""
+        arithmetic_of(cell)
+        return seconds(self.steps[cell][mode], count)
+
+    def batches(self, cell, config, path):
+        """`cells.doubled` of the cell in training; one graph takes batches of any size."""
+        arithmetic_of(cell)
+        step = columns.Built(cell.column, cell.config(config)).train_step
+        any_size = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in read_batch(path, 1)]
+        step = step.get_concrete_function(*any_size)
+
+        def rate(size):
+            with contextlib.suppress(tf.errors.ResourceExhaustedError):
+                run = functools.partial(step, *read_batch(path, size))
+                count = max(2, round(0.1 / seconds(run, 2)))
+                return size / seconds(run, count)
+
+        return doubled(rate)
+
+    def end(self, cell):
+        """Bytes of the peak memory; the cell is gone."""
+        del self.steps[cell]
+        gc.collect()
+        gpus = tf.config.list_physical_devices("GPU")
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] if gpus else 0
+        return peak or peak_memory()
+
+
+def prepare(cell, config, path, modes):
     """-> (mode -> function without arguments that starts a step, {what was done first: seconds})."""
     if cell.implementation == LIMIT:
         steps = peak_steps(cell.precision)
         return steps, {what: seconds(step, 1) for what, step in steps.items()}
     config = cell.config(config)
-    images, masks = tf.constant(images), tf.constant(masks)  # on the device before the clock starts
+    images, masks = read_batch(path, config.training.batch_size)  # on the device before the clock starts
     first, steps = {}, {}
     no_more = config.network.batch_norm == "none" or cell.implementation == STOCK  # folded, they are what the others are
-    for mode in ("train", "infer") if no_more else MODES:
+    for mode in [mode for mode in modes if mode != "folded" or not no_more]:
         begin = time.perf_counter()
         built = columns.Built(cell.column, config)
         if mode == "folded":

@@ -57,7 +57,10 @@ def make_highlevel_train_step(model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
-        gradients = tape.gradient(loss, weights)
+        scale = None if optimizer.inner is optimizer else highlevel.train.named_state(model, optimizer)["loss_scale"]
+        gradients = tape.gradient(loss, weights, scale)
+        if scale is not None:
+            gradients = [g / scale for g in gradients]
         with tf.name_scope("optimizer"):
             if config.training.clip_norm:
                 gradients, _ = tf.clip_by_global_norm(gradients, config.training.clip_norm)

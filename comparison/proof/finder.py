@@ -119,7 +119,7 @@ def locate(a, b, case, batches):
         for name, x in state.items():
             if differs(x, other_state[name], moved, share):
                 slot = {"m": "m, the mean of the gradients (beta_1, momentum)", "v": "v, the mean of their squares (beta_2)"}
-                term = "the count of the steps" if name == "iterations" else f"{slot[name[-1]]}, of {name[:-2]}"
+                term = f"{slot[name[-1]]}, of {name[:-2]}" if "/" in name else f"the count of the steps, {name}"
                 return f"step {k + 1}, {term}: {words(x, other_state[name])}"
         for name, x in weights.items():
             # the moves, which are small beside the weights, if not to the last bit

@@ -64,8 +64,10 @@ def observe(implementation, case, batches, initial=None):
         losses[f"step {k + 1}"] = built.train_step(*batches[k % len(batches)]).numpy()
         if k == 0:
             state = {name: v.numpy() for name, v in built.state.items()}
-            rungs["count of steps"] = {"iterations": state.pop("iterations")}
-            for slot in sorted({name[-1] for name in state}):  # apart, for v is as small as a square
+            rungs["count of steps"] = {name: value for name, value in state.items() if "/" not in name}
+            for slot in sorted(
+                {name[-1] for name in state.keys() - rungs["count of steps"]}
+            ):  # apart: v is as small as a square
                 rungs[f"{slot}, 1 step"] = {name: value for name, value in state.items() if name.endswith(f"/{slot}")}
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
@@ -74,7 +76,26 @@ def observe(implementation, case, batches, initial=None):
     rungs[f"inference, {steps} steps"] = {"logits": built.forward(images).numpy()}
     if config.network.batch_norm != "none":
         rungs[f"inference, {steps} steps, folded"] = {"logits": built.folded().forward(images).numpy()}
+    if "loss_scale" in built.state:
+        rungs |= {rung: scaled_step(built, batches[0], scale) for rung, scale in SCALES.items()}
     return rungs
+
+
+SCALES = {"a step that overflows": 2.0**120, "the loss scale grows": 2.0**10}  # rung -> `scaled_step` with that scale
+
+
+def scaled_step(built, batch, scale):
+    """Of a step of float16 from that scale, the 2000th since it changed: what it makes of scale and counts, and what moves."""
+    trained = {name: w for name, w in built.weights.items() if w.trainable}
+    trained |= {name: moment for name, moment in built.state.items() if "/" in name}
+    before, steps = {name: value.numpy() for name, value in trained.items()}, built.state["iterations"].numpy()
+    built.state["loss_scale"].assign(scale)
+    built.state["finite_steps"].assign(1999)
+    built.train_step(*batch)
+    after = {"iterations": built.state["iterations"].numpy() - steps, "loss_scale": built.state["loss_scale"].numpy() / scale}
+    after["finite_steps"] = built.state["finite_steps"].numpy()
+    after["moved"] = np.any([(value.numpy() != before[name]).any() for name, value in trained.items()])
+    return {name: np.float64(value) for name, value in after.items()}
 
 
 HEAD_BIAS = ", head/bias"
@@ -103,7 +124,7 @@ def tolerance(rung, pair, case, scale, of_bias=0.0):
     pair: the two implementations. scale: the largest absolute value among the numbers compared. of_bias: how far from right the
     gradient of the head's bias may be where BiasAddGrad adds it up, relative to it.
     """
-    if rung in ("structure", "count of steps"):
+    if rung in ("structure", "count of steps", *SCALES):
         return 0.0, "names, shapes and whole numbers are the contract"
     if case.exact:
         return 0.0, "the same kernels on the same numbers in the same order"
@@ -127,8 +148,8 @@ def tolerance(rung, pair, case, scale, of_bias=0.0):
         unit = unit if precision == "float64" else max(unit, 2**-24)
         return 4 * unit * scale, "m - (m - x)(1 - k) and m k + x (1 - k) round apart"
     if rung == "losses, first 5 steps":
-        if precision == "bfloat16":
-            return 5 * unit * scale, "every step starts from weights that a rounding of 2**-9 has moved, and adds its own"
+        if precision in ("bfloat16", "float16"):
+            return 5 * unit * scale, "every step starts from weights that a rounding to 16 bits has moved, and adds its own"
         return 2e-5, "a step of v1's Adam is 6e-6 longer, and rounding decides where a gradient is nothing else; then it grows"
     if rung.startswith("weights") and training.optimizer == "adam":
         reason = "a step of Adam is as long as its learning rate, and where a gradient is rounding alone it goes either way"

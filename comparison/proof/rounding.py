@@ -6,7 +6,7 @@ What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u
 but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
 Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
 threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel
-(`of_the_head_bias`). That makes 128 u. bfloat16 and TF32 are summed in float32, and what is stored is rounded to fewer bits:
+(`of_the_head_bias`). That makes 128 u. What has 16 bits, and TF32, is summed in float32, and stored in fewer bits:
 kernel, convolution, normalization and activation, 4 times up to twice the usual rounding.
 
 What the network makes of it. An operation that is off by 128 u of its products has computed with weights that are 128 u off
@@ -19,14 +19,20 @@ import dataclasses
 
 import numpy as np
 
-ROUNDING = {"float32": 2**-24, "float64": 2**-53, "bfloat16": 2**-9, "tf32": 2**-11}  # of one operation, relative
+ROUNDING = {
+    "float32": 2**-24,
+    "float64": 2**-53,
+    "bfloat16": 2**-9,
+    "float16": 2**-11,
+    "tf32": 2**-11,
+}  # of one operation, relative
 SUM = 128  # roundings of a sum: 4 sqrt(1024)
 REASON = "what rounding does: two float64 runs, weights and pixels off by the rounding of a sum, part as far"
 
 
 def of_a_sum(precision):
     """The rounding of a sum, relative to its products."""
-    if precision in ("bfloat16", "tf32"):
+    if precision in ("bfloat16", "float16", "tf32"):
         return 8 * ROUNDING[precision] + SUM * ROUNDING["float32"]
     return SUM * ROUNDING[precision]
 

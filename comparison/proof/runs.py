@@ -1,6 +1,8 @@
 """Did the three train to the same thing? Their curves on each other, their predictions side by side."""
 
+from math import nan
 from pathlib import Path
+from statistics import median
 
 from common.checkpoint import read_checkpoint
 from common.config import FIELDS, UserError, flag
@@ -31,28 +33,26 @@ def run(config, args):
     from training.report import draw_predictions, make_eval_step, predict_some, read_history  # these import TensorFlow
 
     output = config.training.run_dir
-    histories, predicted, configs = {}, {}, {}
-    for run_dir in args.run_dirs:
-        histories[str(run_dir)] = read_history(run_dir)
-        trained, weights, implementation = read_checkpoint(run_dir / "best.safetensors")
-        configs[run_dir] = trained
-        first_dir, first = next(iter(configs.items()))
+    histories = {str(run_dir): read_history(run_dir) for run_dir in args.run_dirs}
+    read = {str(run_dir): read_checkpoint(run_dir / "best.safetensors") for run_dir in args.run_dirs}
+    (first_dir, (first, *_)), predicted = next(iter(read.items())), {}
+    for run_dir, (trained, *_) in read.items():
         for name, (group, field) in FIELDS.items():
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
-        if len(configs) == 1:
-            _, _, validation = load_examples(trained)
-        alone = len(args.run_dirs) == 1
+    _, _, validation = load_examples(first)
+    alone = len(read) == 1
+    for run_dir, (trained, weights, implementation) in read.items():
         for name in columns.IMPLEMENTATIONS if alone else [implementation]:
             built = columns.Built(name, trained)
             built.start(weights)
-            label = name if alone else str(run_dir)
-            predicted[label] = predict_some(trained, validation, make_eval_step(built.model, trained))
+            predicted[name if alone else run_dir] = predict_some(trained, validation, make_eval_step(built.model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():
         best = max(history, key=lambda row: row["val_dice"])
-        speed = sorted(row["images_per_second"] for row in history)[len(history) // 2]
+        rates = [row["images_per_second"] for row in history if row["images_per_second"] > 0]  # nan of one step
+        speed = median(rates) if rates else nan
         print(
             f"{label:<{width}}{len(history):>8}{history[-1]['loss']:>12.6f}{best['val_dice']:>12.4f}"
             f"{best['val_mean_iou']:>10.4f}{best['val_accuracy']:>10.4f}{speed:>10.1f}"

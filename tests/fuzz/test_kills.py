@@ -5,7 +5,7 @@ import random
 import zipfile
 
 from common.checkpoint import load_checkpoint
-from common.output import PART
+from common.output import is_part
 from prediction import EXPORTS
 from tests.conftest import save_network
 from tests.test_resume import Nursery
@@ -44,7 +44,7 @@ def pictures(folder, n):
 
 def whole(folder):
     """That every picture and array in `folder` can be read, and that nothing half lies there under a name of its own."""
-    found = [path for path in folder.rglob("*") if not path.name.startswith(PART) and path.is_file()]
+    found = [path for path in folder.rglob("*") if path.is_file() and not is_part(path)]
     for path in found:
         np.load(path) if path.suffix == ".npy" else Image.open(path).load() if path.suffix == ".png" else path.read_text()
     assert {path.suffix for path in found} <= {".png", ".npy", ".csv"}
@@ -119,7 +119,7 @@ def test_in_cross_validation(tmp_path):
                 options = ["--resume", "--run-dir", run_dir]
         nursery.run(*options)
     names = [path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")]
-    assert all(KNOWN.fullmatch(name) and PART not in name for name in names) and not list(tmp_path.glob("killed-*"))
+    assert all(map(KNOWN.fullmatch, names)) and not list(tmp_path.glob("killed-*"))
     for k in range(3):
         both = [load_checkpoint(tmp_path / name / f"fold{k}" / "last.safetensors") for name in ("whole", "killed")]
         for name, value in both[0][0].items():
