@@ -233,6 +233,7 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
     for name, option in (("c", "--seed"), ("d", "--validation")):
         with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
             runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name], format="png"))
+    monkeypatch.undo()
     drawn = []
     monkeypatch.setattr("training.report.draw_grid", lambda *args: drawn.append(args))
     runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a"], format="svg"))
