@@ -162,7 +162,11 @@ def main(argv=None):
         objects.write_table(args.output / "objects.csv", measured)
     if evaluation and measured:
         evaluation.write(args.output)
-    say(f"{len(measured)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/")
+    others = {"overlays/": args.overlay, "probabilities/": args.probabilities, "objects/, objects.csv": settings}
+    others |= {"metrics.csv, evaluation/": evaluation and measured}
+    there = ", ".join(name for name, written in others.items() if written)
+    there = f"beside {there}" if there else "(--overlay shows them on the images, --evaluate MASKS compares them)"
+    say(f"{len(measured)} of {len(sources)} images predicted in {seconds:.1f} s; the masks are in {args.output}/ {there}")
     for error in errors:
         say(f"left out: {error}", sys.stderr)
     return 1 if errors else 0

@@ -4,6 +4,8 @@ Matplotlib, 0.3 s, is imported by what draws: most who import this module need a
 """
 
 import contextlib
+import functools
+import itertools
 import sys
 import warnings
 
@@ -14,6 +16,13 @@ from common.text import printable, say
 
 import numpy as np
 
+# One look for all figures. Okabe and Ito's colours; the first three are those of the columns, as on the study page.
+STYLE = {
+    "axes.prop_cycle": "cycler('color', ['0072b2', 'd55e00', '009e73', 'cc79a7', 'e69f00', '56b4e9', '000000'])",
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
+    **{"axes.titlesize": 10, "axes.titlelocation": "left", "figure.titlesize": 10, "grid.alpha": 0.3, "svg.fonttype": "none"},
+}
 MISSED, INVENTED = (0.85, 0.37, 0.01), (0.46, 0.44, 0.70)  # ColorBrewer's Dark2: told apart by colour-blind readers too
 
 
@@ -27,27 +36,43 @@ def expendable(what):
         say(f"warning: {what} could not be drawn, all else is saved: {reason}", sys.stderr)
 
 
+def styled(draw):
+    """A function that draws, in the one look."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **options):
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return drawn
+
+
 def save_figure(figure, path):
+    """In the format that the name ends in: .png, .svg or .pdf."""
     with replacing(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: a box is drawn
-        figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
+        figure.savefig(part, dpi=110, bbox_inches="tight", format=path.suffix[1:])
 
 
 def _write_legend(owner, handles, **options):
     """The legend of a figure or of axes. Names are text: neither a `$` nor a leading underscore means anything in them."""
-    legend = owner.legend(handles, [printable(handle.get_label()) for handle in handles], fontsize=8, **options)
+    legend = owner.legend(handles, [printable(handle.get_label()) for handle in handles], **options)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
+@styled
 def draw_curves(path, histories):
     """Loss, dice and pixel accuracy over the epochs.
 
     histories: label -> list of the rows of a `history.csv`, as dicts of numbers.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    figure, several = Figure(figsize=(13, 3.6)), len(histories) > 1
+    figure, several = Figure(figsize=(13, 4), layout="constrained"), len(histories) > 1
     panels = {"loss": ("loss", "val_loss"), "dice": ("val_dice",), "pixel accuracy": ("val_accuracy",)}
     for axes, (title, columns) in zip(figure.subplots(1, 3), panels.items()):
         for k, (label, rows) in enumerate(histories.items()):
@@ -66,8 +91,11 @@ def draw_curves(path, histories):
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if title == "loss":  # the first epochs of batch normalization may be a thousand times the last
             axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        _write_legend(axes, axes.lines)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+            _write_legend(figure, axes.lines, loc="outside lower center", ncols=6)
+        axes.grid()
     save_figure(figure, path)
 
 
@@ -115,6 +143,26 @@ def legend(names, indices):
     return [(names[k], CLASS_COLORS[k]) for k in indices]
 
 
+def told_apart(labels, reach=2):
+    """[H, W] numbers of objects, 0 none -> the same with a few numbers from 1 on, unlike for objects within `reach` pixels."""
+    height, width = labels.shape
+    padded, near = np.pad(labels, reach), {}
+    for dy, dx in itertools.product(range(reach + 1), range(-reach, reach + 1)):
+        shifted = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+        both = (labels > 0) & (shifted > 0) & (labels != shifted)
+        for a, b in np.unique(np.stack([labels[both], shifted[both]]), axis=1).T.tolist():
+            near.setdefault(a, set()).add(b)
+            near.setdefault(b, set()).add(a)
+    values, first, places = np.unique(labels, return_index=True, return_inverse=True)
+    numbers = {0: 0}
+    for value in values[np.argsort(first)].tolist():  # row by row, so that few of the neighbours have their number before
+        if value == 0:
+            continue
+        taken = {numbers.get(other) for other in near.get(value, ())}
+        numbers[value] = next(k for k in itertools.count(1) if k not in taken)
+    return np.array([numbers[value] for value in values.tolist()])[places].reshape(labels.shape)
+
+
 def shown_bands(image, bands=None):
     """[H, W, C] -> [H, W, 3]: the `bands` of --show-bands, one or three of them, counted from 1, or the first three.
 
@@ -139,6 +187,7 @@ def image_colors(image, mask, bands=None):
     return shown_bands(image, bands)
 
 
+@styled
 def draw_grid(path, rows, title, legend=()):
     """Pictures in rows, each under its label, over the legend.
 
@@ -156,14 +205,15 @@ def draw_grid(path, rows, title, legend=()):
         for axis, (label, picture) in zip(axes, row):
             lines = [line if len(line) <= 36 else "…" + line[-35:] for line in map(printable, label.split("\n"))]
             axis.imshow(picture, interpolation="antialiased")  # nearest where a pixel is larger than a dot
-            axis.set_title("\n".join(lines), fontsize=7, parse_math=False)
-    figure.suptitle(printable(title), fontsize=10, parse_math=False)
+            axis.set_title("\n".join(lines), fontsize=7, parse_math=False, loc="center")
+    figure.suptitle(printable(title), parse_math=False)
     if legend:
         patches = [Patch(facecolor=color, edgecolor="0.6", label=printable(name)) for name, color in legend]
         _write_legend(figure, patches, loc="outside lower center", ncols=min(len(patches), 2 * columns))
     save_figure(figure, path)
 
 
+@styled
 def draw_confusion(path, matrix, names):
     """What became of the pixels of each class: rows are true classes, columns predicted ones, cells percent of their row.
 
@@ -174,18 +224,20 @@ def draw_confusion(path, matrix, names):
 
     n, pixels = len(names), matrix.sum(1, keepdims=True)
     percent = 100 * matrix / np.where(pixels, pixels, np.nan)
-    cell = 0.3 if n <= 40 else 12 / n  # inches
-    figure = Figure(figsize=(n * cell + 1.5, n * cell + 1.5), layout="constrained")
+    cell = max(0.3, min(0.9, 3 / n)) if n <= 40 else 12 / n  # inches
+    figure = Figure(figsize=(n * cell + 2, n * cell + 2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     labels = [name if len(name) <= 30 else name[:29] + "…" for name in map(printable, names)]
-    text = {"fontsize": min(7, 50 * cell), "parse_math": False}
-    axes.set_xticks(range(n), labels, rotation=90, **text)
+    text = {"fontsize": min(8 if cell < 0.6 else 10, 50 * cell), "parse_math": False}
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(range(n), labels, rotation=0 if cell > 0.8 else 90, **text)
     axes.set_yticks(range(n), labels, **text)
     axes.xaxis.tick_top()
-    axes.set_xlabel("predicted", fontsize=8)
-    axes.set_ylabel("true, 100 % a row", fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.suptitle("What the pixels of each true class became:\na row is 100 %, and what is right lies on the diagonal")
     for row, column in np.argwhere(percent >= 0.5) if n <= 40 else ():
         shade = "white" if percent[row, column] > 60 else "black"
-        axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", fontsize=6, color=shade)
+        words = f"{percent[row, column]:.0f}{' %' * (cell > 0.5)}"
+        axes.text(column, row, words, ha="center", va="center", fontsize=min(12, 22 * cell), color=shade)
     save_figure(figure, path)

@@ -64,8 +64,8 @@ print(images.shape, images.dtype, float(tf.reduce_min(images)), float(tf.reduce_
 print(masks.shape, masks.dtype, np.unique(masks))
 
 
-def show(columns, titles):
-    """A row of pictures for each of the first images, three at most."""
+def show(columns, titles, path=None):
+    """A row of pictures for each of the first images, three at most; kept as a file, too, if there is a path."""
     rows = min(3, len(columns[0]))
     figure, axes = plt.subplots(rows, len(columns), figsize=(2 * len(columns), 2 * rows), squeeze=False)
     for row, line in enumerate(axes):
@@ -73,6 +73,9 @@ def show(columns, titles):
             axis.imshow(np.squeeze(values[row]), cmap="gray", vmin=0, vmax=1)
             axis.set_title(title if row == 0 else "", fontsize=9)
             axis.set_axis_off()
+    if path:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        figure.savefig(path, dpi=80, bbox_inches="tight")
     display(figure)
     plt.close(figure)
 
@@ -187,17 +190,17 @@ def validation_dice():
 
 
 losses, dices = [], []
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 handle = display(figure, display_id=True)
 per_epoch = len(training.names) // config.training.batch_size
 for step, (images, masks) in enumerate(training_batches(config, training), 1):
     losses.append(float(train_step(images, masks)))
     if step % per_epoch == 0:
         dices.append(validation_dice())
-        for axis, values, title in ((left, losses, "loss of each step"), (right, dices, "validation dice of each epoch")):
+        for axis, values, x, y in ((left, losses, "step", "loss"), (right, dices, "epoch", "validation dice")):
             axis.clear()
-            axis.plot(values)
-            axis.set_title(title, fontsize=9)
+            axis.plot(range(1, len(values) + 1), values)
+            axis.set(xlabel=x, ylabel=y)
         handle.update(figure)
 plt.close(figure)
 print(f"validation dice {dices[-1]:.3f}")
@@ -214,7 +217,8 @@ top, left = (int(np.clip(np.median(of) - 16, 0, side - 32)) for of, side in zip(
 cell = images[:1, top : top + 32, left : left + 32]
 maps = tf.nn.conv2d(cell, code.named_weights(model)["down0/conv1/kernel"], strides=1, padding="VALID")
 figure, axes = plt.subplots(1, 1 + maps.shape[-1], figsize=(12, 1.6))
-for axis, values, title in zip(axes, [cell[0, :, :, 0], *tf.unstack(maps[0], axis=-1)], ["cell", *range(maps.shape[-1])]):
+titles = ["cell", *(f"map {k}" for k in range(maps.shape[-1]))]
+for axis, values, title in zip(axes, [cell[0, :, :, 0], *tf.unstack(maps[0], axis=-1)], titles):
     axis.imshow(values, cmap="gray")
     axis.set_title(title, fontsize=9)
     axis.set_axis_off()
@@ -232,11 +236,33 @@ _, probabilities = eval_step(images, masks)
 show([images, masks, probabilities.numpy(), probabilities.numpy() > 0.5], ["image", "truth", "probability", "mask"])
 
 # %% [markdown]
-# ## 6. A trap
+# ## 6. Two traps
 #
-# Which variance is stored? The fused kernel normalizes with the variance of the batch, sum/N, and stores sum/(N-1); Keras stores
+# The best-known one of tf.layers: in a graph of TensorFlow 1 nobody moves the statistics of a batch normalization unless the operations in
+# the collection `UPDATE_OPS` are run, too. The training does not read them, and learns all the same; inference then normalizes with
+# those of the start, a mean of 0 and a variance of 1. Here is the network that we have just trained, and the same with these:
+
+# %%
+statistics = {name: w for name, w in code.named_weights(model).items() if name.endswith(("/moving_mean", "/moving_variance"))}
+moved = {name: w.numpy() for name, w in statistics.items()}
+good = probabilities.numpy()
+for name, w in statistics.items():
+    w.assign(tf.zeros_like(w) if name.endswith("mean") else tf.ones_like(w))
+ruined = eval_step(images, masks)[1].numpy()
+for name, w in statistics.items():
+    w.assign(moved[name])
+wrong = [(p > 0.5) != (masks.numpy() > 0.5) for p in (good, ruined)]
+show(
+    [images, masks, good > 0.5, ruined > 0.5, wrong[1]],
+    ["image", "truth", "statistics moved", "UPDATE_OPS forgotten", "what is wrong then"],
+    "runs/tour/update_ops.png",
+)
+print(f"wrong pixels: {wrong[0].mean():.1%} and {wrong[1].mean():.1%}")
+
+# %% [markdown]
+# A quieter one. Which variance is stored? The fused kernel normalizes with the variance of the batch, sum/N, and stores sum/(N-1); Keras stores
 # sum/N. Training does not notice. Inference does: by 1/N of the variance, which is most at the bottom of the U, where N is small.
-# `docs/differences.md` has 30 more of these.
+# `docs/differences.md` has 40 of these, in the order of the damage.
 
 # %%
 x = np.random.default_rng(0).normal(1, 2, [4, 2, 2, 3]).astype(np.float32)

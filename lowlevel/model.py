@@ -59,7 +59,7 @@ class UNet(tf.Module):
             x = getattr(tf.nn, network.activation)(x)
         return x
 
-    # --- by hand: tf.layers and Keras have nearly all of it; a dropout that resumes, only Keras ---
+    # --- by hand: tf.layers and Keras have nearly all of it; the state of a dropout, only Keras ---
     def conv2d(self, x, name, padding="valid"):
         """[N, H, W, in] -> [N, H, W, out], or smaller with "valid"; kernel: [h, w, in, out].
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
 from common.output import replacing, write_csv, write_text
-from common.pictures import class_names, shown_bands
+from common.pictures import class_names, shown_bands, told_apart
 from common.text import cell, say
 from data.borders import CROSS, part_touching
 from data.files import in_8_bits
@@ -254,12 +254,12 @@ def write_table(path, rows):
 
 
 def save_outlines(path, image, labels, config):
-    """The image, as `predict_mask` gives it, with the outline of each object, in colours that change from one to the next."""
+    """The image, as `predict_mask` gives it, with the outline of each object, in another colour than those that touch it."""
     picture = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale).copy()
     lines = find_boundaries(labels, connectivity=1, mode="inner")
     if (thick := round(min(labels.shape) / 600)) > 0:
         lines = dilation(lines, np.ones((2 * thick + 1, 2 * thick + 1))) & (labels > 0)
-    colors = np.rint(255 * CLASS_COLORS[1:5]).astype(np.uint8)  # orange, sky, green, yellow: seen on black and on purple
-    picture[lines] = colors[labels[lines] % len(colors)]
+    colors = np.rint(255 * CLASS_COLORS[[1, 2, 3, 4, 6, 7]]).astype(np.uint8)  # seen on black and on purple; blue is not
+    picture[lines] = colors[(told_apart(labels)[lines] - 1) % len(colors)]
     with replacing(path) as part:
         Image.fromarray(picture).save(part, "PNG")

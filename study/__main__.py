@@ -1,11 +1,12 @@
 """The study page, docs/study.html: the three columns row by row, and what each row becomes.
 
 python -m study               makes the page from the code, study/notes.md and study/measured.json
-python -m study --measure     measures first, for this machine and the network that the options tell: up to 10 minutes
+python -m study --measure     measures first, for this machine and the network that the options tell: 5 minutes
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from common.cli import OF_A_RUN, make_parser, parse, read_config, run_script
@@ -20,19 +21,28 @@ def read_command_line(argv):
     parser.set_defaults(images=40)
     group = parser.add_argument_group("study")
     group.add_argument("--measure", action="store_true", help="measure first")
+    words = "its feature maps are shown (default: train for a minute)"
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help=words)
     words = "the measurements (default: study/measured.json)"
     group.add_argument("--measured", type=Path, default=MEASURED, metavar="FILE", help=words)
     words = "the page (default: docs/study.html)"
     group.add_argument("--output", type=Path, default=PAGE, metavar="FILE", help=words)
     group.add_argument("--overwrite", action="store_true", help="replace files that are there; the two named above always are")
     args = parse(parser, argv)
+    if args.checkpoint and not args.measure:
+        raise UserError("--checkpoint goes with --measure")
     return args, read_config(args)
 
 
 def as_text(measured):
-    """JSON with a row in a line, so that a change shows where it is."""
-    rows = ",\n".join(f"{json.dumps(name)}:{json.dumps(row, separators=(',', ':'))}" for name, row in measured["rows"].items())
-    return json.dumps(measured | {"rows": {}}, indent=1).replace('"rows": {}', f'"rows": {{\n{rows}\n}}') + "\n"
+    """JSON with a row, a map and whatever else is named in a line of its own, so that a change shows where it is."""
+
+    def write(value, deep):
+        if not (deep and isinstance(value, dict)):
+            return json.dumps(value, separators=(",", ":"))
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {write(of, deep - 1)}" for key, of in value.items()) + "\n}"
+
+    return write(measured, 2) + "\n"
 
 
 def main(argv=None):
@@ -48,7 +58,9 @@ def main(argv=None):
     if args.measure:
         from study.measure import measure
 
-        write_text(args.measured, as_text(measure(config)))
+        began = time.monotonic()
+        write_text(args.measured, as_text(measure(config, args.checkpoint)))
+        print(f"{args.measured}: measured in {time.monotonic() - began:.0f} s")
     try:
         page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:

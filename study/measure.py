@@ -13,18 +13,19 @@ import re
 import traceback
 from unittest import mock
 
+from common.checkpoint import load_checkpoint
 from common.config import IMPLEMENTATIONS, UserError
 from common.device import be_deterministic, device_name, tf
-from common.layers import table
 from comparison import columns
 from comparison.benchmark import profile
 from comparison.machine import processor
 from comparison.proof import exact, finder, ladder
 from comparison.proof.apart import difference
-from comparison.proof.graph import NO_WORK, collect_one, statements
+from comparison.proof.graph import NO_WORK, collect_one, is_mathematics, statements
+from comparison.proof.graph import operations as signatures
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
-from study import rows
+from study import maps, rows
 
 import keras
 from tensorflow.python import pywrap_tfe  # to learn which operation a gradient belongs to, which no public function tells
@@ -167,6 +168,7 @@ def operations(implementation, config, images, masks):
                 add("optimized", node.op, node.name)
     for kind, name in located(text):
         add("stablehlo", kind, name)
+    totals["mathematics"] = sum(is_mathematics(*found) for found in signatures(text))
 
     back = {name for name, op in made.items() if goes_back(op)}
     kept = {tensor.name: tensor for name in back for tensor in made[name].inputs}
@@ -179,15 +181,15 @@ def operations(implementation, config, images, masks):
 
 
 def times(found, where, measured):
-    """Adds the milliseconds that `profile.measure` found to the rows. -> what has no row."""
+    """Adds the milliseconds that `profile.measure` found to the rows, and how many kernels they are. -> what has no row."""
     lost = 0.0
     for name, ms in measured["operations"].items():
         rows_, forward = where(name)
         lost += ms * (not rows_)
-        for row in rows_:
-            found[row]["ms"]["forward"] += ms
-        for row in set(forward) - set(rows_):
-            found[row]["ms"]["gradient"] += ms
+        of = dict.fromkeys(rows_, "forward") | dict.fromkeys(set(forward) - set(rows_), "gradient")
+        for row, part in of.items():
+            found[row]["ms"][part] += ms
+            found[row]["kernels"][part] += 1
     return lost
 
 
@@ -252,26 +254,32 @@ def short(number):
     return float(f"{number:.3g}")
 
 
-def measure(config):
-    """Everything that the page shows of numbers, as one dictionary for JSON. Raises: UserError with XLA."""
+def measure(config, checkpoint=None):
+    """Everything that the page shows of numbers, as one dictionary for JSON.
+
+    checkpoint: of the network whose maps are shown, by default one that trains for a minute.
+
+    Raises: UserError with XLA, and for a checkpoint of another network.
+    """
     if config.training.jit:
         raise UserError("--jit makes one operation of a whole step: leave it out, StableHLO is measured anyway")
-    config, examples, _ = load_examples(config)
+    config, examples, validation = load_examples(config)
+    if checkpoint:
+        load_checkpoint(checkpoint, config.network)
     batches = [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(STEPS)]
     images, masks = batches[0]
-    network, training = config.network, config.training
+    training = config.training
     found = {"rows": collections.defaultdict(dict), "totals": {}}
 
     def note(row, key, implementation, value):
         found["rows"][row].setdefault(key, {})[implementation] = value
 
     profiles = profile.collect(config, images, masks)
-    other = {"fused": "explicit", "explicit": "fused"}.get(network.batch_norm)
-    other = None if network.precision == "float64" else other
     for name in IMPLEMENTATIONS:
         of, where, totals = operations(name, config, images, masks)
         measured = profiles["train", name]
         totals["ms"] = short(sum(measured["operations"].values()))
+        totals["kernels"] = len(measured["operations"])
         totals["ms, without a row"] = short(times(of, where, measured))
         found["totals"][name] = {key: value for key, value in totals.items()}
         for row, stages in of.items():
@@ -282,18 +290,14 @@ def measure(config):
                     note(row, stage, name, {part: short(ms) for part, ms in counter.items()})
                 else:
                     note(row, stage, name, dict(counter.most_common()))
-        if other:
-            changed, _, _ = operations(name, config.replace(batch_norm=other), images, masks)
-            for row, stages in changed.items():
-                if "batch_norm" in row or row == "model/double_conv/bn":
-                    for stage in ("traced", "gradient, traced"):
-                        if stages[stage] and stages[stage] != of.get(row, {}).get(stage):
-                            note(row, f"{stage}, {other}", name, dict(stages[stage].most_common()))
     tiers = {"as written": Case("", config, STEPS, exact=False)}
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
         for row, whats in columns.call(parity, tier, case, batches).items():
             found["rows"][row].setdefault("parity", {})[tier] = whats
+    trained = maps.trained(config, examples, checkpoint)
+    few = config.replace(batch_size=min(training.batch_size, len(validation.names)))
+    drawn = maps.draw(trained, next(iter(training_batches(few, validation))))
     flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),
@@ -301,7 +305,8 @@ def measure(config):
         "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
         "config": {k: v for k, v in config.flat.items() if k in flat}
         | {"batch_size": training.batch_size, "image": [int(n) for n in images.shape[1:]]},
-        "layers": [[layer.name, layer.kind, list(layer.outputs)] for layer in table(network, images.shape[1:3])],
         "totals": found["totals"],
         "rows": dict(sorted(found["rows"].items())),
+        "watched": maps.watch(config, examples),
+        **drawn,
     }

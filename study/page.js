@@ -3,7 +3,8 @@
   const root = document.documentElement, all = selector => [...document.querySelectorAll(selector)], at = id => document.getElementById(id);
   const [dock, content, search, found, heat] = ["dock", "content", "search", "found", "heat"].map(at);
   const rows = all(".row"), top = document.querySelector(".top"), wide = matchMedia("(min-width: 901px)");
-  let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0, pointer = "";
+  const maps = JSON.parse(at("maps").textContent), tip = at("number"), sheets = {};
+  let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0, pointer = "", before = null;
 
   root.classList.add("js");
   root.dataset.tier = "written";
@@ -23,6 +24,7 @@
     if (row === current) return;
     if (current) { current.classList.remove("lit", "kept"); current.tabIndex = -1; }
     current = row;
+    tip.hidden = true;
     row.classList.add("lit");
     row.tabIndex = 0;
     for (const part of all(".u a")) part.classList.toggle("here", row.dataset.part.split(" ").includes(part.dataset.part));
@@ -78,10 +80,11 @@
   }
 
   function stay(change) {  // what is looked at keeps its place in the window
-    const row = current && inSight(current) ? current : rows.find(row => !row.hidden && inSight(row));
-    const before = row && row.getBoundingClientRect().top;
+    const from = Math.max(0, rows.indexOf(current && inSight(current) ? current : rows.find(row => !row.hidden && inSight(row))));
+    const near = [...rows.slice(from), ...rows.slice(0, from).reverse()], before = near.map(row => row.getBoundingClientRect().top);
     change();
-    if (row && !row.hidden) scrollBy(0, row.getBoundingClientRect().top - before);
+    const k = near.findIndex(row => !row.hidden);  // what was hidden with its column is no place to hold on to
+    if (inSight(near[0]) || k > 0) scrollBy(0, near[k].getBoundingClientRect().top - Math.min(before[k], innerHeight / 2));
     place();
   }
 
@@ -103,7 +106,7 @@
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const row = rowOf(event), by = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
     if (event.key === "Escape") {
-      if (event.target === search && search.value) { search.value = ""; find(); search.blur(); } else close();
+      if (search.value) { search.value = ""; find(); search.blur(); } else close();
     }
     else if (event.target.closest("input, select, summary, #content")) return;
     else if (by) { event.preventDefault(); walk(by); }
@@ -144,12 +147,22 @@
   const plain = text => text.toLowerCase().replace(/\s+/g, " "), places = [...rows, ...all(".text dl > div, .text > section, [aria-labelledby=measured]")];
   let texts = null;
   function find() {
-    const words = plain(search.value.trim());
+    const words = plain(search.value.trim()).split(" ").filter(Boolean);
+    if (words.length && !before) before = [scrollY, current, kept, open];
     texts = texts || places.map(place => plain(place.id + " " + place.textContent));
-    matches = words ? places.filter((place, k) => texts[k].includes(words) && !place.hidden) : [];
-    places.forEach((place, k) => place.classList.toggle("dim", Boolean(words) && !texts[k].includes(words)));
-    found.textContent = words ? "0 of 0" : "";
+    const hits = texts.map((text, k) => words.every(word => text.includes(word)) && !places[k].hidden);
+    matches = words.length ? places.filter((place, k) => hits[k]) : [];
+    places.forEach((place, k) => place.classList.toggle("dim", matches.length > 0 && !hits[k]));
+    found.textContent = words.length ? "nothing" : "";
     go(0);
+    if (words.length || !before) return;
+    const [y, row, wasKept, wasOpen] = before;  // as it was
+    before = null;
+    letGo();
+    if (row) (wasKept ? keep : light)(row);
+    open = wasOpen;
+    place();
+    scrollTo(0, y);
   }
   function go(to) {
     for (const place of places) place.classList.remove("match");
@@ -158,7 +171,8 @@
     const place = matches[hit], row = rows.includes(place);
     found.textContent = `${hit + 1} of ${matches.length}`;
     if (row) (kept ? keep : light)(place); else place.classList.add("match");
-    for (const code of place.querySelectorAll("details:not(.more)")) code.open = plain(code.textContent).includes(plain(search.value.trim()));
+    const words = plain(search.value.trim()).split(" ");
+    for (const code of place.querySelectorAll("details:not(.more)")) code.open = words.every(word => plain(code.textContent).includes(word));
     place.scrollIntoView({ block: place.offsetHeight < innerHeight / 2 ? "center" : "start" });
   }
   search.addEventListener("input", find);
@@ -167,8 +181,53 @@
     if (by && matches.length) { event.preventDefault(); go(hit + by); }
   });
 
+  // the number below the pointer, and those that it came from
+  function pixels(item) {
+    const key = root.dataset.image || "1";
+    if (sheets[key]) return sheets[key].data ? sheets[key] : null;
+    const image = sheets[key] = new Image();
+    image.onload = () => {
+      const [width, height] = [image.width, image.height], context = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
+      context.drawImage(image, 0, 0);
+      sheets[key] = context.getImageData(0, 0, width, height);
+    };
+    image.src = getComputedStyle(item).backgroundImage.slice(5, -2);
+    return null;
+  }
+  function number(of, map, k, row, column) {
+    const [height, width] = map.size, [x, y] = map.at[k], at = 4 * ((y + row) * of.width + x + column);
+    if (row < 0 || column < 0 || row >= height || column >= width) return 0;  // padded
+    const red = of.data[at], blue = of.data[at + 2], root = red < blue ? (red - 255) / 222 : (255 - blue) / 255;
+    return Math.sign(root) * root * root * map.scale;
+  }
+  const written = x => (Math.abs(x) < 5e-13 ? "0" : Math.abs(x) < .001 ? x.toExponential(1) : x.toFixed(3)).padStart(9);
+  const square = (values, side) => "<pre>" + values.map((x, k) => written(x) + ((k + 1) % side ? "" : "\n")).join("") + "</pre>";
+  function tell(item, event) {
+    const of = pixels(item), map = maps[item.dataset.map], k = [...item.parentElement.children].indexOf(item), box = item.getBoundingClientRect();
+    if (!of) return;
+    const [row, column] = [(event.clientY - box.top) / box.height * map.size[0], (event.clientX - box.left) / box.width * map.size[1]].map(Math.floor);
+    let text = `<b>${item.dataset.map}</b>, map ${map.channels[k] + 1} of ${map.of}, row ${row}, column ${column}: <b>${written(number(of, map, k, row, column)).trim()}</b>`;
+    if (map.from) {
+      const from = maps[map.from], shown = map.kernel || !from.at[k] ? 0 : k, more = (from.size[0] - map.size[0]) / 2;
+      const start = place => map.side === 3 ? place + more - 1 : Math.floor(place * from.size[0] / map.size[0]);
+      const values = [...Array(map.side ** 2).keys()].map(n => number(of, from, shown, start(row) + Math.floor(n / map.side), start(column) + n % map.side));
+      text += `<br>from ${map.from}, map ${from.channels[shown] + 1}${square(values, map.side)}`;
+      if (map.kernel) {
+        const sum = values.reduce((sum, x, n) => sum + x * map.kernel[k][n], 0);
+        text += `times its kernel${square(map.kernel[k], 3)}${from.of > 1 ? `is ${written(sum).trim()}, of one of ${from.of} maps that are added up` : "added up"}`;
+      }
+    }
+    tip.innerHTML = text;
+    tip.hidden = false;
+    tip.style.left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8) + "px";
+    tip.style.top = Math.max(8, event.clientY - tip.offsetHeight - 10) + "px";
+  }
+  document.addEventListener("mousemove", event => { if (event.target.matches && event.target.matches(".m")) tell(event.target, event); else tip.hidden = true; });
+  if (at("image")) at("image").addEventListener("change", event => { root.dataset.image = event.target.value; });
+
   function follow() {
     const row = rows.find(row => row.id === decodeURIComponent(location.hash.slice(1)));
+    if (!row && !location.hash && wide.matches) light(at("model/double_conv/bn"));  // one is open at first
     if (!row) return;
     for (const more of row.querySelectorAll(".more")) more.open = false;
     choose(row);
@@ -176,8 +235,12 @@
     row.focus({ preventScroll: true });
     place();
   }
+  const narrow = matchMedia("(max-width: 1100px)"), map = document.querySelector("nav details"), fold = () => { map.open = !narrow.matches; };
+  narrow.addEventListener("change", fold);
+  fold();
+  draw();
   addEventListener("hashchange", follow);
-  addEventListener("scroll", place, { passive: true });
+  addEventListener("scroll", () => { tip.hidden = true; place(); }, { passive: true });
   addEventListener("resize", place);
   addEventListener("beforeprint", () => { for (const more of all(".noted > .more")) more.open = true; });
   place();

@@ -1,8 +1,10 @@
 """The page itself: rows, notes and measurements in one HTML file, which needs no network and reads without JavaScript too."""
 
+import base64
 import itertools
 import math
 import re
+import struct
 from pathlib import Path
 
 from common.config import IMPLEMENTATIONS
@@ -50,6 +52,33 @@ STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gra
 PAIRS = tuple(itertools.combinations(IMPLEMENTATIONS, 2))
 TIERS = {"as written": "written", "to the last bit": "exact"}
 SAID = rf"^(traps|{'|'.join(IMPLEMENTATIONS)}): (.*)$"  # a line of the notes that is no text
+# The questions above the rows; {operations}: of a step of keras_impl.
+QUESTIONS = {
+    "Who moves the statistics?": "model/double_conv/bn",
+    "Why has Keras {operations:,} operations?": "train/make_train_step/apply",
+    "What does tf.layers do for me?": "model/double_conv/conv",
+    "What makes the gradient?": "train/make_train_step/gradients",
+    "Where do they part in the last bit?": "model/forward/head",
+}
+# Rows that show what they do to an image -> {caption: pattern of the maps' names}
+CONV, BN, BACK = r"(down|up)\d+/conv\d", r"\w+/bn\d", {"gradient of the loss": r"gradient of .*"}
+MAPS = (
+    (r"forward/cast$", {"the image": "image"}),
+    (r"double_conv/conv$|/conv2d/conv2d$", {"after it": CONV}),
+    (r"double_conv/bn$|/(fused_batch_norm|batch_normalization)$", {"in inference": BN, "in training": BN + ", training"}),
+    (r"double_conv/activation$", {"after it": r"\w+/act\d"}),
+    (r"down/(double_conv|append)$", {"after it": r"down\d+/act2"}),
+    (r"down/max_pool2d$", {"after it": r"\w+/pool"}),
+    (r"forward/double_conv$", {"after it": r"down{depth}/act2"}),
+    (r"forward/dropout$", {"in inference": r"down{depth}/act2", "in training, at the rate 0.5": "dropout, training"}),
+    (r"up/deconv$|/conv2d_transpose/conv2d_transpose$", {"after it": r"\w+/deconv"}),
+    (r"up/concat$", {"after it": r"\w+/concat"}),
+    (r"up/double_conv$", {"after it": r"up\d+/act2"}),
+    (r"forward/head$|/logits$|conv2d/bias_add$", {"the logits": "head", "in training": "head, training"}),
+    (r"/loss$|call/segmentation_loss$", {"probability, true mask, and what is wrong": "probability|mask|difference"}),
+    (r"/gradients$", BACK),
+)
+WATCHED = {"m": "gm", "v": "gv", "w": "mvw"}  # row of the optimizer -> what it shows of one weight
 SMALLEST = -11  # the bars of differences begin at 10 to this, and end at 1
 ALONE = 6  # from so many lines on, what single columns bring along does not wait for the others
 
@@ -59,10 +88,14 @@ def sections(text):
     return [section.partition("\n")[::2] for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]]
 
 
-def notes():
-    """{row: {"text", "traps": [anchor], and what stands in the cell of a column without code there}} and {word: text}."""
-    found, glossary = {}, {}
-    for title, body in sections((HERE / "notes.md").read_text(encoding="utf-8")):
+def notes(measured):
+    """{row: {"text", "traps": [anchor], and what stands in the cell of a column without code there}} and {word: text}.
+
+    Their figures are those of `measured`.
+    """
+    found, glossary, figures = {}, {}, Figures(measured)
+    text = jinja2.Template((HERE / "notes.md").read_text(encoding="utf-8"), undefined=jinja2.StrictUndefined)
+    for title, body in sections(text.render(figures=figures, **measured)):
         said = dict(re.findall(SAID, body, re.MULTILINE))
         text = re.sub(SAID + r"\n", "", body, flags=re.MULTILINE)
         if title.startswith("word "):
@@ -81,6 +114,7 @@ def traps():
     text, found = TRAPS.read_text(encoding="utf-8"), {}
     sizes = dict(re.findall(r"^\| \[[^\]]*\]\(#([^)]*)\) \| (.*?) \|", text, re.MULTILINE))
     for title, body in sections(text):
+        body = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE)  # the page loads no picture
         prose, _, code = body.partition("```python\n")
         found[slug(title)] = title, sizes[slug(title)], prose, code.partition("```")[0]
     return found
@@ -107,6 +141,20 @@ def size(number):
         if number < 1000 or unit == "MB":
             return f"{number:.3g} {unit}"
         number /= 1000
+
+
+def matrix():
+    """[(what, [(word, row)])] of the table in the README, with the row of the line that each cell leads to."""
+    parts = [(name, row.name, part) for row in rows.all_rows() for name, part in row.parts.items()]
+    line = r"\[([^\]]*)\]\((\w+)/(\w+)\.py#L(\d+)\)"
+
+    def lead(column, module, n):
+        of = ((name, part) for implementation, name, part in parts if implementation == column and name.startswith(module))
+        return next(name for name, part in of if part.first <= int(n) <= part.last)
+
+    for text in (rows.ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if found := re.findall(line, text):
+            yield text.split(" | ")[0].strip("| "), [(word, lead(*of)) for word, *of in found]
 
 
 def phase(row):
@@ -136,8 +184,9 @@ class Figures:
     """What was measured, by row and column. Shares are percent of a step's time in that column."""
 
     def __init__(self, measured):
-        self.totals, self.rows, self.table = measured["totals"], measured["rows"], rows.all_rows()
+        self.measured, self.totals, self.rows, self.table = measured, measured["totals"], measured["rows"], rows.all_rows()
         self.at = {row.name: row for row in self.table}
+        self.sheet = struct.unpack(">II", base64.b64decode(measured["sheets"][0][:64])[16:24])  # width and height, of a PNG
         columns = list(itertools.product(self.table, IMPLEMENTATIONS))
         self.called = {(row.name, name): rows.called(row, name, self.table) for row, name in columns}
         self.most = {"time": 100, "operations": max(self.traced(row, name) for row, name in columns)}
@@ -149,6 +198,16 @@ class Figures:
 
     def traced(self, row, name):
         return sum(self.of(row, "traced", name, {}).values())
+
+    def kept(self, *names):
+        """Of rows together, or of the whole step, in the first column."""
+        first = IMPLEMENTATIONS[0]
+        return size(sum(self.of(self.at[name], "kept", first) for name in names) or self.totals[first]["kept"])
+
+    def share(self, name):
+        """The row's time in words, such as "10 to 12 %"."""
+        shares = sorted(of for of in self.time(self.at[name]) if of)
+        return f"{shares[0]:.0f} to {shares[-1]:.0f} %" if shares else "nothing"
 
     def total(self, row, name):
         """A mark if what a row makes in a column is counted again at rows that it calls."""
@@ -164,6 +223,37 @@ class Figures:
         """[share of its operations and their gradients, or None without any code there] in each column."""
         return [sum(self.shares(row, n)) if n in row.parts or self.of(row, "ms", n) else None for n in IMPLEMENTATIONS]
 
+    def strips(self, row):
+        """[(caption, [(name, the map's figures)])] of what a row does to an image, in the order of the pass."""
+        maps, depth = self.measured["maps"], str(self.measured["config"]["depth"])
+        wanted = next((of for pattern, of in MAPS if re.search(pattern, row.name)), {})
+        found = []
+        for caption, pattern in wanted.items():
+            names = [name for name in maps if re.fullmatch(pattern.replace("{depth}", depth), name)]
+            found += [(caption, [(name, maps[name]) for name in (names[::-1] if wanted is BACK else names)])] * bool(names)
+        return found
+
+    def watched(self, row):
+        """{"g", "m", "v", "w": {implementation: [number of each step]}} at the rows of the optimizer: what goes in, and out."""
+        optimizer, of = {"adam": "Adam", "sgd": "SGD"}[self.measured["config"]["optimizer"]], self.measured["watched"]
+        wanted = {STEP[-1]: "gmvw"} | {f"train/{optimizer}/apply/{key}": keys for key, keys in WATCHED.items()}
+        keys = [key for key in wanted.get(row.name, "") if key in of[IMPLEMENTATIONS[0]]]
+        return {key: {name: of[name][key] for name in IMPLEMENTATIONS} for key in keys}
+
+    def chain(self, row):
+        """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
+        found, stages = [], {key: title for key, (title, _) in STAGES.items() if "gradient" not in key}
+        for key, title in (stages | {"kernels": "kernels"}).items():
+            cells = []
+            for name in IMPLEMENTATIONS:
+                own, back = self.of(row, key, name, {}), self.of(row, f"gradient, {key}", name, {})
+                if key == "kernels":
+                    own, back = ({"": own[part]} if part in own else {} for part in ("forward", "gradient"))
+                counts = [f"{sum(of.values()):,}" for of in (own, back)]
+                cells.append((self.total(row, name) + " + ".join(counts[: 1 + bool(back)])) if own or back else None)
+            found += [(title, cells)] * any(cells)
+        return found
+
     def proofs(self, row):
         """{tier: {what is compared: for each pair of columns (largest difference, ulp, where)}}"""
         return self.rows.get(row.name, {}).get("parity", {})
@@ -177,10 +267,7 @@ class Figures:
     def becomes(self, row):
         """[((title, its word), a cell for each column: (count, [(kind, count, other columns with another count)]) or None)]"""
         measured, found = self.rows.get(row.name, {}), []
-        stages = [(key, *STAGES[key]) for key in STAGES if key in measured]
-        others = [key.rpartition(", ") for key in measured if key not in STAGES]  # with the other batch normalization
-        stages += [(", ".join(key[::2]), f"{STAGES[key[0]][0]}, {key[2]}", "") for key in others if key[0] in STAGES]
-        for key, title, explained in stages:
+        for key in (key for key in STAGES if key in measured):
             columns, cells = measured[key], []
             kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
             for name in IMPLEMENTATIONS:
@@ -188,7 +275,7 @@ class Figures:
                 kept = [(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of]
                 total = self.total(row, name) if of else ""
                 cells.append((f"{total}{sum(of.values()):,}", kept) if name in row.parts or of else None)
-            found.append(((title, explained), cells))
+            found.append((STAGES[key], cells))
         return found
 
     def costs(self, row):
@@ -242,11 +329,17 @@ class Figures:
             found["steps"].append((f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS]))
             lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
             found["steps"] += [("of these, without a row", lost)] * any(lost)
+        found["steps"].append(("of StableHLO, the mathematics", [totals[n]["mathematics"] for n in IMPLEMENTATIONS]))
+        found["steps"].append(("kernels that run", [f"{totals[n]['kernels']:,}" for n in IMPLEMENTATIONS]))
         found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
         found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
         ranked = self.ranking()
         found["shares"] = [(row.name, [percent(of) for of in self.time(row)]) for row in ranked]
         found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(self.time, ranked))]))
+        makers = sorted(ranked, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
+        found["makers"] = [
+            (row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers
+        ]
         for row in self.table:
             for what, pairs in self.proofs(row).get("as written", {}).items():
                 found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)
@@ -255,7 +348,7 @@ class Figures:
 
 def make_page(measured):
     """The whole page as text."""
-    told, glossary = notes()
+    told, glossary = notes(measured)
     sources = {(name, module): colored(rows.source(name, module)) for name in IMPLEMENTATIONS for module in rows.MODULES}
 
     def lines(row, name):
@@ -281,7 +374,9 @@ def make_page(measured):
     figures = Figures(measured)
     files = {module: list(blocks(r for r in figures.table if r.name.startswith(module + "/"))) for module in rows.MODULES}
     env.globals |= dict(phase=phase, part=part, group=group, lines=lines, gap=gap, figures=figures, told=told)
+    operations = measured["totals"]["keras_impl"]["traced"]
     return env.get_template("page.html").render(
         columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
-        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
+        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"), matrix=list(matrix()),
+        questions={text.format(operations=operations): row for text, row in QUESTIONS.items()},
     )  # fmt: skip

@@ -25,6 +25,7 @@ ALIKE = {("end_step", "fit"), ("train_step", "compile"), ("cast", "images")}
 # Calls whose function has another name: of the network, of the gradients of what stands there, of a whole step, of a class.
 CALLED = dict.fromkeys(("model", "tape.gradient", "optimizer.compute_gradients", "train_step", "model.fit"), "forward")
 CALLED["bn"] = "batch_norm"
+FIRST = ("double_conv", "forward", "make_train_step")  # what a reader comes for stands above all else
 
 
 class Part(NamedTuple):
@@ -183,7 +184,8 @@ def rows(module, sources=None):
     functions = [list(dict.fromkeys(part.function for part in of)) for of in columns.values()]
     classes = order([list(dict.fromkeys(name.split("/")[0] for name in of)) for of in functions])
     found = []
-    for function in sorted(order(functions), key=lambda name: classes.index(name.split("/")[0])):
+    ahead = {name: k - len(FIRST) for k, name in enumerate(FIRST)}
+    for function in sorted(order(functions), key=lambda name: ahead.get(name, classes.index(name.split("/")[0]))):
         merged = []
         for name, of in columns.items():
             mine = [{name: part} for part in of if part.function == function]

@@ -12,6 +12,7 @@ from common.pictures import (
     expendable,
     legend,
     mask_colors,
+    told_apart,
 )
 from tests.helpers import python
 from training.report import draw_predictions
@@ -91,7 +92,7 @@ def test_the_legend_of_predictions_names_what_occurs(tmp_path, monkeypatch):
         draw_predictions(tmp_path, dict.fromkeys("ab"[:columns], examples), "title", Config.of(channels=1, classes=classes))
         _, ((*_, last),), _, key = drawn.pop()
         assert [name for name, _ in key] == names
-        assert last[0] == ("b, dice 0.500" if columns == 2 else "missed orange, wrong violet")
+        assert last[0] == ("where they differ: 0 pixels" if columns == 2 else "missed orange, wrong violet")
 
 
 def texts(figure):
@@ -152,8 +153,28 @@ def test_a_confusion_matrix_is_shares_of_the_true_classes(tmp_path, monkeypatch)
     (first,), (second,) = (figure.axes for figure in figures)
     assert [label.get_text() for label in first.get_yticklabels()] == ["a$b$", "_never", "c"]
     shown = {text.get_position(): text.get_text() for text in first.texts}
-    assert shown == {(0, 0): "75", (1, 0): "25", (2, 2): "100"}, "x is the prediction; what is less than half a percent is not"
+    assert shown == {(0, 0): "75 %", (1, 0): "25 %", (2, 2): "100 %"}, (
+        "x is the prediction; what is less than half a percent is not"
+    )
     assert not second.texts and np.isnan(np.asarray(first.images[0].get_array().filled(np.nan))[1]).all()
+
+
+def test_objects_that_touch_have_other_colours():
+    rng = np.random.default_rng(0)
+    labels = 1000 + rng.permutation(144).reshape(12, 12).repeat(7, 0).repeat(5, 1)
+    labels[::7], labels[:, ::5] = 0, 0  # a line between them, as the watershed leaves it
+    shown = told_apart(labels)
+    assert (shown > 0).tolist() == (labels > 0).tolist() and shown.max() <= 6
+    for dy, dx in ((0, 2), (2, 0), (2, 2), (2, -2)):
+        there, here = (np.roll(of, (dy, dx), (0, 1))[2:, 2:-2] for of in (labels, shown))
+        other = (there > 0) & (labels[2:, 2:-2] > 0) & (there != labels[2:, 2:-2])
+        assert other.any() and (here != shown[2:, 2:-2])[other].all()
+
+
+def test_pictures_have_the_format_of_their_name(tmp_path):
+    for suffix, begin in {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}.items():
+        draw_curves(tmp_path / f"curves.{suffix}", {"run": [{"epoch": 1, **ROW}, {"epoch": 2, **ROW}]})
+        assert (tmp_path / f"curves.{suffix}").read_bytes().startswith(begin)
 
 
 def test_no_picture_costs_a_result(tmp_path, capsys):

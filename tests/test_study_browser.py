@@ -99,13 +99,54 @@ def test_keys(look):
     assert page.locator("#closed").is_visible(), "how to see it again"
     page.keyboard.press("Enter")
     assert page.locator("#dock").is_visible() and page.locator("#closed").is_hidden()
+    row(page, "train/Adam/apply/v").scroll_into_view_if_needed()
+    row(page, "train/Adam/apply/v").click()
+    page.keyboard.press("1")  # the row is hidden with the column that alone has it: what comes next stands there
+    assert -100 < row(page, "train/SGD").bounding_box()["y"] < 1000
+    page.keyboard.press("1")
     page.keyboard.press("2")
     assert row(page, BN).locator('[data-of="highlevel"]').first.is_hidden()
 
 
-def test_nothing_is_open_at_first_and_an_arrow_begins_in_sight(look):
+@pytest.mark.parametrize("width, height", [(1600, 1000), (800, 1000), (390, 844)])
+def test_the_first_screen_says_what_this_is(look, width, height):
+    page = look(width=width, height=height)
+    block = page.locator(".row").first
+    assert block.get_attribute("id") == "model/double_conv" and block.bounding_box()["y"] < height - 100
+    questions = page.locator(".questions a")
+    assert questions.count() == 5 and "2,203" in questions.nth(1).inner_text()
+    for control in page.locator(".tools > *:visible").all():
+        box = control.bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= width, "no part of the tools is cut off"
+    if width > 900:
+        assert lit(page) == [BN] and row(page, BN).bounding_box()["y"] < page.locator("#dock").bounding_box()["y"]
+        assert row(page, BN).locator(".cell").first.evaluate(f"item => {BEFORE.replace('before', 'after')}") != "none"
+        assert page.locator("#content .m:visible").count() > 30, "what it does to an image"
+    for k in range(5):
+        href = questions.nth(k).get_attribute("href")
+        questions.nth(k).click()
+        row(page, href[1:]).and_(page.locator(".lit")).wait_for()
+
+
+def test_a_map_tells_its_numbers(look):
+    page = look("#model/double_conv/conv")
+    of = page.locator('#content .m[data-map="down0/conv1"]').first
+    of.hover(position={"x": 20, "y": 15})
+    page.wait_for_timeout(200)  # the sheet is decoded once
+    of.hover(position={"x": 21, "y": 16})
+    text = page.locator("#number").inner_text()
+    numbers = [float(x) for x in re.findall(r"-?\d+\.\d+", text)]
+    shown, image, kernel = numbers[0], numbers[1:10], numbers[10:19]
+    assert abs(shown - sum(x * k for x, k in zip(image, kernel))) < 0.05, text
+    page.select_option("#image", "2")
+    of.hover(position={"x": 20, "y": 15})
+    page.wait_for_timeout(200)
+    of.hover(position={"x": 21, "y": 16})
+    assert page.locator("#number").inner_text() != text
+
+
+def test_an_arrow_begins_in_sight(look):
     page = look()
-    assert page.locator("#dock").is_hidden() and not lit(page)
     row(page, BN).evaluate("row => row.scrollIntoView({ block: 'center' })")
     before = page.evaluate("scrollY")
     page.keyboard.press("ArrowDown")
@@ -127,10 +168,17 @@ def test_find_reaches_everything(look):
     assert "FusedBatchNormGradV3" in row(page, first[0]).text_content()
     page.keyboard.press("ArrowDown")
     assert page.locator("#found").text_content().startswith("2 of ") and lit(page) != first
+    page.keyboard.press("Escape")
+    assert page.evaluate("scrollY") == before and page.input_value("#search") == "" and not page.locator(".dim").count()
+    page.keyboard.press("/")
+    page.keyboard.type("update norm batch")  # in any order
+    assert page.locator("#found").text_content().startswith("1 of ")
+    page.keyboard.type(" qqq")
+    assert page.locator("#found").text_content() == "nothing" and not page.locator(".dim").count()
     for text, place in (
         ("Unit in the last place", ".text dl > div"),  # of the words
         ("ReductionToOneDevice", ".text > section"),  # code of a trap, which opens
-        ("Where the time goes", "[aria-labelledby=measured]"),
+        ("summed over the threads", "[aria-labelledby=measured]"),
     ):
         page.fill("#search", text)
         hit = page.locator(f"{place}.match")
@@ -148,7 +196,7 @@ def test_bars_move_nothing(look, width):
     for heat in ("time", "difference", "operations", ""):
         page.select_option("#heat", heat)
         assert abs(row(page, BN).bounding_box()["y"] - at) < 2, heat
-    page.click('[data-column="lowlevel"]')
+    page.evaluate("document.querySelector('[data-column=lowlevel]').click()")
     assert abs(row(page, BN).bounding_box()["y"] - at) < 2
 
 

@@ -5,13 +5,14 @@ import csv
 import importlib
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
 import time
 
 from common.checkpoint import load_checkpoint, load_metadata
-from common.config import Config, Stopped, UserError
+from common.config import IMPLEMENTATIONS, Config, Stopped, UserError
 from comparison import columns
 from comparison.proof import runs
 from data import cache
@@ -224,7 +225,7 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
     config = Config.of(run_dir=tmp_path / "compare")
     (row,), rates = read_history(tmp_path / "a"), (math.nan, 10, 40, 20)  # the first epoch may have no rate
     write_history(tmp_path / "a", [row | {"epoch": k + 1, "images_per_second": rate} for k, rate in enumerate(rates)])
-    assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"])) is True
+    assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"], format="png")) is True
     assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
     table = capsys.readouterr().out.split("images/s")[-1]
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / "a"), "4"], [str(tmp_path / "b"), "1"]]
@@ -232,7 +233,14 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
     monkeypatch.setattr("data.loader.load_examples", lambda config: pytest.fail("loaded before all were compared"))
     for name, option in (("c", "--seed"), ("d", "--validation")):
         with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
-            runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name]))
+            runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name], format="png"))
+    monkeypatch.undo()
+    drawn = []
+    monkeypatch.setattr("training.report.draw_grid", lambda *args: drawn.append(args))
+    runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a"], format="svg"))
+    ((path, rows, title, _),) = drawn
+    assert path.name == "predictions.svg" and re.search(r"best epoch, in each; 0 of [\d,]+ pixels differ$", title)
+    assert [label.split(",")[0] for label, _ in rows[0][2:]] == [*IMPLEMENTATIONS, "where they differ: 0 pixels"]
 
 
 def test_runs_have_their_options_without_tensorflow():

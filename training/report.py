@@ -131,9 +131,9 @@ def write_examples(run_dir, validation, classes):
 def draw_predictions(path, columns, title, config):
     """Draws validation images in rows: image, truth, and the predictions of `columns`, {label: what `predict_some` returns}.
 
-    If there is but one column, another shows where it is wrong.
+    If there is but one column, another shows where it is wrong; with several, in which pixels they differ, in all how many.
     """
-    classes, rows, masks = config.network.classes, [], []
+    classes, rows, masks, apart = config.network.classes, [], [], []
     for examples in zip(*columns.values()):
         name, image, truth, _, _ = examples[0]
         truth = in_values(truth, config)
@@ -144,7 +144,13 @@ def draw_predictions(path, columns, title, config):
             masks += [truth, prediction]
         if len(columns) == 1:
             row.append(("missed orange, wrong violet", difference_colors(truth, prediction, classes)))
+        else:
+            first, *others = (prediction for _, _, _, prediction, _ in examples)
+            apart.append(np.any([first != other for other in others], axis=0))
+            row.append((f"where they differ: {apart[-1].sum():,} pixels", mask_colors(apart[-1], 1)))
         rows.append(row)
+    if apart:
+        title += f"; {sum(map(np.sum, apart)):,} of {sum(map(np.size, apart)):,} pixels differ"
     found = sorted(set().union(*map(np.unique, masks))) if classes > 1 else []
     draw_grid(path, rows, title, legend(names_of_values(config), found))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.layers import table
-from common.pictures import save_figure
+from common.pictures import save_figure, styled
 from common.weights import is_trainable, weight_shapes
 
 import numpy as np
@@ -73,6 +73,7 @@ def least_bytes(config, precision, batch_size, height, width):
     return activations + kernels, activations + kernels + gradients + update
 
 
+@styled
 def draw(points, peaks, title, path):
     """A panel for every mode: the roofs that the device sets in every precision, and what the implementations reached below.
 
@@ -83,8 +84,8 @@ def draw(points, peaks, title, path):
     """
     points = [(label.removesuffix(", XLA"), label.endswith(", XLA"), *rest) for label, *rest in points]
     modes, _, implementations, precisions, x, y = (list(dict.fromkeys(column)) for column in zip(*points))
-    # often they are equally fast
-    markers, aside = (dict(zip(implementations, each)) for each in ("os^D", (1 / 1.15, 1, 1.15, 1.3)))
+    # often they are equally fast: the markers, the largest first, lie within each other
+    markers, sizes = (dict(zip(implementations, each)) for each in ("os^D", (13, 9, 6, 3)))
     x += [peak["convolution"] / peak["copy"] for peak in peaks.values()]  # where a roof bends
     y += [peak["convolution"] for peak in peaks.values()]
     x, ylim = np.geomspace(min(x) / 2, max(x) * 2, 200), (min(y) / 1.5e9, max(y) * 1.5 / 1e9)
@@ -93,16 +94,17 @@ def draw(points, peaks, title, path):
     panels = figure.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
     for mode, axes in zip(modes, panels):
         axes.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=ylim, title=mode)
-        axes.set_xlabel("operations of the convolutions per byte that must be moved", fontsize=8)
-        axes.grid(alpha=0.3)
+        axes.set_xlabel("operations of the convolutions per byte that must be moved")
+        axes.grid()
         for k, precision in enumerate(precisions):
             color, peak, shares, limits = tuple(CLASS_COLORS[(5, 6, 3, 7)[k]]), peaks.get(precision), {}, {}
             if peak:
                 roof = np.minimum(peak["convolution"], x * peak["copy"])
                 axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other
             for _, jit, implementation, _, intensity, speed in (p for p in points if (p[0], p[3]) == (mode, precision)):
-                style = dict(marker=markers[implementation], ms=6, color=color, mfc=color if jit else "white")
-                axes.plot(intensity * aside[implementation], speed / 1e9, **style)
+                style = dict(marker=markers[implementation], ms=sizes[implementation], color=color)
+                style |= dict(mec="white") if jit else dict(mfc="none")
+                axes.plot(intensity, speed / 1e9, **style)
                 if peak:
                     roof, unit = min((peak["convolution"], "GFLOP/s"), (intensity * peak["copy"], "GB/s"))
                     limits[f"{peak['convolution' if unit == 'GFLOP/s' else 'copy'] / 1e9:,.0f} {unit}"] = None
@@ -115,9 +117,9 @@ def draw(points, peaks, title, path):
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_formatter("")
     panels[0].set_ylabel("GFLOP/s")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(f"{title}\nA line is what the device could do, a marker what was reached: the nearer the better")
     figure.tight_layout()
-    handles = [Line2D([], [], color="0.3", mfc="w", ls="", marker=m, label=name) for name, m in markers.items()]
+    handles = [Line2D([], [], color="0.3", mfc="none", ls="", marker=m, ms=sizes[n], label=n) for n, m in markers.items()]
     handles.append(Line2D([], [], color="0.3", ls="", marker="o", label="filled: with XLA"))
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=8, ncols=4)
     save_figure(figure, path)

@@ -2,7 +2,7 @@
 
 import itertools
 
-from common.pictures import save_figure
+from common.pictures import save_figure, styled
 from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import exact, finder
@@ -54,6 +54,7 @@ def print_table(title, rows):
             print(f"  {key[1]:<20}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
 
 
+@styled
 def draw(tables, path):
     """Layers down, pairs across, a panel for each rung; 0, which has no logarithm, is white and marked.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.cli import count
 from common.config import Config, Size, UserError
 from common.output import write_text
-from common.pictures import save_figure
+from common.pictures import save_figure, styled
 from common.weights import is_trainable, weight_shapes
 from comparison import columns
 from comparison.own import short
@@ -137,6 +137,7 @@ def print_table(checks):
             print(f"    at {', '.join(failed)}"[:100])
 
 
+@styled
 def draw(losses, path, pairs):
     """How far apart the losses of each pair are over the steps, on a logarithmic axis; equal losses lie on the floor.
 

@@ -16,12 +16,14 @@ def add_options(parser):
     trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]
     parser.usage = "%(prog)s [options] [DIR ...]"
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
 
 
 def run(config, args):
     """Prints the best epoch of each run, draws curves.png and predictions.png into `config.training.run_dir`.
 
-    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them.
+    args.run_dirs: what the train scripts wrote, all on the same data; the weights go into the implementation that made them,
+    and those of a single run into all three.
 
     Returns: True.
 
@@ -39,10 +41,12 @@ def run(config, args):
             if field.metadata.get("val", group == "data") and trained.flat[name] != first.flat[name]:
                 raise UserError(f"{first_dir} and {run_dir} differ in {flag(name)}: lay runs on the same data side by side")
     _, _, validation = load_examples(first)
+    alone = len(read) == 1
     for run_dir, (trained, weights, implementation) in read.items():
-        built = columns.Built(implementation, trained)
-        built.start(weights)
-        predicted[run_dir] = predict_some(trained, validation, make_eval_step(built.model, trained))
+        for name in columns.IMPLEMENTATIONS if alone else [implementation]:
+            built = columns.Built(name, trained)
+            built.start(weights)
+            predicted[name if alone else run_dir] = predict_some(trained, validation, make_eval_step(built.model, trained))
     width = max(len(label) for label in histories) + 2
     print(f"\n{'':<{width}}{'epochs':>8}{'last loss':>12}{'best dice':>12}{'mean IoU':>10}{'accuracy':>10}{'images/s':>10}")
     for label, history in histories.items():
@@ -53,8 +57,10 @@ def run(config, args):
             f"{label:<{width}}{len(history):>8}{history[-1]['loss']:>12.6f}{best['val_dice']:>12.4f}"
             f"{best['val_mean_iou']:>10.4f}{best['val_accuracy']:>10.4f}{speed:>10.1f}"
         )
-    with expendable(output / "predictions.png"):
-        draw_curves(output / "curves.png", histories)
-        draw_predictions(output / "predictions.png", predicted, "validation images, best epoch of each", first)
-        print(f"\ndrawn to {output / 'curves.png'} and {output / 'predictions.png'}")
+    curves, pictures = (output / f"{name}.{args.format}" for name in ("curves", "predictions"))
+    with expendable(pictures):
+        draw_curves(curves, histories)
+        words = f"the weights of {run_dir}, best epoch, in each" if alone else "best epoch of each"
+        draw_predictions(pictures, predicted, f"validation images, {words}", first)
+        print(f"\ndrawn to {curves} and {pictures}")
     return True
