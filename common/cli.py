@@ -77,7 +77,10 @@ def parse(parser, argv):
     """The arguments, with the options of `--preset` where the command line is silent."""
     preset = getattr(parser.parse_args(argv), "preset", None)
     parser.set_defaults(**PRESETS.get(preset, {}))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if getattr(args, "dataset", "synthetic") != "synthetic" and "images" in given_options(parser, argv):
+        raise UserError("--images needs --dataset synthetic: a data set on disk has the images that it has")
+    return args
 
 
 def given_options(parser, argv):

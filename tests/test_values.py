@@ -4,9 +4,10 @@ from common.colors import CLASS_COLORS
 from common.config import VOID, Config, UserError, Values
 from common.pictures import in_values, legend, names_of_values
 from data import overview
+from data.layouts import Item
 from data.loader import load_examples
 from prediction.evaluation import find_masks, truth_reader
-from prediction.images import Source, find_images, save_mask, save_overlay
+from prediction.images import find_images, save_mask, save_overlay
 from training.report import draw_predictions
 
 import numpy as np
@@ -58,9 +59,9 @@ def test_predicted_masks_hold_the_values_of_the_true_ones(rooms, tmp_path):
         colors = np.asarray(written.convert("RGB"))
     np.testing.assert_array_equal(colors, np.rint(255 * CLASS_COLORS[indices + 1]))
     # they can be evaluated, against themselves and against the masks to train on
-    (source,) = find_images([tmp_path / "0.png"])
-    np.testing.assert_array_equal(truth_reader({"0": Source(tmp_path / "0.png", None, "0")}, config, False)(source), indices)
-    truth = truth_reader(find_masks(rooms / "masks", [source]), config, False)(source)
+    (source,) = find_images([tmp_path / "0.png"], config)
+    np.testing.assert_array_equal(truth_reader({"0": Item("0", source.path, source.path)}, config, False)(source), indices)
+    truth = truth_reader(find_masks(rooms / "masks", [source], config), config, False)(source)
     np.testing.assert_array_equal(truth[0, ::8], [VOID, 0, 1, 2, 3])
     save_overlay(tmp_path / "o.png", np.zeros((32, 40, 1), np.uint8), indices, config)
     shown = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
