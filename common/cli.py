@@ -17,7 +17,7 @@ FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "bat
 ONLY_BESIDE = (  # an option, another, and the values of that beside which alone it does anything
     ("momentum", "optimizer", ["sgd"]), ("bn_momentum", "batch_norm", ["fused", "explicit"]),
     ("images", "dataset", ["synthetic"]), ("cache", "dataset", ON_DISK), ("skip_bad", "dataset", ON_DISK),
-    ("validation", "split", [None]), ("validation", "folds", [None]), ("group", "split", [None]),
+    ("validation", "split", [None]), ("validation", "folds", [None]),
 )  # fmt: skip
 
 # whatever else trains begins anew, at one learning rate, and saves nothing
@@ -77,10 +77,7 @@ def parse(parser, argv):
     """The arguments, with the options of `--preset` where the command line is silent."""
     preset = getattr(parser.parse_args(argv), "preset", None)
     parser.set_defaults(**PRESETS.get(preset, {}))
-    args = parser.parse_args(argv)
-    if getattr(args, "dataset", "synthetic") != "synthetic" and "images" in given_options(parser, argv):
-        raise UserError("--images needs --dataset synthetic: a data set on disk has the images that it has")
-    return args
+    return parser.parse_args(argv)
 
 
 def given_options(parser, argv):

@@ -116,7 +116,6 @@ IDLE = """--momentum 0.5 | --optimizer sgd --momentum 0.5 | --momentum does noth
 --skip-bad | --dataset isbi --data-dir d --skip-bad | --skip-bad does nothing beside --dataset synthetic
 --split s --validation 0.5 | --split s | --validation does nothing beside --split s
 --folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2
---split s --group (a) | --group (a) | --group does nothing beside --split s"""
 
 
 @pytest.mark.parametrize("row", IDLE.splitlines())

@@ -8,15 +8,14 @@ import os
 import re
 from pathlib import Path
 
-from common.cli import make_parser, parse
-from common.config import PRESETS, VOID, Config, Size, UserError, Values
+from common.config import PRESETS, VOID, Config, Size, UserError, Values, Weights
 from common.shapes import margin
 from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
 from data import synthetic
 from data.augment import flips, random_crop
-from data.files import in_8_bits, read_image
-from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
+from data.files import has_color, in_8_bits, read_image
+from data.loader import Examples, augmented, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import draw_ahead, make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
 from tests.drawn import BLOBS, NOISE, RNG, save, save_pairs
@@ -447,9 +446,27 @@ def test_a_cache_does_not_lie_in_the_run(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_images_are_counted_where_they_are_drawn(tmp_path):
-    with refused("--images needs --dataset synthetic"):
-        parse(make_parser("x", ""), ["--dataset", "folder", "--data-dir", str(tmp_path), "--images", "9"])
+def test_balanced_weights_are_those_of_the_images_to_train_on(tmp_path):
+    half = np.repeat([0, 1], 24)[None].repeat(40, 0).astype(np.uint8)
+    save_pairs(tmp_path / "val", [0 * half + (np.arange(48) == 0)] * 2)
+    save_pairs(tmp_path / "train", [half] * 3)
+    config, *_ = load_folder(tmp_path, class_weights=Weights())
+    assert config.training.class_weights == (1, 1)
+
+
+def test_the_odd_pixel_of_a_mirrored_border_comes_after(tmp_path):
+    """As in `any_size`, which pads for validation and prediction."""
+    config, training, _ = load_folder(save_pairs(tmp_path, [BLOBS[:37, :45]] * 4), augment="none")
+    image, mask = augmented(config, training, 0, 0)
+    np.testing.assert_array_equal(mask, np.pad(BLOBS[:37, :45], [(1, 2), (1, 2)], "reflect"))
+    assert image.shape[:2] == (40, 48)
+
+
+def test_faint_colours_of_floats_are_colours():
+    faint = np.full((4, 4, 3), 0.5, np.float32)
+    assert not has_color(faint) and not has_color(np.uint8([[[7, 9, 8]]])) and has_color(np.uint8([[[7, 10, 8]]]))
+    faint[0, 0, 1] += 0.01
+    assert has_color(faint)
 
 
 # drawn cells

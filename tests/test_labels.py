@@ -206,6 +206,18 @@ def test_what_nobody_labelled_is_no_object(tmp_path, capsys):
     np.testing.assert_array_equal(truth(Source(folder / "0.png", None, "0")), training.masks[0])
 
 
+def test_no_border_between_the_parts_of_one_object(tmp_path):
+    """The weights of the loss know the numbers, and not only what hangs together."""
+    labels = np.zeros((32, 40), np.uint8)
+    labels[8:20, 8:16], labels[8:20, 18:26], labels[26:30, 2:6] = 1, 1, 2
+    config = Config.of(
+        dataset="folder", data_dir=save_pairs(tmp_path, [labels] * 4, NOISE), objects=True, augment="none", **SMALL
+    )
+    found, training, _ = load_examples(config.replace(loss="cross_entropy", weight_map=True))
+    weights = next(iter(training_batches(found, training)))[1].numpy()[0, ..., 1]
+    assert weights[12, 16:18].max() < 1.1 < border_weights(np.uint8(labels > 0))[12, 16]
+
+
 def test_true_objects_of_an_evaluation(bowl, folder):
     """Images and masks are found where the Data Science Bowl has them; label images by their names."""
     config = Config.of(dataset="dsb2018", data_dir=bowl, classes=1, channels=1)
