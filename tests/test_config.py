@@ -115,7 +115,7 @@ IDLE = """--momentum 0.5 | --optimizer sgd --momentum 0.5 | --momentum does noth
 --cache c | --dataset isbi --data-dir d --cache c | --cache does nothing beside --dataset synthetic
 --skip-bad | --dataset isbi --data-dir d --skip-bad | --skip-bad does nothing beside --dataset synthetic
 --split s --validation 0.5 | --split s | --validation does nothing beside --split s
---folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2
+--folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2"""
 
 
 @pytest.mark.parametrize("row", IDLE.splitlines())
