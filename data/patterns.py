@@ -157,6 +157,8 @@ def guess(files):
         if n and (best[0] is None or (n - alone, n, -masks.count("*")) > most):
             apart = os.path.dirname(images) != os.path.dirname(masks) and n >= sum("no image" in line for line in found.alone)
             best, most = ((images, masks), apart or 2 * n >= len(found.fields)), (n - alone, n, -masks.count("*"))
+        if not alone and n + sum(map(len, found.masks.values())) == len(files):
+            break  # nothing is left over
     if unclear and not (best[1] and most[0] == most[1]):
         raise unclear
     return best
@@ -176,7 +178,7 @@ def _folders(files):
                 found[many].append(name)
                 standing[many].add(folder)
     once = {folder: names for folder, names in found.items() if len(standing[folder]) != 1}
-    ordered = sorted(once, key=lambda folder: ("*" in folder, -len(once[folder])))
+    ordered = sorted(once, key=lambda folder: ("*" in folder, -len(once[folder]), len(folder)))
     few = [folder for folder in ordered if "*" not in folder][:12] + [folder for folder in ordered if "*" in folder][:12]
     alike = {folder for folder in few if "*" in folder and len(set(once[folder])) < len(once[folder])}
     grouped = {folder for folder in few if len(standing[folder]) >= 10 and "{part}" not in folder} | alike
@@ -224,7 +226,7 @@ def _twins(folder, names):
 def _beside(images, masks):
     """What stands before or behind the names of images in those of masks, maybe in the same folder: [(before, after)]."""
     counts = Counter()
-    for stem in images[:: max(len(images) // 100, 1)]:
+    for stem in images[:: max(len(images) // 20, 1)]:
         for name in masks:
             before, found, after = name.partition(stem)
             if found and (not before and SUFFIX.fullmatch(after) or not after and SUFFIX.fullmatch(before[::-1])):

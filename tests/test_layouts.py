@@ -14,6 +14,7 @@ from data import bands, files
 from data.files import in_8_bits, nearest, on_scale, read_image, read_mask, read_pair, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
+from data.patterns import guess
 from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 from tests.helpers import python, refused
 
@@ -433,6 +434,26 @@ def test_links_and_pointers(tmp_path):
     ):
         with refused(item.image, text):
             layout.read(item, 3, None)
+
+
+GUESSED = """img/%.jpg gt/%.png | img/{name}.jpg gt/{name}.png
+train_images/%.jpg train_masks/%.png test_images/t%.jpg | {part}_images/{name}.jpg {part}_masks/{name}.png
+images/img_%.jpg labels/lbl_%.png | images/img_{name}.jpg labels/lbl_{name}.png
+%.png mask_%.png | {name}.png mask_{name}.png
+%.jpg %.png | {name}.jpg {name}.png
+p%/images/a.png p%/masks/a.png | {group}/images/{name}.png {group}/masks/{name}.png
+s/%.jpg s/%_mask.png t/x%.jpg t/x%_mask.png | */{name}.* */{name}_mask.*
+img_dir/train/%.jpg ann_dir/train/%.png | img_dir/{part}/{name}.jpg ann_dir/{part}/{name}.png
+images/%.png masks/%.png edge_masks/%.png | images/{name}.png masks/{name}.png
+s2_tif/%.tif mask/%.mask.tif | s2_tif/{name}.tif mask/{name}.mask.tif"""
+
+
+@pytest.mark.parametrize("row", GUESSED.splitlines())
+def test_common_trees_are_guessed(row):
+    """% stands for the numbers of a dozen images."""
+    tree, patterns = row.split(" | ")
+    files = [pattern.replace("%", f"{i:02}") for pattern in tree.split() for i in range(12)]
+    assert guess(sorted(set(files))) == (tuple(patterns.split()), True)
 
 
 PATTERNS = [("a/{x}.png", "b/{name}.png", "has {x}"), ("a/*.png", "b/{name}.png", "lacks {name}")]

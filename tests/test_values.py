@@ -53,7 +53,7 @@ def test_void_below_the_classes_leaves_no_empty_class(rooms, capsys):
 def test_predicted_masks_hold_the_values_of_the_true_ones(rooms, tmp_path):
     config, *_ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0))
     indices = np.tile(np.arange(40, dtype=np.uint8) % 4, (32, 1))
-    save_mask(tmp_path / "0.png", indices, config)
+    save_mask(tmp_path / "0.png", indices, config, {})
     with Image.open(tmp_path / "0.png") as written:
         np.testing.assert_array_equal(np.asarray(written), indices + 1)
         colors = np.asarray(written.convert("RGB"))
@@ -72,9 +72,9 @@ def test_two_classes_beside_void(tmp_path):
     config, training, _ = load_examples(Config.of(**SMALL, data_dir=data_set(tmp_path / "d", 0, 1, 2), void_label=0))
     assert config.network.classes == 1 and config.data.mask_values == (1, 2)
     np.testing.assert_array_equal(np.unique(training.masks[0]), [0, 1, VOID])
-    save_mask(tmp_path / "a.png", np.array([[0, 1]], np.uint8), config)
+    save_mask(tmp_path / "a.png", np.array([[0, 1]], np.uint8), config, {})
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[1, 2]]
-    save_mask(tmp_path / "b.png", np.array([[0, 1]], np.uint8), config.replace(mask_values=None))
+    save_mask(tmp_path / "b.png", np.array([[0, 1]], np.uint8), config.replace(mask_values=None), {})
     assert np.asarray(Image.open(tmp_path / "b.png")).tolist() == [[0, 255]]
 
 
@@ -115,7 +115,6 @@ def test_predictions_of_a_run_are_drawn_by_value(rooms, tmp_path, monkeypatch):
     [
         ((0, 255), dict(mask_values=Values((0, 1))), "only the value 0 of a class (and void)"),
         ((1,), dict(mask_values=Values((1, 2, 7))), "only the value 1 of a class"),
-        ((255,), dict(mask_values=Values((0, 1))), "no value of a class (and void)"),
         ((0,), dict(objects=True), "only the value 0 of a class"),
     ],
 )
