@@ -130,8 +130,8 @@ def main(argv=None):
     args.tta = config.data.augment if args.tta else None
     if args.tta:
         symmetries(True, args.tta)  # or what keeps it from having any
-    sources = images.find_images(args.images)
-    truths = find_masks(args.evaluate, sources, config.data.mask_suffix) if args.evaluate else {}
+    sources = images.find_images(args.images, config)
+    truths = find_masks(args.evaluate, sources, config, args.skip_bad) if args.evaluate else {}
     settings = None
     if args.objects:
         from prediction import objects
@@ -141,7 +141,7 @@ def main(argv=None):
     results = {source: images.outputs(source, args) for source in sources}
     written = [path for paths in results.values() for path in paths.values()]
     written += [args.output / "objects.csv"] * args.objects + [args.output / name for name in EVALUATED] * bool(truths)
-    inputs = {source.path.resolve() for source in [*sources, *truths.values()]}
+    inputs = {source.path.resolve() for source in sources} | {mask.resolve() for item in truths.values() for mask in item.masks}
     if lost := next((path for path in written if path.resolve() in inputs), None):
         raise UserError(f"{lost} is an input and would be overwritten: choose another --output")
     prepare(written, args.overwrite)

@@ -17,7 +17,7 @@ FIRST = ("preset", "dataset", "data_dir", "crop_size", "filters", "epochs", "bat
 ONLY_BESIDE = (  # an option, another, and the values of that beside which alone it does anything
     ("momentum", "optimizer", ["sgd"]), ("bn_momentum", "batch_norm", ["fused", "explicit"]),
     ("images", "dataset", ["synthetic"]), ("cache", "dataset", ON_DISK), ("skip_bad", "dataset", ON_DISK),
-    ("validation", "split", [None]), ("validation", "folds", [None]), ("group", "split", [None]),
+    ("validation", "split", [None]), ("validation", "folds", [None]),
 )  # fmt: skip
 
 # whatever else trains begins anew, at one learning rate, and saves nothing

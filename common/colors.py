@@ -6,6 +6,11 @@ the gray, in CIELAB, in the worst of three eyes: of most people, without green c
 and Fernandes 2009, severity 1). tests/test_pictures.py computes them again.
 """
 
+import re
+import reprlib
+
+from common.values import VOID, ColorTable, Names, UserError
+
 import numpy as np
 
 # in row i, column k: class 16 * i + k
@@ -28,3 +33,48 @@ HEX = """
     aa8055 956a40 eabfbf 9580d4 ea4040 55156a ffd415 bf15ff ea6a6a bf2aea 4015ff 40ea95 40bfea d4d495 aaea00 808080
 """
 CLASS_COLORS = np.frombuffer(bytes.fromhex(HEX), np.uint8).reshape(256, 3) / 255  # [256, 3], 0 to 1
+
+
+def names_in(path):
+    """`Names` of the classes in a file that `class_list` reads, or that has a name in each line. Raises: UserError."""
+    table = ColorTable.parse(path)
+    if not re.search(r"\d", table):
+        return Names.of(filter(None, map(str.strip, table.splitlines())))
+    names, indices = class_list(table, f"--class-names {path}")
+    by_value = sorted((key, index) for key, index in indices.items() if isinstance(key, int) and index != VOID)
+    return Names(names[index] for _, index in by_value) if by_value else names
+
+
+def class_list(text, source):
+    """Reads the classes of a mask, one in each line: a name and its value, or its red, green and blue, in any order of columns.
+
+    CVAT's and VOC's labelmap.txt, Roboflow's _classes.csv, class_dict.csv, `sky 128 128 128`. A class named void has no index.
+    One named background comes first, since class 0 is what the others are counted against.
+
+    Returns: names in order, {value or (red, green, blue): class index or VOID}.
+
+    Raises: UserError for a line that is something else, and for a name or a value that comes twice.
+    """
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        parts = re.split(r"[,;:\t]", line) if re.search(r"[,;:\t]", line) else line.split()
+        parts = [part.strip(" \"'") for part in parts if part.strip()]
+        parts = [word for part in parts for word in (part.split() if re.fullmatch(r"[\d ]+", part) else [part])]
+        numbers = [int(part) for part in parts if part.isdecimal()]
+        if not parts or not numbers and not found:  # nothing, or a title
+            continue
+        columns = re.sub(r"w+", "w", "".join("n" if part.isdecimal() else "w" for part in parts))
+        if not re.fullmatch(r"w(n|nnn)|(n|nnn)w|nwnnn|nnnwn", columns) or max(numbers) > 255:
+            form = "a name and three numbers 0 to 255, or one: sky 0 128 255"
+            raise UserError(f"{source}, line {number}: {reprlib.repr(line)} must be {form}")
+        values = numbers[1:] if columns == "nwnnn" else numbers[:3]  # the other is a number of the line
+        key = values[0] if len(values) == 1 else tuple(values)
+        name = " ".join(part for part in parts if not part.isdecimal())
+        if name in found.values() or key in found or type(next(iter(found), key)) is not type(key):
+            raise UserError(
+                f"{source}, line {number}: the name or the colour of {line!r} occurs before, or others have another form"
+            )
+        found[key] = name
+    names = sorted((name for name in found.values() if name.lower() != "void"), key=lambda name: name.lower() != "background")
+    return Names.of(names), {key: names.index(name) if name in names else VOID for key, name in found.items()}

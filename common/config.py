@@ -7,13 +7,13 @@ as flat. Networks take `config.network` alone.
 import contextlib
 import dataclasses
 import math
-import re
 import reprlib
 import types
 import typing
 from pathlib import Path
 from typing import Literal
 
+from common.colors import names_in
 from common.shapes import min_size, missing
 from common.text import printable
 from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights, in_float32
@@ -195,26 +195,29 @@ class Training:
 
 
 FOLDER = ("dataset", "folder")
-CLASSES = (*FOLDER, "carvana", "oxford_pet", "isbi", "nyuv2")  # masks hold classes
-ON_DISK = (*CLASSES, "dsb2018")
+COLORED = (*FOLDER, "voc", "camvid", "cityscapes")  # masks may hold colours
+PAIRED = (*COLORED, "carvana", "oxford_pet", "dsb2018")  # by two patterns
+ON_DISK = (*PAIRED, "isbi", "nyuv2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Which images, in which order and form. Raises: UserError for values that make no data set."""
 
-    dataset: Literal["synthetic", "folder", "carvana", "oxford_pet", "isbi", "nyuv2", "dsb2018"] = option(
-        "synthetic", "drawn cells, or the layout of --data-dir; docs/data.md shows the trees"
-    )
+    dataset: Literal[
+        "synthetic", "folder", "carvana", "oxford_pet", "dsb2018", "cityscapes", "voc", "camvid", "isbi", "nyuv2"
+    ] = option("synthetic", "drawn cells, images and masks of your own, or a data set as it is published; docs/data.md")
     data_dir: Path | None = option(None, "folder of the data set", needs=ON_DISK, free=True)
+    image_files: str | None = option(None, "of --data-dir: 'images/{name}.*' (default: as found)", needs=PAIRED, found=True)
+    mask_files: str | None = option(None, "of them: 'masks/{name}_mask.*' (default: as found)", needs=PAIRED, found=True)
     colors: ColorTable | None = option(
-        None, "masks are colour images; FILE has a line `name r g b` for each class", needs=FOLDER, excludes=("objects",)
-    )
+        None, "FILE has a line for each class, a name and its colour in the masks, or its value; class lists of others, too",
+        needs=COLORED, excludes=("objects",),
+    )  # fmt: skip
     objects: bool = option(
         False, "masks number objects of one class, 0 being the background: the borders between them are known",
         needs=(*FOLDER, "dsb2018"),
     )  # fmt: skip
-    mask_suffix: str | None = option(None, "_mask: a_mask.png is that of a.png (default: as found)", needs=FOLDER, found=True)
     white: float | int | None = option(  # once the data is known, an int where its images hold whole numbers
         None, "value that is white in images of 16 bits or of floats (default: the brightest)",
         low=1e-30, high=1e30, needs=ON_DISK, found=True,
@@ -223,20 +226,21 @@ class Data:
         False, "each image: the darkest hundredth becomes black, the brightest two thousandths white", needs=ON_DISK
     )
     void_label: int | None = option(
-        None, "mask value that is ignored in loss and metrics (default: as found)",
-        low=0, high=255, needs=CLASSES, excludes=("objects",), found=True,
+        None, "mask value that is ignored in loss and metrics (default: as found); beside --colors all that FILE does not name",
+        low=-(2**31), high=2**31 - 1, needs=ON_DISK, found=True,
     )  # fmt: skip
     mask_values: Values | None = option(
         None, "values that stand for the classes in masks, in order: 1,2,3 (default: as found)",
         needs=(*FOLDER, "carvana", "isbi"), excludes=("colors", "objects"), found=True,
     )  # fmt: skip
-    class_names: Names | None = option(None, "background,cell (default: as the data set has them)", found=True, val=False)
+    class_names: Names | None = option(
+        None, "background,cell, or a class list in a file (default: as the data set has them)", found=True, val=False
+    )
     show_bands: Bands | None = option(
         None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
     )
     images: int = option(250, "synthetic: how many to draw", low=2)
     validation: float = option(0.2, "share of the images held back to validate on", above=0, below=1)
-    group: str | None = option(None, "regular expression on file names: what its (...) matches stays on one side of the split")
     split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
     folds: int | None = option(None, "split into so many, and validate on number --fold", low=2, excludes=("split",))
     fold: int | None = option(None, "validate on this one, from 0 (default: all in turn)", low=0, needs=("folds",))
@@ -256,13 +260,15 @@ class Data:
     def __post_init__(self):
         if isinstance(self.colors, Path):
             object.__setattr__(self, "colors", ColorTable.parse(self.colors))
+        if self.class_names and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
+            object.__setattr__(self, "class_names", names_in(self.class_names[0]))
         if self.dataset == "dsb2018":
             object.__setattr__(self, "objects", True)
         check(self)
         if self.dataset != "synthetic" and self.data_dir is None:
             raise UserError(f"--dataset {self.dataset} needs --data-dir DIR")
-        if self.mask_suffix is not None and not re.fullmatch(r"[^/\\]+", self.mask_suffix):
-            raise UserError("--mask-suffix is a part of a name: _mask")
+        if self.dataset == "folder" and (self.image_files is None) != (self.mask_files is None):
+            raise UserError("--image-files and --mask-files go together: a pattern for the images, and one for their masks")
         if self.fold is not None and self.fold >= self.folds:
             raise UserError(f"--fold counts from 0 to --folds - 1, got {self.fold}")
         if self.void_label is not None and self.void_label in (self.mask_values or ()):

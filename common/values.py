@@ -62,6 +62,16 @@ class Names(Listed):
     def fits(self):
         return all(self) and self.differ()
 
+    @classmethod
+    def of(cls, texts):
+        """Names out of any texts: without commas, and those that come again with a number behind them."""
+        found = []
+        for text in texts:
+            name = " ".join(text.replace(",", " ").split()) or "no name"
+            again = (f"{name} {k}" for k in range(2, len(found) + 3))
+            found.append(name if name not in found else next(other for other in again if other not in found))
+        return cls(found)
+
 
 class Values(Listed):
     """The values in masks that stand for the classes, in order: `1,2,3`."""

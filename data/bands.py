@@ -3,6 +3,7 @@
 scikit-image's reader shows palette masks as colours, takes a TIFF of three pages for RGB and cannot unpack LZW.
 """
 
+import contextlib
 import logging
 import threading
 import warnings
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP")  # by content, whatever the name says; some .jpg are none
 MAX_VALUES = 400_000_000  # width x height x bands of a file that is read: as many threads decode at once as there are cores
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins
 SMALLER, MASK = 1, 4  # NewSubfileType of pages that are previews or masks of others
 # NumPy reads a header by ast.literal_eval, which in Python 3.11 now and then fails in several threads at once:
 # "AST constructor recursion depth mismatch"
@@ -48,22 +50,41 @@ def open_raster(path, page=None):
 
     What a fourth sample in a TIFF is says its tag ExtraSamples: transparency, or anything, which makes it a band.
 
-    page: of several, from 0. None: it must hold one, or else reading it raises UserError.
+    page: of several images, from 0. None: it must hold one, or else reading it raises UserError.
 
     Raises: UserError for arrays that are no image, for what no decoder has, and for what is too large to read.
     """
     with open(path, "rb") as file:
         start = file.read(26)
-    found = None
     if start.startswith(np.lib.format.MAGIC_PREFIX):
-        found = _open_array(path)
-    elif start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        found = _open_tiff(path, page)
-    if not found:
+        found, pages = _open_array(path), [0]
+    else:
+        pages = images_in(path)
         deep = start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED
-        return _open_by_pillow(path, page, deep)
+        found = start[:4] in TIFF and _open_tiff(path, pages[page or 0], len(pages) == 1)
+        found = found or _open_by_pillow(path, pages[page or 0], deep)
     _check_size(path, found.width, found.height, found.count)
-    return found
+
+    def refuse(*_):
+        raise UserError(f"{path} holds {len(pages)} images: save each as a file of its own")
+
+    return found if page is not None or len(pages) == 1 else found._replace(read=refuse)
+
+
+def images_in(path):
+    """The numbers of the pages of a file that are images: a TIFF may hold smaller copies and masks of them, too."""
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in TIFF
+    with contextlib.suppress(Exception):  # damaged: Pillow has the words for it
+        if is_tiff:
+            from tifffile import TiffFile  # takes 0.1 s
+
+            with TiffFile(path) as file:
+                kinds = [page.tags.valueof("NewSubfileType", 0) for page in file.pages]
+            if found := [k for k, kind in enumerate(kinds) if not kind & (SMALLER | MASK)]:
+                return found
+    with Image.open(path, formats=FORMATS) as image:  # an MPO is a phone's JPEG with a preview behind it
+        return list(range(1 if image.format == "MPO" else getattr(image, "n_frames", 1)))
 
 
 def _check_size(path, width, height, bands):
@@ -72,11 +93,6 @@ def _check_size(path, width, height, bands):
             f"{path} is {width}x{height} pixels of {counted(bands)} by its header, more than {MAX_VALUES // 10**6} million "
             "values: cut it into tiles, or remove it if it is damaged"
         )
-
-
-def _check_pages(path, n):
-    if n != 1:
-        raise UserError(f"{path} holds {n} images: save each as a file of its own")
 
 
 def _check_png(path):
@@ -99,16 +115,14 @@ def _open_by_pillow(path, page, deep):
 
     def opened():
         image = Image.open(path, formats=FORMATS)
-        if page is not None:
+        if page:
             image.seek(page)
         return image
 
     def read(mode=None, size=None):
         with opened() as image:
             image.filename = ""  # else Pillow maps a gray TIFF into memory, and does not turn it
-            jpeg, box = image.format in ("JPEG", "MPO"), None  # MPO: a phone's JPEG with a preview behind it
-            if page is None and not jpeg:
-                _check_pages(path, getattr(image, "n_frames", 1))
+            jpeg, box = image.format in ("JPEG", "MPO"), None
             if image.format == "PNG":
                 _check_png(path)
             if not jpeg:
@@ -136,7 +150,7 @@ def _open_by_pillow(path, page, deep):
 
     with opened() as image:
         gray = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-        _check_size(path, *image.size, len(image.getbands()))
+        _check_size(path, *image.size, len(image.getbands()))  # transparency, too
         return Raster(image.height, image.width, 1 if gray else 3, read)
 
 
@@ -160,13 +174,13 @@ def _by_opencv(path):
     return cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2RGB)
 
 
-def _open_tiff(path, wanted):
+def _open_tiff(path, number, alone):
     """`Raster`, or None for what Pillow reads: gray and 8-bit RGB, with transparency or without, CMYK, and what is damaged."""
     from tifffile import TiffFile  # takes 0.1 s
 
     try:
         with TiffFile(path) as file:
-            page = file.pages[wanted or 0]
+            page = file.pages[number]
             samples, extra, planar = page.samplesperpixel, page.extrasamples, page.planarconfig == 2
             height, width, photometric = page.imagelength, page.imagewidth, int(page.photometric)
             dtype, kind, itemsize = page.dtype, page.dtype.kind, page.dtype.itemsize
@@ -188,17 +202,11 @@ def _open_tiff(path, wanted):
             raise UserError(f"{path} holds {counted(bands)} of which 0 is white: save it with 0 as black")
         try:
             with TiffFile(path) as file:
-                number = wanted
-                if number is None:
-                    subtypes = [page.tags.valueof("NewSubfileType", 0) for page in file.pages]
-                    numbers = [k for k, subtype in enumerate(subtypes) if not subtype & (SMALLER | MASK)]
-                    _check_pages(path, len(numbers))
-                    number = numbers[0]
                 values = file.pages[number].asarray()
         except (KeyError, ValueError) as error:
             if "imagecodecs" not in str(error):
                 raise
-            if (bands, dtype, planar, wanted) == (3, np.uint16, False, None):
+            if (bands, dtype, planar, alone) == (3, np.uint16, False, True):
                 return _by_opencv(path), None, None  # which turns it, too
             raise UserError(
                 f"{path} is compressed in a way that takes one more package: pip install imagecodecs, or save it with another "

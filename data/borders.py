@@ -13,13 +13,15 @@ REACH = int(4 * SIGMA)  # pixels from a cell beyond which its share of the weigh
 def part_touching(objects):
     """Where two objects share a side, the pixels on both sides of it become background: int32 [H, W] -> the same.
 
+    What is below 0, which nobody labelled, stays and parts nothing.
+
     "The small separation borders that we introduce between touching cells", Ronneberger et al. 2015, section 3. A network with
     one class of objects could not tell two that touch from one. What is two pixels wide between two others vanishes.
     """
     numbers = objects.astype(np.float32)  # whole ones up to 2**24 are exact
     highest = cv2.dilate(numbers, CROSS)
-    lowest = cv2.erode(np.where(numbers == 0, np.inf, numbers), CROSS)
-    return np.where(highest == lowest, objects, 0)
+    lowest = cv2.erode(np.where(numbers <= 0, np.inf, numbers), CROSS)
+    return np.where((highest == lowest) | (objects < 0), objects, 0)
 
 
 def border_weights(mask, class_weights=(1.0, 1.0), objects=None):
@@ -36,7 +38,7 @@ def border_weights(mask, class_weights=(1.0, 1.0), objects=None):
     Returns: float32 [H, W]
     """
     foreground = (mask > 0) & (mask < 255)
-    cells = label(foreground)[0] if objects is None else objects
+    cells = label(foreground)[0] if objects is None else np.maximum(objects, 0)
     nearest, second = np.full(mask.shape, np.inf, np.float32), np.full(mask.shape, np.inf, np.float32)
     for number, place in enumerate(find_objects(cells), start=1):
         if place is None:  # it lies outside of the crop

@@ -20,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import CORES
-from common.config import Size, UserError
+from common.config import VOID, Size, UserError
 from common.output import try_lock
 from common.text import listed
 from data.borders import part_touching
-from data.files import has_color, image_files
+from data.files import has_color, nearest, numbered, resized
 from data.meaning import as_classes
 
 import numpy as np
@@ -32,16 +32,18 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-VERSION = 7  # of the format, and of how files are decoded
+VERSION = 8  # of the format, and of how files are decoded
 DTYPES = {8: np.uint8, 16: np.uint16, 32: np.float32}  # of images, by their bits
 INDEX = np.dtype(
     [  # what is known of an item; all 0 where it was left out
-        ("size", np.int64, 2),  # height and width
+        ("size", np.int64, 2),  # height and width as they are kept; what follows is of the files, before they are resized
         ("bits", np.int64),  # of the image: 8, 16, or 32 where it holds floats
         ("darkest", np.float64),  # value of the image
         ("middle", np.float64),  # the median of an image of floats
         ("brightest", np.float64),
         ("color", bool),  # whether the image has three channels that are not the same
+        ("parts", np.int64),  # how many connected ones of one value the mask has, where it holds more than 3 values
+        ("highest", np.int64),  # number of an object
         ("objects", np.int64),  # how many the mask numbers; 0 where it holds classes
         ("counts", np.int64, 256),  # how many pixels of the mask have each value; 0 and 1 where it numbers objects, parted
         ("checksums", np.int64, 2),  # CRC-32 of the image and of the mask
@@ -105,20 +107,31 @@ def prepare(layout, items, channels, config):
             return Prepared(file, channels, mask_type, *decode(*options, file))
     folder = data.cache / _key(items, channels, config)
     part, lock = folder.with_suffix(".part"), folder.with_suffix(".lock")
+    if found := _kept(folder, layout, items, channels, mask_type, data.image_size):
+        return found
     with _explained(data.cache):
         data.cache.mkdir(parents=True, exist_ok=True)
         with try_lock(lock) or _wait_for(lock):
-            if not folder.exists():
-                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-                try:
-                    part.mkdir()
-                    with open(part / "pixels", "wb", buffering=0) as file:
-                        index, left_out = decode(*options, file)
-                        os.fsync(file.fileno())
-                    np.savez(part / "index.npz", index=index, left_out=np.array(json.dumps(list(left_out.items()))))
-                    os.rename(part, folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+            if found := _kept(folder, layout, items, channels, mask_type, data.image_size):  # the other process has made it
+                return found
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            try:
+                part.mkdir()
+                with open(part / "pixels", "wb", buffering=0) as file:
+                    index, left_out = decode(*options, file)
+                    os.fsync(file.fileno())
+                np.savez(part / "index.npz", index=index, left_out=np.array(json.dumps(list(left_out.items()))))
+                shutil.rmtree(folder, ignore_errors=True)  # of which more can be read by now
+                os.rename(part, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return Prepared(open(folder / "pixels", "rb", buffering=0), channels, mask_type, index, left_out)
+
+
+def _kept(folder, layout, items, channels, mask_type, size):
+    """`Prepared` out of the cache `folder`, or None: where there is none, or where what it left out can be read by now."""
+    if not folder.exists():
+        return None
     try:
         with np.load(folder / "index.npz") as arrays:
             index, left_out = arrays["index"], dict(json.loads(str(arrays["left_out"])))
@@ -130,6 +143,10 @@ def prepare(layout, items, channels, config):
     except Exception as error:  # nearly anything may come out of a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"the cache {folder} is damaged ({reason}): remove it, and it will be made again") from None
+    for number in left_out:  # memory was short, or a permission was missing
+        with contextlib.suppress(UserError):
+            layout.read(items[number], channels, size)
+            return None
     return prepared
 
 
@@ -149,8 +166,11 @@ def decode(layout, items, channels, size, skip_bad, file=None):
         middle = np.median(image) if image.dtype == np.float32 else 0
         color = channels == 3 and has_color(image[::4, ::4])  # a sixteenth tells
         counts = Image.fromarray(learned).histogram()  # a tenth of the time of np.bincount
-        of_image = mask.shape, 8 * image.itemsize, image.min(), middle, image.max(), color
-        return image, mask, (*of_image, mask.max() * layout.objects, counts, _checksums(image, mask))
+        of_file = 8 * image.itemsize, image.min(), middle, image.max(), color, _parts(learned, counts)
+        of_objects = (mask.max(), numbered(mask).max()) if layout.objects else (0, 0)
+        image, mask = resized(image, size), nearest(mask, size)
+        mask = numbered(mask) if layout.objects else mask  # some may be gone
+        return image, mask, (mask.shape, *of_file, *of_objects, counts, _checksums(image, mask))
 
     progress = tqdm(items, "decoding" if file else "reading", unit=" images", delay=1, leave=False, disable=None)
     for i, found in enumerate(in_parallel(read, progress)):
@@ -170,6 +190,16 @@ def decode(layout, items, channels, size, skip_bad, file=None):
     return index, left_out
 
 
+def _parts(mask, counts):
+    """How many connected parts of one value above 0 a mask has, where it may number objects: more than 3 values."""
+    if sum(map(bool, counts[1:VOID])) < 4:
+        return 0
+    from skimage.measure import label  # few trainings need it
+
+    small = mask[:: max(len(mask) // 256, 1), :: max(mask.shape[1] // 256, 1)]
+    return label(np.where(small == VOID, 0, small), connectivity=1, return_num=True)[1]
+
+
 def in_parallel(function, values):
     """`map` in as many threads as there are cores, in order, with few results waiting. Pillow decodes without the GIL."""
     with ThreadPoolExecutor(CORES) as pool:
@@ -183,14 +213,15 @@ def in_parallel(function, values):
 
 def _key(items, channels, config):
     """A digest of all that the pixels follow from. What decides only how they are read later is not in it."""
-    data, paths = config.data, {path for item in items for path in (item.image, item.mask)}
-    files = sorted({file for path in paths for file in (image_files(path) if path.is_dir() else [path])})
+    data, files = config.data, sorted({path for item in items for path in (item.image, *item.masks)})
+    void = data.void_label
     described = {
         "version": [VERSION, PIL.__version__],
         "options": [data.dataset, str(data.image_size), channels, data.skip_bad, data.objects],
         "classes": config.network.classes if data.dataset == "nyuv2" else None,  # which maps its values when it reads
-        "colors": [data.colors, data.void_label is not None] if data.colors is not None else None,
-        "items": [[item.name, str(item.image.absolute()), str(item.mask.absolute()), item.page] for item in items],
+        "colors": [data.colors, void is not None] if data.colors is not None else None,
+        "void": void if data.objects or not 0 <= (void or 0) <= 255 else None,  # others are found in what is read
+        "items": [[item.name, *map(str, map(Path.absolute, (item.image, *item.masks))), item.page] for item in items],
         "files": [[str(file), digest] for file, digest in zip(files, in_parallel(_digest, files))],
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:20]
@@ -221,6 +252,9 @@ def _explained(folder):
     try:
         yield
     except OSError as error:
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            there = next(path for path in (Path(folder), *Path(folder).parents) if path.is_file())
+            raise UserError(f"--cache {folder}: {there} is a file: name a folder") from None
         free = shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
         raise UserError(
             f"cannot keep the decoded images in {folder}: {error.strerror}; {free / 2**30:.1f} GiB are free there: "

@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import VOID, Names, Size, UserError
-from data.bands import FORMATS, SIDEWAYS, counted, open_raster, upright
+from common.config import VOID, Size, UserError
+from data.bands import FORMATS, SIDEWAYS, counted, images_in, open_raster, upright
 
 import cv2
 import numpy as np
@@ -25,26 +25,27 @@ class Colors(NamedTuple):
     """What the colours of masks stand for."""
 
     path: Path  # the file that says so, for messages
-    names: Names  # of the classes, in order
     indices: dict[tuple[int, int, int], int]  # (red, green, blue) -> class index or VOID
     rest_is_void: bool  # other colours are void, and no error
 
 
-def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None, objects=False):
-    """Reads an image and its mask, upright as their EXIF orientation says, resized to `size` if it is given.
+def read_pair(image_path, mask_paths, channels, size=None, page=None, colors=None, objects=False, void=None):
+    """Reads an image and its masks, upright as their EXIF orientation says, as large as they are stored.
 
     Args:
         channels: see `read_image`.
+        size: that the image will be resized to: a JPEG comes so, since it is decoded faster.
         page: of multi-page files, from 0. None: the files must hold one image each.
-        colors: see `read_mask`.
-        objects: the mask numbers objects, see `read_objects`.
+        colors, void: see `read_mask`.
+        objects: the masks number objects, see `read_objects`.
 
     Returns: image uint8, uint16 or float32 [H, W, channels], mask uint8 [H, W], or int32 if it numbers objects.
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
     image, image_size, stored = _read_image(image_path, channels, size, page)
-    mask = read_objects(mask_path, None, page) if objects else read_mask(mask_path, None, page, colors)
+    read = (lambda: read_objects(mask_paths, page, void)) if objects else (lambda: read_masks(mask_paths, page, colors, void))
+    mask = read()
     if image_size != (mask_size := Size(*mask.shape)):
         turned = "they must have one size"
         if mask_size == stored:
@@ -52,9 +53,8 @@ def read_pair(image_path, mask_path, channels, size=None, page=None, colors=None
                 f"the photo is stored as {stored} and turned by its EXIF orientation, the mask is drawn on it unturned; "
                 "turn the mask, or save the photo without the orientation"
             )
-        raise UserError(f"{image_path} is {image_size} pixels, but its mask {mask_path} is {mask_size}: {turned}")
-    mask = _nearest(mask, size)
-    return image, _numbered(mask) if objects and size else mask  # an object may be gone
+        raise UserError(f"{image_path} is {image_size} pixels, but its mask {mask_paths[0]} is {mask_size}: {turned}")
+    return image, mask
 
 
 def read_image(path, channels, size=None, page=None):
@@ -68,7 +68,16 @@ def read_image(path, channels, size=None, page=None):
     Raises: UserError for what cannot be read, for other bands than `channels`, where they are neither gray nor RGB, and for
     values below 0, or above 65535 if they are whole numbers.
     """
-    return _read_image(path, channels, size, page)[0]
+    return resized(_read_image(path, channels, size, page)[0], size)
+
+
+def resized(values, size, box=None):
+    """[H, W, C] -> of `size`, or as it is without one, by triangles as wide as the step. box: the part that is the image."""
+    if not size or values.shape[:2] == tuple(size) and not box:
+        return values
+    whole_rgb = values.dtype == np.uint8 and values.shape[-1] == 3  # others Pillow takes band by band
+    parts = [values] if whole_rgb else np.moveaxis(values, -1, 0)
+    return np.dstack([Image.fromarray(part).resize(size[::-1], Resampling.BILINEAR, box) for part in parts])
 
 
 def count_bands(path):
@@ -148,67 +157,82 @@ def in_8_bits(image, scale):
     return image if scale == 255 else np.rint(image * np.float32(255 / scale)).astype(np.uint8)
 
 
-def read_mask(path, size=None, page=None, colors=None):
+def read_mask(path, page=None, colors=None, void=None):
     """Reads the numbers of a mask as they are stored -> uint8 [H, W]; `data.meaning.mask_meaning` knows what they mean.
 
-    A palette of grays only is a gray image, and its gray levels count. A palette with colours paints the class indices.
-    With `colors`, a `Colors`, the colours count, and become class indices or VOID. White in 16 bits, 65535, becomes 255.
+    A palette of grays only is a gray image, and its gray levels count. A palette with colours paints the class indices. White
+    is 255, in 1 bit and in 16. With `colors`, a `Colors`, the colours count, and become class indices or VOID.
+
+    void: a number outside of 0 to 255 that becomes VOID.
 
     Raises: UserError for what cannot be read, for colours that nobody named, and for numbers other than 0, 1, 2, ... 255.
     """
     values = _read_values(path, page, colors)
-    if values.dtype != np.uint8:
-        with np.errstate(invalid="ignore"):  # what is no number equals nothing below
-            whole = values.astype(np.uint8)
-        whole[values == 65535] = 255  # white in 16 bits
-        wrong = values[(whole != values) & (values != 65535)]
-        if wrong.size:
-            hint = "; or --objects, if its numbers tell objects apart" if (wrong == np.rint(wrong)).all() else ""
-            raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
-        values = whole
-    return _nearest(values, size)
+    if values.dtype == np.uint8:
+        return values
+    with np.errstate(invalid="ignore"):  # what is no number equals nothing below
+        whole = values.astype(np.uint8)
+    is_void = values == void if void is not None and not 0 <= void <= 255 else values == 65535  # white in 16 bits
+    whole[is_void] = 255
+    wrong = values[(whole != values) & ~is_void]
+    if wrong.size:
+        hint = "; or --objects, if its numbers tell objects apart" if (wrong == np.rint(wrong)).all() and wrong[0] > 0 else ""
+        hint = f"; --void-label {wrong[0]:.0f} if that marks what nobody labelled" if wrong[0] < 0 and void is None else hint
+        raise UserError(f"{path} holds the value {wrong[0]}: a mask holds class indices, or 0 and 255{hint}")
+    return whole
 
 
-def read_objects(path, size=None, page=None):
-    """Which object each pixel belongs to: int32 [H, W], 0 the background, and 1 to n, each of which occurs.
+def read_masks(paths, page=None, colors=None, void=None):
+    """`read_mask` of one file, or of several for one image: the largest value of each pixel."""
+    return _merged(paths, lambda path: read_mask(path, page, colors, void), np.maximum)
+
+
+def _merged(paths, read, merge):
+    """Masks of one image as one. Raises: UserError where their sizes differ."""
+    found = read(paths[0])
+    for path in paths[1:]:
+        mask = read(path)
+        if mask.shape != found.shape:
+            sizes = f"{Size(*mask.shape)} pixels, but {paths[0]} is {Size(*found.shape)}"
+            raise UserError(f"{path} is {sizes}: masks of one image must have one size")
+        found = merge(found, mask)
+    return found
+
+
+def read_objects(paths, page=None, void=None):
+    """Which object each pixel belongs to: int32 [H, W], 0 the background, their numbers above, -1 what is `void`.
 
     Args:
-        path: a label image, whose values above 0 number the objects, in any order and with gaps; or a folder of masks of one
-            object each, 0 and 255 or 0 and 1. Where two of these overlap, the first by name has the pixels.
+        paths: a label image, whose values above 0 number the objects, in any order and with gaps; or masks of one object each,
+            0 and 255 or 0 and 1. Where two of these overlap, the first has the pixels.
 
-    Raises: UserError for what cannot be read, for values that number nothing, for masks of several sizes, and for a folder
-    without masks.
+    Raises: UserError for what cannot be read, for values that number nothing, and for masks of several sizes.
     """
-    if path.is_dir():
-        values = None
-        for file in image_files(path):
-            mask = read_mask(file)
-            if (held := np.count_nonzero(np.bincount(mask.ravel()))) > 2:
-                raise UserError(f"{file} holds {held} values: the mask of one object holds 0 and 255")
-            values = np.zeros(mask.shape, np.int32) if values is None else values
-            if mask.shape != values.shape:
-                sizes = f"{Size(*mask.shape)} pixels, but other masks in {path} are {Size(*values.shape)}"
-                raise UserError(f"{file} is {sizes}: they must have one size")
-            values[(mask > 0) & (values == 0)] = values.max() + 1
-        if values is None:
-            raise UserError(f"{path} holds no masks: it takes one for each object")
-    else:
-        values = _read_values(path, page)
-        least, most = values.min(), values.max()
-        if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
-            raise UserError(f"{path} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
-    return _numbered(_nearest(values.astype(np.int32, copy=False), size))
+
+    def read_one(path):
+        mask = read_mask(path, page)
+        if (held := np.count_nonzero(np.bincount(mask.ravel()))) > 2:
+            raise UserError(f"{path} holds {held} values: the mask of one object holds 0 and 255")
+        return (mask > 0).astype(np.int32)
+
+    if len(paths) > 1:
+        return _merged(paths, read_one, lambda a, b: np.where((b > 0) & (a == 0), a.max() + 1, a))
+    values = _read_values(paths[0], page)
+    is_void = values == void  # all False without one
+    least, most = np.min(values, where=~is_void, initial=0), np.max(values, where=~is_void, initial=0)
+    if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
+        raise UserError(f"{paths[0]} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
+    return np.where(is_void, -1, values.astype(np.int32))
 
 
-def _numbered(objects):
-    """int32 [H, W], numbers with gaps, as where objects vanished in resizing -> 1 to n in the same order."""
-    occurs = np.zeros(objects.max() + 1, np.int32)
-    occurs[objects] = 1
-    occurs[0] = 0
-    return occurs.cumsum(dtype=np.int32)[objects]
+def numbered(objects):
+    """int32 [H, W], numbers with gaps -> 1 to n in the same order, each of which occurs; -1 stays."""
+    occurs = np.zeros(max(objects.max(), 0) + 1, np.int32)
+    occurs[objects[objects > 0]] = 1
+    return np.where(objects < 0, -1, occurs.cumsum(dtype=np.int32)[np.maximum(objects, 0)] * (objects > 0))
 
 
-def _nearest(mask, size):
+def nearest(mask, size):
     """The nearest pixels [height, width] of a mask: between classes 1 and 3 there is no class 2."""
     if not size:
         return mask
@@ -217,14 +241,9 @@ def _nearest(mask, size):
 
 
 def count_pages(path):
-    """The number of images in a file that Pillow reads. Raises: UserError if it cannot be read."""
-    with readable(path), Image.open(path, formats=FORMATS) as image:
-        return getattr(image, "n_frames", 1)
-
-
-def image_files(folder):
-    """The image files in `folder`, sorted. Names with a leading dot are the file manager's, even ._cat.png."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and is_meant(p) and p.is_file())
+    """How many images of their own a file holds. Raises: UserError if it cannot be read."""
+    with readable(path):
+        return 1 if str(path).endswith(".npy") else len(images_in(path))
 
 
 def is_meant(path):
@@ -236,6 +255,8 @@ def is_meant(path):
 def readable(path):
     """Turns whatever a damaged file raises in a decoder, which can be nearly anything, into one line that says what to do."""
     try:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise UserError(f"cannot read {path}: it is a broken link, to {os.readlink(path)}: fetch that, or remove it")
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
             raise UserError(f"cannot read {path}: it is no file; remove it")
         yield
@@ -250,6 +271,8 @@ def readable(path):
             reason = f"{error.strerror}; check the file and its permissions"
         elif Path(path).stat().st_size == 0:
             reason = "it is empty, 0 bytes; replace or remove it"
+        elif Path(path).read_bytes()[:40].startswith(b"version https://git-lfs"):
+            reason = "it is a pointer of Git LFS and not yet the file: git lfs pull fetches it"
         elif isinstance(error, UnidentifiedImageError):
             known = f"known are {', '.join(FORMATS)}"
             known += " and not HEIC" * (Path(path).suffix.lower() in (".heic", ".heif"))
@@ -289,11 +312,8 @@ def _read_image(path, channels, size, page):
         values, orientation, box = found.read("RGB" if channels == 3 else "L", size)
         values, stored = _as_stored(path, values), Size(found.height, found.width)
         whole = Size(*stored[::-1]) if orientation in SIDEWAYS else stored
-        if size:
-            shape = size if orientation in SIDEWAYS else size[::-1]  # width, height
-            whole_rgb = values.dtype == np.uint8 and values.shape[-1] == 3  # others Pillow takes band by band
-            parts = [values] if whole_rgb else np.moveaxis(values, -1, 0)
-            values = np.dstack([Image.fromarray(part).resize(shape, Resampling.BILINEAR, box) for part in parts])
+        if is_jpeg(path):
+            values = resized(values, size and (size[::-1] if orientation in SIDEWAYS else size), box)
         pixels = upright(values, orientation)
     held = pixels.shape[-1]
     if held == channels:
@@ -318,7 +338,7 @@ def _read_values(path, page, colors=None):
             f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
             "if its colours stand for classes, name them with --colors FILE"
         )
-    return np.array(values[..., 0], np.uint8 if values.dtype.kind == "b" else None)
+    return np.array(values[..., 0]) * np.uint8(255) if values.dtype.kind == "b" else np.array(values[..., 0])
 
 
 def _class_of_colors(rgb, path, colors):

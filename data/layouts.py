@@ -1,23 +1,24 @@
-"""How data sets lie on disk: which file is whose mask. `data.meaning` knows what the numbers in the masks mean."""
+"""Data sets on disk: their images and masks, named by two patterns, and what is published about their masks.
 
-import re
-import unicodedata
+`data.meaning` knows what the numbers in the masks of all others mean.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
+from common.colors import class_list
 from common.config import VOID, Names, Size, UserError
 from common.text import listed
-from data.files import EXTENSIONS, count_bands, count_pages, has_color, image_files, is_meant, read_image, read_pair, readable
-from data.meaning import OBJECTS, by_index, read_colors, trimap_classes
+from data.files import Colors, count_bands, count_pages, has_color, read_image, read_pair, readable, to_gray
+from data.patterns import PARTS, guess, inventory, is_image, outlines, pair, readings, unused, walk
 
 import numpy as np
-from PIL import Image
-from PIL.Image import Resampling
 from tqdm import tqdm
 
-SUFFIX = re.compile(r"[-_. ].*[^\W\d_].*")  # of masks, as found by itself: _mask, -seg, and not _1, which numbers images
+OBJECTS = {0: 0, 1: 1, VOID: VOID}  # `Layout.classes` where masks number objects, of which `as_classes` makes these values
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class Item:
     image: Path
     mask: Path
     page: int | None = None  # in a file that holds many, from 0
-    group: str = ""  # images of one group stay on one side of a split, where the layout knows groups
+    group: str = ""  # images of one group stay on one side of a split, where there are groups
     part: str = ""  # "train", "val" or "test" where whoever published the data has split it
+    further: tuple[Path, ...] = ()  # more masks of this image, which are merged with `mask`, or are each of an object
+
+    @property
+    def masks(self):
+        return (self.mask, *self.further)
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,59 @@ class Layout:
 
     items: list[Item]  # sorted by name
     # (item, channels, size or None) -> image uint8, uint16 or float32 [H, W, channels], mask uint8 [H, W], with the values of
-    # the files; both resized to `size` if it is given. With `objects` the mask is int32, 0 and the numbers 1 to n of the
-    # objects. Raises UserError. Called from several threads.
+    # the files, as large as they are stored; but a JPEG comes as `size`. With `objects` the mask is int32: 0, the numbers of
+    # the objects, -1 where nobody labelled. Raises UserError. Called from several threads.
     read: Callable[[Item, int, Size | None], tuple[np.ndarray, np.ndarray]]
-    classes: dict[int, int] | None = None  # mask value -> class index where the layout fixes it; None: by the values found
+    classes: dict[int, int] | None = None  # mask value -> class index where it is fixed; None: by the values found
     class_names: Names | None = None
-    mask_suffix: str | None = None  # as it was given or found
+    patterns: dict[str, str] = field(default_factory=dict)  # "image_files" and "mask_files", as given, published or guessed
     left_out: list[str] = field(default_factory=list)  # images and masks without the other, with --skip-bad
     over: list[str] = field(default_factory=list)  # lines on files that are none of the data set
     objects: bool = False  # whether masks tell objects of one class apart
     channels: int | None = None  # of the images where the layout fixes it; None: as the files are
     note: str = ""  # a few words for the line about the data
+
+
+class Published(NamedTuple):
+    """How a data set is published: where it lies, and what the values of its masks mean."""
+
+    images: str
+    masks: str
+    names: str = ""  # of the classes, in order
+    values: str = ""  # that stand for them, where not 0, 1, 2 and so on; others are void
+    lists: str = ""  # files that list the names of each part, see `LISTS`; other images need no masks
+
+
+CITYSCAPES = "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
+CITYSCAPES += "bus,train,motorcycle,bicycle"
+VOC = "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,pottedplant,"
+VOC += "sheep,sofa,train,tvmonitor"
+CAMVID_11 = "sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist"
+CAMVID = """Animal 64 128 64;Archway 192 0 128;Bicyclist 0 128 192;Bridge 0 128 64;Building 128 0 0;Car 64 0 128;CartLuggagePram
+64 0 192;Child 192 128 64;Column_Pole 192 192 128;Fence 64 64 128;LaneMkgsDriv 128 0 192;LaneMkgsNonDriv 192 0 64;Misc_Text 128
+128 64;MotorcycleScooter 192 0 192;OtherMoving 128 64 64;ParkingBlock 64 192 128;Pedestrian 64 64 0;Road 128 64 128;RoadShoulder
+128 128 192;Sidewalk 0 0 192;SignSymbol 192 128 128;Sky 128 128 128;SUVPickupTruck 64 128 192;TrafficCone 0 0 64;TrafficLight 0
+64 64;Train 192 64 128;Tree 128 128 0;Truck_Bus 192 128 192;Tunnel 64 0 64;VegetationMisc 192 192 0;Void 0 0 0;Wall 64 192 0"""
+LISTS = ("train", "val", "test", "trainval", "default")  # the last two are split by chance; CVAT exports default.txt
+DATASETS = {  # name -> how it is published, one or several ways
+    "carvana": [Published("train/{group}_{name}.*", "train_masks/{group}_{name}_mask.*", "background,car")],
+    "oxford_pet": [Published("images/{name}.jpg", "annotations/trimaps/{name}.png", lists="annotations/{name}.txt")],
+    "dsb2018": [Published("**/{name}/images/*", "**/{name}/masks/*", "background,nucleus")],
+    "cityscapes": [
+        Published(
+            "**/leftImg8bit/{part}/*/{name}_leftImg8bit.png", "**/gtFine/{part}/*/{name}_gtFine_labelIds.png",
+            CITYSCAPES, "7,8,11,12,13,17,19,20,21,22,23,24,25,26,27,28,31,32,33",
+        )
+    ],
+    "voc": [
+        Published("**/JPEGImages/{name}.*", "**/SegmentationClass/{name}.png", VOC, "", "**/ImageSets/Segmentation/{name}.txt")
+    ],
+    "camvid": [
+        Published("**/701_StillsRaw_full/{name}.png", "**/LabeledApproved_full/{name}_L.png"),
+        Published("**/{part}/{name}.png", "**/{part}_labels/{name}_L.png"),
+        Published("**/{part}/{name}.png", "**/{part}annot/{name}.png", CAMVID_11, "0,1,2,3,4,5,6,7,8,9,10"),
+    ],
+}  # fmt: skip
 
 
 def find_layout(config):
@@ -58,122 +106,168 @@ def find_layout(config):
 
     Raises: UserError for a folder or file that is missing or cannot be read, and for an image or a mask without the other.
     """
-    find = {"folder": _folder, "carvana": _carvana, "oxford_pet": _oxford_pet, "isbi": _isbi, "nyuv2": _nyuv2}
-    find["dsb2018"] = _dsb2018
+    data_dir = config.data.data_dir
     try:
-        if not config.data.data_dir.exists():
-            raise UserError(f"--data-dir {config.data.data_dir} does not exist")
-        found = find[config.data.dataset](config)
-        return replace(found, objects=config.data.objects)
+        if not data_dir.exists():
+            raise UserError(f"--data-dir {data_dir} does not exist")
+        if config.data.dataset == "nyuv2":
+            return _nyuv2(config)
+        if not data_dir.is_dir():
+            raise UserError(f"--data-dir {data_dir} is a file: name the folder that the images and masks lie below")
+        return _isbi(config) if config.data.dataset == "isbi" else _pairs(config)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
-        raise UserError(f"cannot read {error.filename or config.data.data_dir}: {reason}") from None
+        raise UserError(f"cannot read {error.filename or data_dir}: {reason}") from None
 
 
-def _reader(config, colors=None):
-    """`Layout.read` for a pair of files."""
+def published(config, has_files=lambda pattern: True):
+    """The `Published` that a run of `config` reads, None for a folder of the user's; of several ways the first with images."""
+    ways, data = DATASETS.get(config.data.dataset, []), config.data
+    known = [way for way in ways if way.masks == data.mask_files]  # what a run has stored
+    return next((way for way in known or ways if known or data.image_files or has_files(way.masks)), ways[0] if ways else None)
+
+
+def masks_of(config, way):
+    """What is known of the masks of the `Published` `way`: (`Colors` or None, {value: class index} or None, names or None).
+
+    Raises: UserError for a list of classes that makes none.
+    """
+    data, classes = config.data, config.network.classes
+    rest_is_void = data.void_label is not None
+    if data.objects:
+        return None, OBJECTS, Names((way.names if way else "background,object").split(","))
+    if data.dataset == "oxford_pet":  # the outline is a class, counts as background, or is void
+        if classes not in (None, 1, 2, 3):
+            raise UserError(f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {classes}")
+        outline = classes in (1, 2) or classes is None and data.void_label == 3
+        return None, {2: 0, 1: 1, 3: 0 if outline else 2}, Names(("background", "pet", *([] if outline else ["outline"])))
+    listing, path = (data.colors, data.colors.path) if data.colors is not None else (None, "of CamVid")
+    if way and not way.names and listing is None:
+        listing, rest_is_void = CAMVID.replace("\n", " ").replace(";", "\n"), True
+    if listing is not None:
+        names, indices = class_list(listing, f"--colors {path}")
+        if not 2 <= len(names) <= VOID:
+            raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
+        if max(classes or len(names), 2) != len(names):
+            raise UserError(f"--colors {path} names {len(names)} classes, but --classes is {classes}: leave --classes out")
+        if not all(isinstance(key, int) for key in indices):
+            return Colors(path, indices, rest_is_void), by_index(len(names)), names
+        rest = range(256) if rest_is_void else [VOID]
+        return None, {**dict.fromkeys(rest, VOID), **indices}, names
+    if not way:
+        return None, None, None
+    names = Names.parse(way.names)
+    if way.values:
+        values = map(int, way.values.split(","))
+        return None, {**dict.fromkeys(range(256), VOID), **dict(zip(values, range(len(names))))}, names
+    return None, by_index(len(names)) if len(names) > 2 else None, names
+
+
+def by_index(n):
+    """`Layout.classes` where the values are class indices."""
+    return {**{i: i for i in range(n)}, VOID: VOID}
+
+
+def _pairs(config):
+    """The `Layout` of whatever two patterns name: those of the command line, of whoever published the data, or guessed."""
+    data = config.data
+    run_dir = config.training.run_dir
+    own = [data.cache, run_dir if run_dir and (run_dir / "config.json").is_file() else None]  # may lie there, too
+    everything = walk(data.data_dir, [path.resolve() for path in own if path])
+    files = [file for file in everything if is_image(data.data_dir, file)]
+    way = published(config, lambda pattern: any(next(readings(pattern, file), None) for file in files))
+    patterns = data.image_files or way and way.images, data.mask_files or way and way.masks
+    there = f"below {data.data_dir} lie {inventory(everything) or 'no files'}"
+    if not all(patterns):
+        patterns, enough = guess(files)
+        if not enough:
+            near = patterns or ("images/{name}.*", "masks/{name}.*")
+            raise UserError("; ".join(filter(None, [f"nothing says which file is whose mask: {there}", outlines(everything),
+                f"say it with --image-files '{near[0]}' --mask-files '{near[1]}', or what is right"])))  # fmt: skip
+    found = pair(*patterns, files)
+    masked, alone, note = {**found.masks}, found.alone, ""
+    asked = f"--image-files {quote(patterns[0])} --mask-files {quote(patterns[1])}"
+    parts = {file: fields.get("part", "") for file, fields in found.fields.items()}
+    lists = []
+    if way and way.lists:  # not all images have masks
+        lists = [file for file in everything if (name := next(readings(way.lists, file), {})) and name["name"] in LISTS]
+        by_name = {fields["name"]: file for file, fields in found.fields.items()}
+        listed_parts, alone = _listed(data.data_dir, lists, by_name, masked)
+        parts |= listed_parts
+        if only := set(listed_parts.values()) - {"test"}:
+            masked = {file: masks for file, masks in masked.items() if file in listed_parts}
+        note = f"{len(masked)} of {len(found.fields)} images have a mask{' and are listed' if only else ''}"
+    apart = [file for file in found.fields if parts[file] == "test" and file not in masked]
+    if not masked:
+        what = listed(alone, 4) if alone else "no file fits"
+        raise UserError("; ".join(filter(None, [f"by {asked} {what}: {there}", outlines(everything)])))
+    image, mask = (Path(text).name.replace("{name}", "STEM") for text in patterns)
+    over = [f"{mask} is the mask of {image}, by {asked}"]  # to paste and change
+    over += [f"{len(apart)} images of the test part have no masks: left alone"] if apart else []
+    used = {*found.fields, *lists, *(mask for masks in found.masks.values() for mask in masks)}
+    used |= {
+        file for file in everything if data.colors is not None and Path(data.data_dir, file) == Path(str(data.colors.path))
+    }
+    if rest := unused(everything, used):
+        over.append(f"not used in {data.data_dir}: {listed(rest, 20)}")
+        over += filter(None, [outlines([file for file in everything if file not in used])])
+    if alone and not data.skip_bad:
+        raise UserError("; ".join([f"by {asked} {listed(alone)} (--skip-bad goes on without)", *over[1:]]))
+    items = []
+    for file, masks in masked.items():
+        image, first, *further = (data.data_dir / name for name in (file, *masks))
+        item = Item(file, image, first, None, found.fields[file].get("group", ""), parts[file], tuple(further))
+        items += _pages(item)
+    stacks = {item.image for item in items if item.page is not None}
+    if len(stacks) > 1:  # the slices of a stack are alike
+        items = [item if item.page is None else replace(item, group=item.group or item.image.name) for item in items]
+    colors, classes, names = masks_of(config, way)
 
     def read(item, channels, size):
-        return read_pair(item.image, item.mask, channels, size, item.page, colors, config.data.objects)
+        return read_pair(item.image, item.masks, channels, size, item.page, colors, data.objects, data.void_label)
 
-    return read
-
-
-def _folder(config):
-    """images/ and masks/ in the folder itself, or in each of its folders train/, val/ and test/."""
-    data_dir, colors = config.data.data_dir, read_colors(config) if config.data.colors is not None else None
-    parts = [part for part in ("train", "val", "test") if _holds_images(data_dir / part)]
-    if parts and (data_dir / "images").is_dir():
-        raise UserError(f"{data_dir} holds images/ and {parts[0]}/images/: keep all images in one of the two ways")
-    pairs = {part: _pairs(data_dir / part, "images", "masks", config.data.mask_suffix) for part in parts or [""]}
-    items = [
-        Item(f"{part}/{item.name}".lstrip("/"), item.image, item.mask, part=part)
-        for part, found in pairs.items()
-        for item in found.items
-    ]
-    pairs = {
-        part: found._replace(alone=[f"{part}/{line}".lstrip("/") for line in found.alone]) for part, found in pairs.items()
-    }
-    suffixes = sorted({found.suffix for found in pairs.values()})
-    if len(suffixes) > 1:
-        raise UserError(
-            f"the parts of {data_dir} name their masks in several ways, with {' and '.join(map(repr, suffixes))} behind the "
-            "name of the image: rename those of one part"
-        )
-    classes, names = (by_index(len(colors.names)), colors.names) if colors else (None, None)
-    if config.data.objects:
-        classes, names = OBJECTS, Names(("background", "object"))
-    return _layout(config, items, pairs.values(), _reader(config, colors), classes, names, suffixes[0] or None)
-
-
-def _holds_images(folder):
-    """Whether it is a part of a data set: with images/ in it, or with image files."""
-    return folder.is_dir() and ((folder / "images").is_dir() or bool(image_files(folder)))
-
-
-def _layout(config, items, pairs, *fields):
-    """The `Layout` of `items`, which came out of `pairs`. Only --skip-bad passes over images and masks without the other."""
-    alone, over = (sum(lists, []) for lists in zip(*((found.alone, found.over) for found in pairs)))
-    if alone and not (config.data.skip_bad and items):
-        suffix = next(iter(pairs)).suffix
-        rule = f"STEM{suffix} is the mask of STEM" if suffix else "images and masks must have the same names"
-        hint = " (--skip-bad goes on without)" if items else "; --mask-suffix _mask, if a_mask.png is the mask of a.png"
-        raise UserError("; ".join([f"{rule}, up to the extension: in {config.data.data_dir} {listed(alone)}{hint}", *over]))
-    return Layout(sorted(items, key=lambda item: item.name), *fields, left_out=alone, over=over)
-
-
-def _carvana(config):
-    """train/ID_VV.jpg and train_masks/ID_VV_mask.gif, or .png: 16 views VV of every car ID. Masks are 0/1 or 0/255."""
-    pairs = _pairs(config.data.data_dir, "train", "train_masks", "_mask")
-    items = [Item(item.name, item.image, item.mask, group=item.image.stem.rpartition("_")[0]) for item in pairs.items]
-    return _layout(config, items, [pairs], _reader(config), None, Names(("background", "car")))
-
-
-def _oxford_pet(config):
-    """images/NAME.jpg and annotations/trimaps/NAME.png; test.txt is for the test, trainval.txt for training and validation.
-
-    Without trainval.txt these are all photos that have a trimap, and are not in a test.txt.
-
-    Trimaps hold 1 for the pet, 2 for the background, 3 for the outline, which is a class of its own but with --classes 1.
-    """
-    images, annotations = config.data.data_dir / "images", config.data.data_dir / "annotations"
-    items, missing, note = {}, [], ""
-    lists = {"": annotations / "trainval.txt", "test": annotations / "test.txt"}
-    if unlisted := not lists[""].is_file() and images.is_dir() and (annotations / "trimaps").is_dir():
-        lists = {part: path for part, path in lists.items() if path.is_file()}
-    for part, path in lists.items():
-        if not path.is_file():
-            raise UserError(f"{path} is missing: --dataset oxford_pet needs images/ and annotations/ in --data-dir")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.strip() and not line.startswith("#"):
-                name = line.split()[0]  # the class, species and breed behind it are for classification
-                item = Item(f"images/{name}.jpg", images / f"{name}.jpg", annotations / f"trimaps/{name}.png", part=part)
-                if item.name in items:
-                    raise UserError(f"{path} lists {name}, which is listed before: keep it once in trainval.txt or test.txt")
-                items[item.name] = item
-                missing += [
-                    f"{file} is missing, listed in {path.name}" for file in (item.image, item.mask) if not file.is_file()
-                ]
-    if unlisted:
-        photos = [path for path in image_files(images) if path.suffix == ".jpg" and f"images/{path.name}" not in items]
-        found = [Item(f"images/{path.name}", path, annotations / f"trimaps/{path.stem}.png") for path in photos]
-        found = {item.name: item for item in found if item.mask.is_file()}
-        if not found:
-            raise UserError(f"no photo in {images} has a trimap in {annotations / 'trimaps'}: unpack the data set again")
-        items |= found
-        how = "by --split" if config.data.split else "by chance"
-        note = f"no trainval.txt: {len(found)} of {len(photos)} photos have a trimap, and are split {how}"
-    if missing and not config.data.skip_bad:
-        raise UserError(f"{listed(missing)}: unpack the data set again, or shorten the lists (--skip-bad goes on without)")
-    if not items:
-        raise UserError(f"{annotations / 'trainval.txt'} lists no images")
-    items = [item for item in items.values() if item.image.is_file() and item.mask.is_file()]
-    if config.network.classes not in (None, 1, 2, 3):
-        raise UserError(
-            f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {config.network.classes}"
-        )
+    if data.dataset == "dsb2018":
+        note = "where masks overlap the first has the pixels"
+    kept = {"image_files": patterns[0], "mask_files": patterns[1]}
     items.sort(key=lambda item: item.name)
-    return Layout(items, _reader(config), *trimap_classes(config), left_out=missing, note=note)
+    return Layout(items, read, classes, names, kept, alone, over, data.objects, note=note)
+
+
+def _listed(folder, lists, images, masked):
+    """What lists of names say, {image: part}, and what they name that is not there. images: name -> image.
+
+    Raises: UserError for a name that two parts have.
+    """
+    parts, missing = {}, []
+    for path in sorted(lists, key=lambda path: (Path(path).stem not in PARTS, path)):  # trainval.txt may repeat train.txt
+        part = PARTS.get(Path(path).stem, "")
+        for line in (folder / path).read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.strip() and not line.startswith("#"):
+                name = line.split()[0]  # what stands behind it in oxford_pet is for classification
+                file = images.get(name)
+                if file not in masked:
+                    missing.append(f"{name}, listed in {path}, has no {'mask' if file else 'image'}")
+                elif parts.setdefault(file, part) != part and (part or parts[file] == "test"):
+                    raise UserError(f"{folder / path} lists {name}, which is listed before: keep it in one of the lists")
+    return parts, missing
+
+
+def _pages(item):
+    """The item, or one for each image of its file, whose masks are as many. Raises: UserError for other numbers of masks."""
+    if item.image.suffix.lower() not in (".tif", ".tiff"):
+        return [item]
+    try:
+        pages, n = count_pages(item.image), 1
+        if pages > 1:
+            n = count_pages(item.mask)
+    except UserError:  # said when it is read
+        return [item]
+    if pages == 1:
+        return [item]
+    if pages != n:
+        raise UserError(f"{item.image} has {pages} pages, but {item.mask} has {n}: they must be of one stack")
+    digits = len(str(pages - 1))  # so that names sort as pages do
+    return [replace(item, name=f"{item.name}[{page:0{digits}}]", page=page) for page in range(pages)]
 
 
 def _isbi(config):
@@ -182,12 +276,11 @@ def _isbi(config):
     for path in (volume, labels):
         if not path.is_file():
             raise UserError(f"{path} is missing: --dataset isbi needs {volume.name} and {labels.name} in --data-dir")
-    pages, label_pages = count_pages(volume), count_pages(labels)
-    if pages != label_pages:
-        raise UserError(f"{volume} has {pages} pages, but {labels} has {label_pages}: they must be of one stack")
-    digits = len(str(pages - 1))  # so that names sort as pages do
-    items = [Item(f"{volume.name}[{page:0{digits}}]", volume, labels, page) for page in range(pages)]
-    return Layout(items, _reader(config), class_names=Names(("membrane", "cell")))
+
+    def read(item, channels, size):
+        return read_pair(item.image, item.masks, channels, size, item.page)
+
+    return Layout(_pages(Item(volume.name, volume, labels)), read, class_names=Names(("membrane", "cell")))
 
 
 def _nyuv2(config):
@@ -215,7 +308,7 @@ def _nyuv2(config):
         counts[0] = 0  # unlabelled
         frequent = np.argsort(-counts, kind="stable")[:wanted]
         frequent = frequent[counts[frequent] > 0]
-        class_names = Names("".join(map(chr, file[names[label - 1]][()].ravel())) for label in frequent)
+        class_names = Names.of("".join(map(chr, file[names[label - 1]][()].ravel())) for label in frequent)
     if len(frequent) < (wanted if config.network.classes else 2):
         raise UserError(f"{path} has {len(frequent)} labels, too few for --classes {wanted}")
     table = np.full(len(counts), VOID, np.uint8)
@@ -223,156 +316,12 @@ def _nyuv2(config):
 
     def read(item, channels, size):
         with readable(path):
-            image = Image.fromarray(np.ascontiguousarray(images[item.page].transpose(2, 1, 0)))  # MATLAB's order is [3, W, H]
-            mask = Image.fromarray(np.ascontiguousarray(table[labels[item.page]].T))
-        if size:
-            image, mask = image.resize(size[::-1], Resampling.BILINEAR), mask.resize(size[::-1], Resampling.NEAREST)
-        pixels = np.asarray(image if channels == 3 else image.convert("L"))
-        return pixels.reshape(*pixels.shape[:2], channels), np.asarray(mask)
+            image = np.ascontiguousarray(images[item.page].transpose(2, 1, 0))  # MATLAB's order is [3, W, H]
+            return image if channels == 3 else to_gray(image), np.ascontiguousarray(table[labels[item.page]].T)
 
     digits = len(str(n - 1))
     items = [Item(f"{path.name}[{i:0{digits}}]", path, path, i) for i in range(n)]
     return Layout(items, read, by_index(len(frequent)), class_names, channels=3)
-
-
-def _dsb2018(config):
-    """ID/images/ID.png and ID/masks/*.png, one for every nucleus, in stage1_train/ or in --data-dir itself.
-
-    Of masks that overlap, the first by name has the pixels.
-    """
-    folder = bowl_of(config.data.data_dir)
-    items, alone, over = [], [], []
-    for path in _others(folder):
-        found = {part: image_files(path / part) for part in ("images", "masks") if (path / part).is_dir()}
-        over += [other for part in found for other in _others(path / part)] if found else [path]
-        images, masks = found.get("images"), found.get("masks")
-        if images and masks:
-            items += [Item(image.relative_to(folder).as_posix(), image, path / "masks") for image in images]
-        elif found:
-            alone.append(f"{path.name}/ has no {'masks/ with a mask for each nucleus' if images else 'images/ with an image'}")
-    if not items and not alone:
-        raise UserError(f"{folder} holds no ID/images/ID.png: --dataset dsb2018 needs stage1_train/ in --data-dir, unpacked")
-    if alone and not (config.data.skip_bad and items):
-        hint = " (--skip-bad goes on without)" if items else ""
-        raise UserError(f"in {folder} {listed(alone)}: unpack the data set again{hint}")
-    names = Names(("background", "nucleus"))
-    note = "where masks overlap the first has the pixels"
-    return Layout(items, _reader(config), OBJECTS, names, left_out=alone, over=_passed_over(over, folder), note=note)
-
-
-def bowl_of(folder):
-    """Where the folders ID/ of the 2018 Data Science Bowl lie: in `folder` or its stage1_train/."""
-    return folder / "stage1_train" if (folder / "stage1_train").is_dir() else folder
-
-
-def nested_images(folder):
-    """The image files ID/images/NAME in `bowl_of(folder)`, sorted: as the 2018 Data Science Bowl has them."""
-    folders = [child / "images" for child in sorted(bowl_of(folder).iterdir()) if is_meant(child)]
-    return [path for images in folders if images.is_dir() for path in image_files(images)]
-
-
-class Pairs(NamedTuple):
-    """What lies in a folder of images and a folder of masks, or in one folder."""
-
-    items: list[Item]
-    suffix: str  # behind the stem in the names of masks; "" if the names are the same
-    alone: list[str]  # lines on images and masks without the other
-    over: list[str]  # lines on what else lies there
-
-
-def _pairs(folder, images, masks, suffix=None):
-    """Pairs `folder/images/STEM.*` with `folder/masks/STEM{suffix}.*`, or with STEM{suffix}.* beside it -> `Pairs`.
-
-    The stems must be the same to the letter: cat.png belongs to cat.gif, and not to cat1.png or Cat.png.
-
-    Args:
-        suffix: None: none, unless no name is the same and there is one that makes the names of all masks.
-
-    Raises: UserError for a missing folder, no images, two files of one stem.
-    """
-    image_folder, mask_folder = folder / images, folder / masks
-    prefix = f"{images}/"
-    if not image_folder.exists() and not mask_folder.exists() and folder.is_dir() and image_files(folder):
-        image_folder, prefix = folder, ""
-    together = not mask_folder.is_dir()
-    if not image_folder.is_dir():
-        raise UserError(f"{image_folder} is missing: --data-dir needs the folders {images}/ and {masks}/")
-    over = [line for line in map(passed_over, [image_folder] if together else [image_folder, mask_folder]) if line]
-    image_paths = _by_stem(image_folder)
-    mask_paths = image_paths if together else _by_stem(mask_folder)
-    if not image_paths:
-        raise UserError("; ".join([f"{image_folder} holds no images ({', '.join(EXTENSIONS)})", *over]))
-    if suffix is None:
-        suffix = find_suffix(image_paths, mask_paths)
-    if together:
-        mask_paths = {stem: path for stem, path in image_paths.items() if suffix and stem.endswith(suffix)}
-        image_paths = {stem: path for stem, path in image_paths.items() if stem not in mask_paths}
-        if not mask_paths:
-            problem = f"holds no masks with {suffix}" if suffix else "is missing"
-            raise UserError(
-                f"{image_folder if suffix else mask_folder} {problem}: --data-dir needs the folders {images}/ and {masks}/, or "
-                "masks beside their images: --mask-suffix _mask, if a_mask.png is the mask of a.png"
-            )
-    wanted = {stem + suffix for stem in image_paths}
-    alone = [f"{prefix}{path.name} has no mask" for stem, path in image_paths.items() if stem + suffix not in mask_paths]
-    alone += [f"{path.relative_to(folder)} has no image" for stem, path in mask_paths.items() if stem not in wanted]
-    items = [
-        Item(f"{prefix}{path.name}", path, mask_paths[stem + suffix])
-        for stem, path in image_paths.items()
-        if stem + suffix in mask_paths
-    ]
-    return Pairs(items, suffix, alone, over)
-
-
-def find_suffix(image_paths, mask_paths):
-    """What stands behind the names of images in the names of all masks, such as "_mask", or "".
-
-    In one folder masks are the files that end so, and at least half of the images have one.
-    """
-    together = image_paths is mask_paths
-    if not together and image_paths.keys() & mask_paths.keys():
-        return ""
-    stems, best = sorted(image_paths), set()
-    tails = {name[len(stem) :] for stem in stems[:100] for name in mask_paths if name.startswith(stem)}
-    for tail in filter(SUFFIX.fullmatch, sorted(tails, key=lambda tail: (len(tail), tail))):
-        named = {name for name in mask_paths if name.endswith(tail)}
-        fits = {name.removesuffix(tail) for name in named} <= image_paths.keys() - (named if together else set())
-        if (
-            fits
-            and len(named) > len(best)
-            and (2 * len(named) >= len(stems) - len(named) if together else named == set(mask_paths))
-        ):
-            best, suffix = named, tail
-    return suffix if best else ""
-
-
-def passed_over(folder):
-    """What else is in `folder`, in a line for the user, or ""."""
-    return "".join(_passed_over(_others(folder), folder, f" in {folder.name}/"))
-
-
-def _others(folder):
-    """What a person has put into `folder` that is no image file, sorted."""
-    known = set(image_files(folder))
-    return sorted(p for p in folder.iterdir() if p not in known and is_meant(p))
-
-
-def _passed_over(others, folder, where=""):
-    """[a line for the user on the `others` in `folder`], or []."""
-    names = [p.relative_to(folder).as_posix() + "/" * p.is_dir() for p in others]
-    line = f"passed over{where}, since they are no files that end with {' '.join(EXTENSIONS)}: {listed(names, 3)}"
-    return [line] if names else []
-
-
-def _by_stem(folder):
-    """{stem: path} of the image files in `folder`, sorted."""
-    found = {}
-    for path in image_files(folder):
-        stem = unicodedata.normalize("NFC", path.stem)  # macOS may store é as e and an accent
-        if stem in found:
-            raise UserError(f"{found[stem]} and {path} have the same name but for the extension: keep one of them")
-        found[stem] = path
-    return found
 
 
 def find_channels(layout):

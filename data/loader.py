@@ -22,8 +22,8 @@ from data.borders import border_weights, part_touching
 from data.cache import prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, check_classes, filled_in, mask_meaning
-from data.splits import groups_of, split
+from data.meaning import as_classes, check_classes, doubt, filled_in, mask_meaning
+from data.splits import split
 from data.synthetic import asked_for, make_cells
 
 import cv2
@@ -77,9 +77,9 @@ def load_examples(config):
     prepared = prepare(layout, items, channels, config if data_dir else config.replace(cache=None))
     good = [k for k in range(len(items)) if k not in prepared.left_out]
     index, usable = prepared.index, [items[k] for k in good]
-    meaning = mask_meaning(index["counts"][good] > 0, usable, config, layout)
+    meaning = mask_meaning(index["counts"][good], usable, config, layout)
     white, depth = find_white(index[good], usable, config)
-    config = filled_in(config, layout, meaning).replace(white=white, mask_suffix=layout.mask_suffix, channels=channels)
+    config = filled_in(config, layout, meaning).replace(white=white, channels=channels)
     table = meaning.table
 
     def image(k):
@@ -113,17 +113,16 @@ def load_examples(config):
     fitted = {grow(config, size, fits=True) for size in training.sizes}
     mirrored = not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}
     n_objects, apart = index["objects"], sum(item.part == "test" for item in layout.items)
-    few = config.data.dataset == "folder" and n_objects.max() < 2
-    few = ", one in a mask at most: if the masks hold classes, leave --objects out" if few else ""
+    groups = {item.group for item in items} - {""}
     notes = [
         f"{len(training.names)} images to train on, {len(validation.names)} to validate",
         f"{small if small == large else f'{small} to {large}'} {config.network.bands}",
         depth,
         meaning.note,
         layout.note,
-        layout.objects and f"{n_objects.sum():,} objects{few}",
-        layout.mask_suffix and f"STEM{layout.mask_suffix} is the mask of STEM",
-        config.data.group and f"{len(set(groups_of(items, config)))} groups by --group, each on one side",
+        layout.objects and f"{n_objects.sum():,} objects",
+        doubt(config, index[good]),
+        groups and f"{len(groups)} groups, each on one side",
         apart and f"{apart} of the test part left alone",
         asked == 1 and find_channels(layout) == 3 and "converted to gray (--channels 3 keeps the colour)",
         mirrored and f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times",
@@ -201,11 +200,13 @@ def find_white(index, items, config):
 
 def _check_run_dir(config, layout):
     """Raises: UserError for a run that would write among the images or masks, where its pictures would be taken for some."""
-    run_dir, data_dir = config.training.run_dir, config.data.data_dir
+    run_dir, data_dir, cache = config.training.run_dir, config.data.data_dir, config.data.cache
     if not run_dir or not data_dir:
         return
+    if cache and cache.resolve().is_relative_to(run_dir.resolve()):
+        raise UserError(f"--cache {cache} lies in --run-dir {run_dir}, which holds a run alone: name a folder elsewhere")
     run_dir, data_dir = run_dir.resolve(), (data_dir.parent if data_dir.is_file() else data_dir).resolve()
-    paths = {path if path.is_dir() else path.parent for item in layout.items for path in (item.image, item.mask)}
+    paths = {path.parent for item in layout.items for path in (item.image, *item.masks)}
     for folder in {path.resolve() for path in paths}:
         if run_dir == folder or folder != data_dir and run_dir.is_relative_to(folder):
             raise UserError(f"--run-dir {config.training.run_dir} lies among the images, in {folder}: name a folder elsewhere")

@@ -1,18 +1,17 @@
 """What the numbers and colours in masks mean: decided once for a whole data set."""
 
-import re
-import reprlib
 import sys
 from dataclasses import dataclass
 
 from common.config import VOID, Names, UserError, Values
 from common.pictures import class_names
 from common.text import listed, say
-from data.files import Colors, is_jpeg
+from data.files import is_jpeg
 
 import numpy as np
 
-OBJECTS = {0: 0, 1: 1}  # `Layout.classes` where masks number objects: `as_classes` makes them background and foreground
+NEAR = 32  # of 0 and of 255: what is left of black and white by JPEG, or by smoothing
+BETWEEN = 0.1  # share of the pixels that may lie between these, along the edges
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ class Meaning:
     values: Values | None = None  # what stands for the classes, in order, where that is not 0, 1, 2, ..., or 0 and 255
 
 
-def mask_meaning(present, items, config, layout):
+def mask_meaning(counts, items, config, layout):
     """Decides for the whole data set what the values of its masks mean: a mask of one image may well be 0 everywhere.
 
     Args:
-        present: bool [n, 256], which values each mask holds.
+        counts: int [n, 256], how many pixels of each mask have each value.
         items: the n `data.layouts.Item`s.
         config: its `classes` and `void_label` are followed where they are given, and found where they are None.
 
@@ -39,13 +38,14 @@ def mask_meaning(present, items, config, layout):
     Raises: UserError for values that fit nothing, naming the files that are unlike the others, for JPEG masks whose values are
     smeared, and for masks without a foreground.
     """
-    values, void, held = config.data.mask_values, config.data.void_label, present.any(axis=0)
+    values, void, present = config.data.mask_values, config.data.void_label, counts > 0
+    shown = VOID if void is not None and (layout.objects or not 0 <= void <= 255) else void  # what `read` makes of it
+    held = present.any(axis=0)
     jpeg = np.array([is_jpeg(item.mask) for item in items], bool)
     if layout.classes is not None or values:
         classes, indices, note = _fixed(present, items, config, layout)
     else:
-        present = _without(present, [] if void is None else [void])
-        classes, indices, note = _found(present, items, config, jpeg)
+        classes, indices, note = _found(_without(counts, [] if shown is None else [shown]), items, config, jpeg)
         by_class = sorted((index, value) for value, index in indices.items() if index != VOID)
         if len(by_class) == max(classes, 2) and not set(indices) <= {0, 1, VOID}:
             found = Values(value for _, value in by_class)
@@ -57,13 +57,13 @@ def mask_meaning(present, items, config, layout):
             f"{_of_all(smeared)}{items[int(smeared.argmax())].mask} is a JPEG file of class indices: JPEG does not keep "
             "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
         )
-    if void is None and held[VOID] and indices.get(VOID) == VOID:
-        void = VOID
+    if void is None and any(index == VOID and held[value] for value, index in indices.items()):
+        void = shown = VOID
     table = np.full(256, VOID, np.uint8)
     table[list(indices)] = list(indices.values())
-    if void is not None:
-        table[void] = VOID
-        note += f", {void} is void"
+    if shown is not None:
+        table[shown] = VOID
+        note += f", {'the rest' if len(indices) == 256 and layout.classes else void} is void"
     if config.network.classes is None and len(set(table[held]) - {VOID}) < 2:
         learnt = held & (table != VOID)
         only = f"only the value {_span(np.flatnonzero(learnt).tolist())}" if learnt.any() else "no value"
@@ -79,7 +79,7 @@ def _fixed(present, items, config, layout):
     """What a layout or --mask-values says about masks -> (classes, {value: class index}, note)."""
     values = config.data.mask_values
     classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout.classes
-    known = {**classes, config.data.void_label: VOID}
+    known = classes if layout.objects else {**classes, config.data.void_label: VOID}
     n = 1 + max(index for index in known.values() if index != VOID)
     wrong = _without(present, [value for value in known if value is not None])
     if wrong.any():
@@ -94,11 +94,12 @@ def _fixed(present, items, config, layout):
     return config.network.classes or (1 if n == 2 else n), classes, note
 
 
-def _found(present, items, config, jpeg):
-    """What the values of the masks say -> (classes, {value: class index}, note). `present` is without --void-label.
+def _found(counts, items, config, jpeg):
+    """What the values of the masks say -> (classes, {value: class index}, note). `counts` is without --void-label.
 
-    The first of the `_ways` that takes all masks; but what JPEG has made of black and white is no class indices.
+    The first of the `_ways` that takes all masks; but what JPEG or smoothing has made of black and white is no class indices.
     """
+    present = counts > 0
     values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
     if classes is None and len(values) < 2:  # `mask_meaning` says so
         return 1, dict.fromkeys(values, 0), ""
@@ -107,9 +108,13 @@ def _found(present, items, config, jpeg):
     if standing in ([0, 1], [0, VOID]):
         note = "mask values 0/1" if standing == [0, 1] else "mask values 0/255 read as 0/1"
         return classes or 1, {standing[0]: 0, standing[1]: 1}, note
-    if classes in (None, 1, 2) and max(values) > 192 and jpeg[present[:, 1:255].any(axis=1)].all():
-        # JPEG smears black and white into their neighbours. Class indices it would smear into each other.
-        return classes or 1, {value: value // 128 for value in range(256)}, "JPEG masks read as 0 below 128 and 1 above"
+    blurred = present[:, 1:255].any(axis=1)
+    ends = counts[:, :NEAR].sum() + counts[:, 256 - NEAR :].sum()
+    # JPEG and smoothed edges mix black and white into many values of few pixels; class indices they would mix into each other
+    if classes in (None, 1, 2) and max(values) > 192 and ends >= (1 - BETWEEN) * counts.sum():
+        if jpeg[blurred].all() or len(values & {*range(NEAR, 256 - NEAR)}) > 8:
+            what = "JPEG masks" if jpeg[blurred].all() else f"{blurred.sum()} masks with smoothed edges"
+            return classes or 1, {value: value // 128 for value in range(256)}, f"{what} read as 0 below 128 and 1 above"
     indices = sorted(values - {*beside})
     if not standing or len(indices) < 2 and VOID in values:  # 0 and 255 are no two classes of many
         raise _misfit(present, items, config, jpeg, ways)
@@ -120,8 +125,6 @@ def _found(present, items, config, jpeg):
         single = [value for value in indices if present[:, value].sum() == 1] if len(items) >= 10 else []
         # a class that one mask has may be a slip of the pen
         note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
-        if config.data.dataset == "folder" and _count_on(present):
-            note += ", which may be numbers of objects: if so, --objects"
     return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
 
 
@@ -154,12 +157,6 @@ def _without(present, values):
     return beside
 
 
-def _count_on(present):
-    """Whether masks look like label images: many hold 1 to k without a gap, for a k that is seldom the same."""
-    tops = [int(row.sum()) for row in present[:, 1:] if row.any() and row[: row.sum()].all()]
-    return len(tops) > 0.8 * present[:, 1:].any(axis=1).sum() and max(tops) > 3 and len(set(tops)) > max(1, len(tops) // 4)
-
-
 def _span(values):
     """Numbers in words: 1 to 40, or each of them."""
     values = list(values)
@@ -184,7 +181,7 @@ def _misfit(present, items, config, jpeg, ways):
     values = set(np.flatnonzero(present.any(axis=0)).tolist())
     held = np.flatnonzero(present[first]).tolist()
     shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
-    top = max(values - {VOID}, default=0)
+    top, void = max(values - {VOID}, default=0), config.data.void_label
     stray = values - set(np.flatnonzero(present[~odd].any(axis=0)).tolist())
     allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
     if classes:
@@ -192,33 +189,24 @@ def _misfit(present, items, config, jpeg, ways):
         allowed = f"but --classes {classes} takes {takes}"
     if few:
         allowed += f", and the other {len(odd) - odd.sum()} hold {most}"
-    needed = top + 1 - (config.data.void_label is not None and config.data.void_label <= top)
-    advice = next(
-        text
-        for applies, text in (
-            (jpeg[first], "JPEG does not keep a mask's values, save it as PNG"),
-            (
-                values <= {0, 1, VOID} and classes in (None, 1, 2),
-                "1 and 255 both occur in the masks; --void-label 255 if that marks what nobody labelled",
-            ),
-            (
-                classes and top < max(classes, 2),
-                "255 is foreground only with --classes 1 or 2; --void-label 255 if it marks what nobody labelled",
-            ),
-            (  # else most of the classes would not occur
-                top < 200 and len(values - {VOID}) >= (top + 1) / 2,
-                f"if they are class indices, set --classes {needed}, otherwise mend the mask",
-            ),
-            (
-                few and len(stray) == 1,
-                f"mend the mask, or --void-label {min(stray, default=0)} if that marks what nobody labelled",
-            ),
-            (len(held) > 32, "save it without smoothed edges"),
-            (few, "mend the mask"),
-            (True, "if gray levels or colours stand for classes, name them with --colors FILE"),
-        )
-        if applies
-    )
+    needed = top + 1 - (void is not None and void <= top)
+    these = ",".join(map(str, sorted(values - {VOID})))
+    void_of = "--void-label {} if that marks what nobody labelled"
+    if jpeg[first]:
+        advice = "JPEG does not keep a mask's values, save it as PNG"
+    elif void is None and values <= {0, 1, VOID} and classes in (None, 1, 2):
+        advice = f"1 and 255 both occur in the masks; {void_of.format(255)}"
+    elif void is None and classes and top < max(classes, 2):
+        advice = f"255 is foreground only with --classes 1 or 2; {void_of.format(255)}"
+    elif top < 200 and len(values - {VOID}) >= (top + 1) / 2 and needed != classes:  # else most of them would not occur
+        advice = f"if they are class indices, set --classes {needed}, otherwise mend the mask"
+    elif len(values) > 32:
+        advice = "save it without smoothed edges"
+    elif few or len(values - {VOID}) < 2:
+        advice = "mend the mask" + (f", or {void_of.format(*stray)}" if len(stray) == 1 and void is None else "")
+    else:
+        advice = f"--classes {needed} if they are class indices of which some do not occur, or --mask-values {these} if these "
+        advice += "alone stand for the classes; --colors FILE names them"
     if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not jpeg[first] and not classes:
         advice += ", or --objects if each number is an object"
     return UserError(
@@ -226,53 +214,25 @@ def _misfit(present, items, config, jpeg, ways):
     )
 
 
+def doubt(config, index):
+    """What else the masks of a folder may well be, in words, or "". index: of `data.cache`."""
+    data, objects = config.data, index["objects"]
+    if data.dataset != "folder" or data.colors is not None:
+        return ""
+    if not data.objects:
+        values = np.count_nonzero(index["counts"][:, 1:VOID], axis=1)
+        many = values > 3  # in label images each value is one piece
+        alike = many.any() and np.mean(index["parts"][many] == values[many]) > 0.8
+        return "which may be numbers of objects: if so, --objects" if alike else ""
+    if objects.max() < 2:
+        return "one object in a mask at most: if the masks hold classes, leave --objects out"
+    odd = data.void_label is None and np.count_nonzero((index["highest"] == VOID) & (objects > 1) & (objects < VOID // 2))
+    return f"in {odd} masks one has the number 255: --void-label 255 if that marks what nobody labelled" if odd else ""
+
+
 def as_classes(mask):
-    """uint8 [H, W] as it is; int32 [H, W], numbers of objects, -> uint8, 0 for the background and 1 for an object."""
-    return mask if mask.dtype == np.uint8 else (mask > 0).astype(np.uint8)
-
-
-def by_index(n):
-    """`Layout.classes` where `read` maps to class indices itself."""
-    return {**{i: i for i in range(n)}, VOID: VOID}
-
-
-def trimap_classes(config):
-    """What the values of trimaps are: {value: class index}, class names. The outline counts as background, or is a class."""
-    if config.network.classes in (1, 2) or config.network.classes is None and config.data.void_label == 3:
-        return {2: 0, 1: 1, 3: 0}, Names(("background", "pet"))
-    return {2: 0, 1: 1, 3: 2}, Names(("background", "pet", "outline"))
-
-
-def read_colors(config):
-    """Reads a line `name red green blue` for every class -> `Colors`; the class named void has no index.
-
-    Raises: UserError for a line that is something else, a name or a colour that comes twice, and too few classes.
-    """
-    path, names, indices = config.data.colors.path, [], {}
-    for number, line in enumerate(config.data.colors.splitlines(), 1):
-        line = line.partition("#")[0].strip()
-        if not line:
-            continue
-        match = re.fullmatch(r"([^,]+?)\s+(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})", line)
-        name, color = (match[1], tuple(map(int, match.groups()[1:]))) if match else ("", (256,))
-        if max(color) > 255:
-            raise UserError(
-                f"--colors {path}, line {number}: {reprlib.repr(line)} must be a name and three numbers 0 to 255: sky 0 128 255"
-            )
-        if name in names or color in indices:
-            raise UserError(f"--colors {path}, line {number}: the name or the colour of {line!r} occurs before")
-        if name == "void":
-            indices[color] = VOID
-        else:
-            indices[color] = len(names)
-            names.append(name)
-    if not 2 <= len(names) <= VOID:
-        raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
-    if max(config.network.classes or len(names), 2) != len(names):
-        raise UserError(
-            f"--colors {path} names {len(names)} classes, but --classes is {config.network.classes}: leave --classes out"
-        )
-    return Colors(path, Names(names), indices, config.data.void_label is not None)
+    """uint8 [H, W] as it is; int32 [H, W], numbers of objects, -> uint8: 0 the background, 1 an object, VOID below 0."""
+    return mask if mask.dtype == np.uint8 else np.where(mask < 0, VOID, mask > 0).astype(np.uint8)
 
 
 def filled_in(config, layout, meaning):
@@ -290,7 +250,8 @@ def filled_in(config, layout, meaning):
         names = Names(f"class {value}" for value in meaning.values)
     elif not names and known and len(known) == needed:
         names = known
-    return config.replace(classes=meaning.classes, void_label=meaning.void_label, mask_values=meaning.values, class_names=names)
+    found = dict(classes=meaning.classes, void_label=meaning.void_label, mask_values=meaning.values, class_names=names)
+    return config.replace(**found, **layout.patterns)
 
 
 def check_classes(config, learnt, judged):

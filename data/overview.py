@@ -21,8 +21,8 @@ from data.cache import decode
 from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, grow, open_layout
-from data.meaning import as_classes, filled_in, mask_meaning
-from data.splits import groups_of, split
+from data.meaning import as_classes, doubt, filled_in, mask_meaning
+from data.splits import split
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,7 @@ from tqdm import tqdm
 THUMBNAIL = 256  # pixels, the longer side of a picture in a sheet
 PICTURES, COLUMNS = 24, 6  # at most in overview.png
 ROWS, VERSIONS = 4, 5  # of augmentations.png
-LEGEND = 40  # mask values at most in the legend where their meaning is unclear
+LEGEND = 40  # classes or values at most in the legend
 LARGE = 2**20  # pixels, above which training on whole images is slow
 
 # --- pictures ---
@@ -54,11 +54,13 @@ def overlay(image, mask, classes):
     return image + opacity[..., None] * (mask_colors(as_classes(mask), max(classes, 2)) - image)
 
 
-def _legend(names, config, values=None):
-    """`legend` of overlays, which leave class 0 as it is. values: by default those of the classes, and VOID if anything is."""
-    values = values or [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
-    entries = zip(values, legend(names, values))
-    return [entry if value else (f"{entry[0]} (not tinted)", "none") for value, entry in entries]
+def _legend(names, config, seen=None):
+    """`legend` of overlays, which leave class 0 as it is: of the classes, of many those that are `seen`, and of VOID."""
+    values = [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
+    values = values if seen is None or len(values) <= LEGEND else [value for value in values if value in seen]
+    entries = list(zip(values, legend(names, values)))[:LEGEND]
+    more = [(f"and {len(values) - LEGEND} more", "none")] * (len(values) > LEGEND)
+    return [entry if value else (f"{entry[0]} (not tinted)", "none") for value, entry in entries] + more
 
 
 def draw_augmentations(path, training, config):
@@ -98,18 +100,19 @@ def draw_overview(path, layout, items, meaning, values, config):
     """
     chosen = [items[i] for i in _spread(len(items), PICTURES)]
     if meaning:
-        table, classes, note = in_values(meaning.table, config), meaning.classes, meaning.note
-        explained = _legend(names_of_values(config), config)
+        table, classes, note, names = in_values(meaning.table, config), meaning.classes, meaning.note, names_of_values(config)
     else:
-        table, classes, note = np.arange(256, dtype=np.uint8), 256, "mask values as they are"
-        explained = _legend(map(str, table), config, values[:LEGEND])
-    pictures = []
+        table, classes, note, names = np.arange(256, dtype=np.uint8), 256, "mask values as they are", None
+    pictures, seen = [], set()
     for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
         image, mask = layout.read(item, read_as(config.network.channels), None)
         image = on_scale(image, config.data.white, item.name)
         image = for_the_eye(stretched(image, config.data.scale) if config.data.stretch else image, config)
-        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, mask if layout.objects else table[mask], classes)))
+        shown = mask if layout.objects else table[mask]
+        seen |= set(np.unique(as_classes(shown)).tolist())
+        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, shown, classes)))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
+    explained = _legend(names, config, seen) if meaning else legend({v: str(v) for v in values}, values[:LEGEND])
     draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", explained)
 
 
@@ -143,28 +146,28 @@ def survey(layout, config):
         except UserError as error:
             problems.append(str(error))
 
-    white, depth = find_white(index, items, config)
-    found = config.replace(white=white)
-    if meaning := told(mask_meaning, counts > 0, items, config, layout):
-        found = filled_in(found, layout, meaning)
     parts = told(split, layout.items, config) or {}  # with those that cannot be read: so does the loader
+    seen = {layout.items[i].name for part in parts.values() for i in part}  # what decides, as in the training
+    seen = [i for i, item in enumerate(items) if item.name in seen or not parts]
+    white, depth = find_white(index[seen], [items[i] for i in seen], config)
+    found = config.replace(white=white)
+    if meaning := told(mask_meaning, counts[seen], [items[i] for i in seen], config, layout):
+        found = filled_in(found, layout, meaning)
     for item, row in zip(items, index):
         if row["darkest"] == row["brightest"]:
             problems.append(f"{item.name}: all pixels of the image are equal")
-        if np.count_nonzero(row["counts"]) == 1:
-            problems.append(f"{item.name}: its mask holds only the value {row['counts'].argmax()}")
     too_small, advice = size_advice([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    advice = [*layout.over, *filter(None, [layout.note]), *advice]
-    if layout.mask_suffix:
-        advice.append(f"STEM{layout.mask_suffix} is the mask of STEM")
+    advice = [*layout.over, *filter(None, [layout.note, doubt(config, index[seen])]), *advice]
+    alike = Counter(int(row.argmax()) for row in counts if np.count_nonzero(row) == 1)
+    advice += [f"{n} of {len(items)} masks ({n / len(items):.1%}) hold only the value {value}" for value, n in alike.items()]
     if parts and (n := len(parts["train"])) < (batch := config.training.batch_size):
         advice.append(f"{n} images to train on do not fill a batch of {batch}: use --batch-size {n} or less")
     colored = int(index["color"].sum())
     if channels in (1, 3) and 0 < colored < len(items):
         advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
 
-    groups = groups_of([item for item in layout.items if item.part != "test"], config) if parts else []
+    groups = [item.group for item in layout.items if item.part != "test"] if parts else []
     summary = {
         "dataset": config.data.dataset,
         "data_dir": str(config.data.data_dir) if config.data.data_dir else None,

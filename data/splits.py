@@ -1,7 +1,6 @@
 """Which images train and which validate. Whatever is random follows from the seed; groups are never torn apart."""
 
 import json
-import re
 
 from common.config import UserError
 from common.output import write_text
@@ -15,8 +14,8 @@ def split(items, config):
     """Indices into `items`, objects with `name`, `group` and `part`: {"train": [...], "val": [...]}, both sorted, none empty.
 
     In this order: the lists of --split; parts "val" and "train" of whoever published the data; number --fold of --folds; a
-    random share --validation. Images of the part "test" are in neither. Folds and shares hold whole groups, if there are any:
-    those of the layout, or what --group matches in the names. Lists and parts that tear what --group matches are refused.
+    random share --validation. Images of the part "test" are in neither. Folds and shares hold whole groups, if there are any;
+    lists and parts that tear one are refused.
 
     Raises: UserError for lists that do not fit the data, for too few images or groups, and for groups on both sides.
     """
@@ -27,14 +26,13 @@ def split(items, config):
         return _drawn(items, config)
     elif not given["train"]:
         raise UserError(f"{data.data_dir} has images to validate on, but none to train on in train/")
-    if data.group:
-        train, val = (set(groups_of([items[i] for i in given[part]], config)) for part in SIDES)
-        if both := sorted(train & val):
-            source = f"--split {data.split}" if data.split else f"train/ and val/ in {data.data_dir}"
-            raise UserError(
-                f"{source} put {len(both)} of {len(train | val)} groups of --group {data.group!r} on both sides: "
-                f"{listed(both, 3)}; --folds N splits anew and keeps groups together, or leave --group out"
-            )
+    train, val = ({items[i].group for i in given[part]} - {""} for part in SIDES)
+    if both := sorted(train & val):
+        raise UserError(
+            f"{f'--split {data.split} puts' if data.split else 'the published parts put'} {len(both)} of {len(train | val)} "
+            f"groups on both sides: {listed(both, 3)}; --folds N splits anew and keeps groups together, patterns without "
+            "{group} let them be torn"
+        )
     return given
 
 
@@ -43,14 +41,14 @@ def _drawn(items, config):
     data, folds = config.data, config.data.folds
     usable = [i for i, item in enumerate(items) if item.part != "test"]
     units = {}  # what must stay together: lists of indices, one for every group, or one for every image
-    for i, group in zip(usable, groups_of([items[i] for i in usable], config)):
-        units.setdefault(group or (i,), []).append(i)
+    for i in usable:
+        units.setdefault(items[i].group or (i,), []).append(i)
     if len(usable) < 2:
         raise UserError(f"{data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate")
     if len(units) < (folds or 2):
         raise UserError(
             f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {folds or 2} parts: "
-            "use fewer --folds, or another --group"
+            "use fewer --folds, or patterns without {group}"
         )
     order = [list(units.values())[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
     held_back = []
@@ -66,29 +64,6 @@ def _drawn(items, config):
                 held_back, left = held_back + unit, left - 1
         held_back = held_back or min(order, key=len)
     return {"train": sorted(set(usable) - set(held_back)), "val": sorted(held_back)}
-
-
-def groups_of(items, config):
-    """The group of each item, "" for none: that of the layout, or what --group matches in its name below train/, val/, test/.
-
-    Raises: UserError for what is no regular expression with a group in it, or matches nothing in a name.
-    """
-    pattern = config.data.group
-    if not pattern:
-        return [item.group for item in items]
-    try:
-        compiled, reason = re.compile(pattern), ""
-    except (re.error, RecursionError, OverflowError) as error:
-        compiled, reason = re.compile(""), f": {error}"
-    if not compiled.groups:
-        raise UserError(f"--group {pattern!r} is no regular expression with a (...) in it{reason}")
-    matches = [compiled.search(item.name.removeprefix(f"{item.part}/")) for item in items]
-    if None in matches:
-        raise UserError(f"--group {pattern!r} matches nothing in {items[matches.index(None)].name}")
-    groups = [match[1] for match in matches]
-    if not any(groups):
-        raise UserError(f"--group {pattern!r} has nothing in its (...) in any name: put what belongs together there")
-    return groups
 
 
 def _read(path):

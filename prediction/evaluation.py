@@ -2,18 +2,18 @@
 
 import contextlib
 import re
-import sys
-import unicodedata
+from pathlib import Path
 
-from common.config import VOID, Size, UserError
+from common.config import VOID, Config, Size, UserError
 from common.metrics import class_scores, confusion, measures
 from common.output import write_csv
 from common.pictures import class_names, expendable
 from common.text import cell, say
-from data.files import image_files, read_mask, read_objects
-from data.layouts import Item, Layout, bowl_of, find_suffix, passed_over
-from data.meaning import OBJECTS, as_classes, by_index, mask_meaning, read_colors, trimap_classes
-from prediction.images import Source, count_values, pages_of, strips
+from data.files import count_pages, numbered, read_masks, read_objects
+from data.layouts import Item, Layout, masks_of, published
+from data.meaning import as_classes, mask_meaning
+from data.patterns import guess, is_image, pair, walk
+from prediction.images import count_values, pages_of, strips
 
 import numpy as np
 from tqdm import tqdm
@@ -23,48 +23,60 @@ EVALUATED = ("metrics.csv", *(f"evaluation/{name}" for name in ("confusion.csv",
 SHOWN = 600  # rows and columns of them at most
 
 
-def find_masks(path, sources, suffix=None):
-    """The true masks for --evaluate `path`: {stem of a source: Source}.
+def find_masks(path, sources, config=None, skip_bad=False):
+    """The true masks for --evaluate `path`: {stem of a source: `Item` with its masks}.
 
-    The mask of STEM is STEM{suffix}, STEM, STEM_mask as in Carvana, or STEM with what a training would find behind all masks;
-    or the folder STEM/masks, as in the 2018 Data Science Bowl: its Source has the folder as its path. The pages of a file go to
-    the images in the order of their names, numbers by their value: slice_2 before slice_10.
+    Whose they are say the patterns of the training, for a tree of its kind or for two folders; or else the mask of STEM is
+    STEM, STEM_mask, or what a training would find. The pages of a file go to the images in the order of their names, numbers by
+    their value: slice_2 before slice_10.
 
-    suffix: `config.data.mask_suffix` of the training.
+    Images without one are left out where `skip_bad`, or where the data set is published so.
 
     Raises: UserError for an image without a mask, and for one with two.
     """
+    config = config or Config()
     if not path.exists():
         raise UserError(f"--evaluate {path} does not exist")
-    pages = [page for file in (image_files(path) if path.is_dir() else [path]) for page in pages_of(file)]
     if not path.is_dir():
+        pages = pages_of(path)
         if len(pages) != len(sources):
             raise UserError(f"--evaluate {path} holds {len(pages)} masks for {len(sources)} images: name a folder of masks")
         parts = {source.stem: re.split(r"(\d+)", source.stem) for source in sources}
         stems = sorted(parts, key=lambda stem: [int(part) if part.isdecimal() else part for part in parts[stem]])
-        return dict(zip(stems, pages))
-    masks, names = {}, {_stem(source): source for source in sources}
-    for page in pages:
-        if other := masks.get(_stem(page)):
-            raise UserError(f"{other.path} and {page.path} have the same name but for the extension: keep one of them")
-        masks[_stem(page)] = page
-    endings, found = dict.fromkeys([suffix or "", "", "_mask", find_suffix(names, masks)]), {}
-    for name, source in names.items():
-        wanted, masks_of_one = [name + ending for ending in endings], bowl_of(path) / source.stem / "masks"
-        if named := next(filter(masks.get, wanted), None):
-            found[source.stem] = masks[named]
-        elif masks_of_one.is_dir():
-            found[source.stem] = Source(masks_of_one, None, source.stem)
-            if over := passed_over(masks_of_one):
-                say(f"{source}: {over}", sys.stderr)
-        else:
-            looked = " or ".join(wanted)
-            raise UserError(f"--evaluate {path} holds no mask for {source.path}: it is looked for as {looked}, any extension")
-    return found
-
-
-def _stem(source):
-    return unicodedata.normalize("NFC", source.stem)  # macOS may store é as e and an accent
+        return {stem: Item(str(page), page.path, page.path, page.page) for stem, page in zip(stems, pages)}
+    tree = [file for file in walk(path) if is_image(path, file)]
+    here = [file for file in tree if "/" not in file]
+    images, masks, plain = config.data.image_files, config.data.mask_files, "{name}.*"
+    by_stem = [f"{source.stem}.x" for source in sources]
+    by_name = [Path(source.file).name for source in sources]
+    ways = [(plain, plain, by_stem, here), (plain, plain, by_name, here), (plain, "{name}_mask.*", by_stem, here)]
+    if masks:
+        names = [Path(pattern).name for pattern in (images, masks)]
+        ways = [(*names, by_name, here)] * all("{name}" in name for name in names) + ways
+        ways = [(images, masks, [source.file for source in sources], tree), (plain, masks, by_stem, tree), *ways]
+    with contextlib.suppress(UserError):
+        guessed, enough = guess([f"images/{name}" for name in by_stem] + [f"masks/{file}" for file in here])
+        ways += [(plain, Path(guessed[1]).name, by_stem, here)] if enough else []
+    chosen = {}
+    for image, mask, called, files in ways:
+        try:
+            found = pair(image, mask, list(dict.fromkeys(called)), files).masks
+        except UserError:
+            if files is here:
+                raise
+            continue  # another tree than that of the training
+        for source, name in zip(sources, called):
+            first, *further = [path / file for file in found.get(name, ())] or [None]
+            page = source.page if called is not by_stem else None
+            if first and (page is None or count_pages(first) > page):
+                item = Item(str(source), first, first, page, further=tuple(further))
+                chosen.setdefault(source.stem, item)  # by the first that has one
+    if len(chosen) < len(sources) and not (chosen and (skip_bad or getattr(published(config), "lists", ""))):
+        source = next(source for source in sources if source.stem not in chosen)
+        looked = " or ".join(dict.fromkeys(mask for _, mask, *_ in ways))
+        problem = f"holds no mask for {source.path}: looked for is {looked}, where {{name}} is {source.stem}"
+        raise UserError(f"--evaluate {path} {problem}")
+    return chosen
 
 
 def truth_reader(masks, config, skip_bad):
@@ -72,27 +84,26 @@ def truth_reader(masks, config, skip_bad):
 
     What the values of the files stand for is decided for all masks together, as in training: so they are all read once here.
 
-    masks: stem of the image -> `Source` of its mask, from `find_masks`.
+    masks: stem of the image -> `Item`, from `find_masks`.
     """
     with _in_words_of_predict():
-        colors = read_colors(config) if config.data.colors is not None else None
+        colors, classes, _ = masks_of(config, published(config))
 
     @_in_words_of_predict()
-    def read(mask):
+    def read(item):
         if config.data.objects:
-            return as_classes(read_objects(mask.path, page=mask.page))
-        return read_mask(mask.path, page=mask.page, colors=colors)
+            return as_classes(read_objects(item.masks, item.page, config.data.void_label))
+        return read_masks(item.masks, item.page, colors, config.data.void_label)
 
-    present = {}
-    for mask in tqdm(masks.values(), desc="reading masks", delay=1, leave=False, disable=None):
+    counts = {}
+    for stem, item in tqdm(masks.items(), desc="reading masks", delay=1, leave=False, disable=None):
         with contextlib.suppress(UserError) if skip_bad else contextlib.nullcontext():
-            present[mask] = count_values(read(mask)) > 0
-    items = [Item(str(mask), mask.path, mask.path) for mask in present]
-    classes = by_index(max(config.network.classes, 2)) if colors else OBJECTS if config.data.objects else None
-    if config.data.dataset == "oxford_pet" and not any(values[0] for values in present.values()):
-        classes, _ = trimap_classes(config)  # with a 0 they are no trimaps, but masks of one's own
+            counts[stem] = count_values(read(item))
+    if config.data.dataset == "oxford_pet" and any(values[0] for values in counts.values()):
+        classes = None  # with a 0 they are no trimaps, but masks of one's own
+    items, layout = [masks[stem] for stem in counts], Layout([], None, classes, objects=config.data.objects)
     with _in_words_of_predict():
-        table = mask_meaning(np.reshape(list(present.values()), (-1, 256)), items, config, Layout(items, None, classes)).table
+        table = mask_meaning(np.reshape(list(counts.values()), (-1, 256)), items, config, layout).table
     return lambda source: table[read(masks[source.stem])]
 
 
@@ -125,6 +136,8 @@ class Evaluation:
 
         Raises: UserError when the true mask has another size.
         """
+        if source.stem not in self.masks:
+            return "  no true mask"
         name, truth, classes = str(source), self.read_truth(source), self.config.network.classes
         if truth.shape != mask.shape:
             raise UserError(f"{source.path} is {Size(*mask.shape)} pixels, its true mask {Size(*truth.shape)}: mend the mask")
@@ -149,10 +162,11 @@ class Evaluation:
         from prediction.objects import true_objects
 
         mask = self.masks[source.stem]
+        found = np.where(truth == VOID, 0, found)
         if self.config.data.objects:
-            true = read_objects(mask.path, page=mask.page)
+            true = np.maximum(numbered(read_objects(mask.masks, mask.page, self.config.data.void_label)), 0)
         else:
-            true, found = true_objects(truth, klass), np.where(truth == VOID, 0, found)
+            true = true_objects(truth, klass)
         return object_scores(true, found) | segment_scores(true, found)
 
     def write(self, folder):

@@ -4,17 +4,18 @@ import contextlib
 import functools
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
-from common.config import Size, UserError
+from common.config import Config, Size, UserError
 from common.metrics import predicted_classes
 from common.output import replacing
 from common.pictures import class_names, in_values, shown_bands
-from common.text import say
-from data.files import EXTENSIONS, count_pages, image_files, in_8_bits, on_scale, read_image, stretched
-from data.layouts import nested_images, passed_over
+from common.text import listed, say
+from data.files import EXTENSIONS, count_pages, in_8_bits, on_scale, read_image, stretched
+from data.patterns import images_among, is_image, pair, unused, walk
 from prediction.georeference import read_tags
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
@@ -31,43 +32,63 @@ class Source(NamedTuple):
     path: Path
     page: int | None  # from 0, in a file that holds many
     stem: str  # of the files that are written
+    file: str = ""  # the path below the folder that was named, with "/"
 
     def __str__(self):
         return self.path.name if self.page is None else f"{self.path.name}[{self.page + 1}]"
 
 
-def find_images(paths):
-    """All images of the files and folders `paths`: [Source].
+def find_images(paths, config=None):
+    """All images of the files and folders `paths`: [Source]. The masks of the training's patterns are left alone.
+
+    In a folder these are what the patterns of the training find there, or else the image files that lie in it.
 
     Raises: UserError for what does not exist, a folder without images, and two images that would get the same name.
     """
-    files, sources = [], {}
+    files, sources = {}, {}  # path -> path below the folder that was named
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-        nested = nested_images(path) if path.is_dir() else []
-        if path.is_dir() and not nested and (over := passed_over(path)):
-            say(over, sys.stderr)
-        found = image_files(path) or nested if path.is_dir() else [path]
+        found = _in_folder(path, config) if path.is_dir() else {path: path.name}
         if not found:
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
-        files += found
-    for source in (page for path in dict.fromkeys(files) for page in pages_of(path)):
-        if other := sources.get(source.stem):
-            raise UserError(f"{other.path} and {source.path} would both become {source.stem}.png: give them an --output each")
-        sources[source.stem] = source
+        files |= found
+    stems = Counter(path.stem for path in files)
+    for path, file in files.items():
+        stem = path.stem if stems[path.stem] == 1 else file.rpartition(".")[0].replace("/", "_")
+        for source in pages_of(path, stem, file):
+            if other := sources.get(source.stem):
+                raise UserError(f"{other.path} and {path} would both become {source.stem}.png: give them an --output each")
+            sources[source.stem] = source
     return list(sources.values())
 
 
-def pages_of(path):
+def _in_folder(folder, config):
+    """{image: its path below `folder`}"""
+    files, data = walk(folder), (config or Config()).data
+    usable = [file for file in files if is_image(folder, file)]
+    here = [file for file in usable if "/" not in file]
+    found = list(images_among(data.image_files, data.mask_files, usable)) if data.mask_files else []
+    if not found and data.mask_files:
+        names = [Path(pattern).name for pattern in (data.image_files, data.mask_files)]
+        with contextlib.suppress(UserError):  # which mask is whose does not matter here
+            masks = {mask for masks in pair(*names, here).masks.values() for mask in masks} if names[0] != names[1] else set()
+            here = [file for file in here if file not in masks]
+    found = found or here
+    if rest := unused(files, found):
+        say(f"{folder}: not predicted: {listed(rest)}", sys.stderr)
+    return {folder / file: file for file in found}
+
+
+def pages_of(path, stem=None, file=""):
     """[Source] of a file: several for a TIFF or GIF of many pages. A file that cannot be read is one, and fails later."""
-    pages = 1
-    if path.suffix.lower() in (".tif", ".tiff", ".gif"):  # a phone's JPEG carries a preview as a second image
+    pages, stem = 1, stem or path.stem
+    if path.suffix.lower() in (".tif", ".tiff", ".gif"):
         with contextlib.suppress(UserError):
             pages = count_pages(path)
     if pages == 1:
-        return [Source(path, None, path.stem)]
-    return [Source(path, page, f"{path.stem}_{page + 1:0{len(str(pages))}}") for page in range(pages)]
+        return [Source(path, None, stem, file)]
+    return [Source(path, page, f"{stem}_{page + 1:0{len(str(pages))}}", file) for page in range(pages)]
 
 
 def outputs(source, args):

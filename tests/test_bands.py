@@ -89,8 +89,7 @@ def test_arrays_may_be_gray_or_colour(tmp_path, bands, dtype):
     np.testing.assert_array_equal(image, np.repeat(white * values.reshape(24, 32, -1), 3 if bands != 3 else 1, axis=-1))
     assert read_image(path, 1).shape == (24, 32, 1) and count_bands(path) == max(bands, 1)
     if bands != 3:
-        np.testing.assert_array_equal(read_mask(path), values.reshape(24, 32))
-        np.testing.assert_array_equal(read_mask(path, Size(12, 16)), values.reshape(24, 32)[1::2, 1::2])
+        np.testing.assert_array_equal(read_mask(path), values.reshape(24, 32) * white)
 
 
 def test_transparency_is_what_extrasamples_says(tmp_path):

@@ -1,13 +1,16 @@
 """The decoded images on disk: what is read back, when it is made again, and what happens to a process that dies."""
 
+import dataclasses
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from common.config import Config, Size, UserError
+from common.config import ColorTable, Config, Size, UserError
+from data import cache
 from data.cache import prepare
 from data.layouts import Item, Layout
 from tests.helpers import ROOT, refused
@@ -43,14 +46,14 @@ def decoded(folder):
     return len((folder / "decoded").read_text()) if (folder / "decoded").exists() else 0
 
 
-def config(tmp_path, cache="cache", **options):
-    return Config.of(dataset="folder", data_dir=tmp_path, cache=cache and tmp_path / cache, **options)
+def config(tmp_path, name="cache", **options):
+    return Config.of(dataset="folder", data_dir=tmp_path, cache=name and tmp_path / name, **options)
 
 
-@pytest.mark.parametrize("cache", [None, "cache"])
+@pytest.mark.parametrize("name", [None, "cache"])
 @pytest.mark.parametrize("size", [None, Size(4, 8)])
 @pytest.mark.parametrize("kinds", [[np.uint8] * 5, [np.uint8, np.uint16, np.uint8, np.float32, np.uint16]])
-def test_what_goes_in_comes_out(tmp_path, cache, size, kinds):
+def test_what_goes_in_comes_out(tmp_path, name, size, kinds):
     """8 bits, 16 bits and floats."""
     eight = layout_of(tmp_path / "files")
 
@@ -61,7 +64,7 @@ def test_what_goes_in_comes_out(tmp_path, cache, size, kinds):
 
     layout = Layout(eight.items, read)
     for _ in range(2):  # the second time from the cache
-        prepared = prepare(layout, layout.items, 3, config(tmp_path, cache, image_size=size, depth=1))
+        prepared = prepare(layout, layout.items, 3, config(tmp_path, name, image_size=size, depth=1))
         assert prepared.index["bits"].tolist() == [8 * kind().itemsize for kind in kinds]
         for i, item in enumerate(layout.items):
             image, mask = read(item, 3, size)
@@ -70,7 +73,7 @@ def test_what_goes_in_comes_out(tmp_path, cache, size, kinds):
             np.testing.assert_array_equal(prepared.mask(i), mask)
             np.testing.assert_array_equal(prepared.index["counts"][i], np.bincount(mask.ravel(), minlength=256))
             assert prepared.size(i) == mask.shape
-    assert decoded(tmp_path / "files") == len(SIZES) * (2 + (1 if cache else 2))
+    assert decoded(tmp_path / "files") == len(SIZES) * (2 + (1 if name else 2))
 
 
 def test_a_change_makes_a_new_cache(tmp_path):
@@ -171,6 +174,68 @@ def test_a_damaged_index_is_one_line_or_the_same_pixels(tmp_path):
             assert "is damaged" in str(error) and "\n" not in str(error)
         else:
             np.testing.assert_array_equal(prepared.image(3), good.read(good.items[3], 1, None)[0])
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    """Memory was short, or a permission was missing: nothing in the files tells."""
+    good, short = layout_of(tmp_path / "files"), ["images/1.bin"]
+
+    def read(item, channels, size):
+        if item.name in short:
+            raise UserError(f"out of memory while {item.image} was read")
+        return good.read(item, channels, size)
+
+    layout = Layout(good.items, read)
+    assert list(prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True)).left_out) == [1]
+    short.clear()
+    prepared = prepare(layout, layout.items, 1, config(tmp_path, skip_bad=True))
+    assert not prepared.left_out
+    np.testing.assert_array_equal(prepared.image(1), good.read(good.items[1], 1, None)[0])
+
+
+def test_a_finished_cache_needs_nothing_to_be_written(tmp_path, monkeypatch):
+    """As on a disk that is shared read-only; as root everything can be written, so the system's answer is played."""
+    layout, _ = kept(tmp_path)
+
+    def deny(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", deny)
+    monkeypatch.setattr(cache, "try_lock", deny)
+    prepare(layout, layout.items, 1, config(tmp_path))
+    with refused("cannot keep the decoded images in ", "Read-only file system"):
+        prepare(layout, layout.items, 3, config(tmp_path))
+
+
+def test_a_file_in_the_place_of_the_cache(tmp_path):
+    layout = layout_of(tmp_path / "files")
+    for name in ("f", "f/below"):
+        (tmp_path / "f").write_text("")
+        with refused("f is a file: name a folder"):
+            prepare(layout, layout.items, 1, config(tmp_path, name))
+
+
+def test_what_was_just_decoded_is_not_checked(tmp_path, monkeypatch):
+    layout = layout_of(tmp_path / "files")
+    monkeypatch.setattr(cache.Prepared, "is_whole", lambda *_: pytest.fail("read anew"))
+    prepare(layout, layout.items, 1, config(tmp_path))
+
+
+def test_pixels_follow_from_these_options(tmp_path):
+    """Each of them makes another cache; the folder of the data set may move with its name."""
+    layout = layout_of(tmp_path / "files")
+    of, text = dict(dataset="folder", data_dir=tmp_path), "a 0 0 0\nb 1 1 1\n"
+    options = [{}, dict(image_size=Size(16, 16)), dict(skip_bad=True), dict(objects=True), dict(objects=True, void_label=255)]
+    options += [dict(colors=ColorTable(text), **more) for more in ({}, dict(void_label=255))] + [dict(void_label=-1)]
+    options += [dict(colors=ColorTable(text.replace("b", "c"))), dict(dataset="nyuv2"), dict(dataset="nyuv2", classes=4)]
+    configs = [Config.of(**{**of, **more}) for more in [*options, dict(dataset="isbi")]]
+    keys = [cache._key(layout.items, 1, config) for config in configs] + [cache._key(layout.items, 3, configs[0])]
+    keys += [cache._key(layout.items[:4], 1, configs[0])]
+    paged = [dataclasses.replace(item, page=1) for item in layout.items]
+    further = [dataclasses.replace(item, further=(item.image,)) for item in layout.items]
+    keys += [cache._key(items, 1, configs[0]) for items in (paged, further)]
+    assert len(set(keys)) == len(keys)
+    assert cache._key(layout.items, 1, Config.of(**of, void_label=3)) == keys[0], "is found in what is read"
 
 
 SLOW = """

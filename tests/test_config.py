@@ -33,7 +33,7 @@ def test_flat_names_make_the_groups():
 def test_names_are_in_one_group_only():
     assert len(FIELDS) == sum(len(dataclasses.fields(part)) for part in (Config().network, Config().training, Config().data))
     assert all(set(preset) <= FIELDS.keys() for preset in PRESETS.values())
-    found = "channels classes void_label class_names class_weights white mask_suffix mask_values"
+    found = "channels classes void_label class_names class_weights white image_files mask_files mask_values"
     assert set(marked("found")) == set(found.split())
 
 
@@ -80,13 +80,12 @@ WRONG = [  # options, and what the message says of them
     (dict(jit=True, deterministic=True), "--jit and --deterministic exclude each other: leave one of them out"),
     (dict(jit=True, devices=2), "--jit is for one device"),
     (dict(dataset="folder"), "--dataset folder needs --data-dir"),
-    (dict(data_dir=Path("d")), "--data-dir needs --dataset folder or carvana"),
-    (dict(white=9), "--white needs --dataset folder or carvana"),
+    (dict(data_dir=Path("d")), "--data-dir needs --dataset folder or voc"),
+    (dict(white=9), "--white needs --dataset folder or voc"),
     (dict(colors=ColorTable("a 1 2 3")), "--colors needs --dataset folder"),
     (dict(**FOLDER, objects=True, colors=ColorTable("a 1 2 3")), "--colors and --objects exclude"),
-    (dict(**FOLDER, objects=True, void_label=0), "--void-label and --objects exclude"),
     (dict(**FOLDER, objects=True, classes=3), "--classes 1 or 2, got 3"),
-    (dict(**FOLDER, mask_suffix="a/b"), "--mask-suffix is a part of a name"),
+    (dict(**FOLDER, mask_files="{name}.png"), "--image-files and --mask-files go together"),
     (dict(mask_values=Values([1, 2])), "--mask-values needs --dataset folder"),
     (dict(**FOLDER, classes=3, mask_values=Values([1, 2])), "--mask-values needs one for each of 3 classes, got 2"),
     (dict(**FOLDER, mask_values=Values([1, 2, 7]), void_label=2), "--mask-values 1,2,7 has the --void-label 2"),
@@ -116,8 +115,7 @@ IDLE = """--momentum 0.5 | --optimizer sgd --momentum 0.5 | --momentum does noth
 --cache c | --dataset isbi --data-dir d --cache c | --cache does nothing beside --dataset synthetic
 --skip-bad | --dataset isbi --data-dir d --skip-bad | --skip-bad does nothing beside --dataset synthetic
 --split s --validation 0.5 | --split s | --validation does nothing beside --split s
---folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2
---split s --group (a) | --group (a) | --group does nothing beside --split s"""
+--folds 2 --validation 0.5 | --folds 2 | --validation does nothing beside --folds 2"""
 
 
 @pytest.mark.parametrize("row", IDLE.splitlines())
@@ -163,7 +161,7 @@ def test_values_of_the_command_line(kind, good, bad):
 @pytest.mark.parametrize(
     "name, value",
     [("epochs", 2.0), ("epochs", True), ("epochs", "2"), ("jit", 1), ("loss", "no"), ("loss", [])]
-    + [("dropout", "0.5"), ("dropout", 10**400), ("run_dir", 3), ("run_dir", "a\0b"), ("crop_size", "a"), ("group", None)],
+    + [("dropout", "0.5"), ("dropout", 10**400), ("run_dir", 3), ("run_dir", "a\0b"), ("crop_size", "a"), ("colors", None)],
 )
 def test_what_json_has_is_checked(name, value):
     values = Config().as_dict() | {name: value}

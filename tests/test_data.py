@@ -5,16 +5,17 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
-from common.config import PRESETS, Config, Size, UserError
+from common.config import PRESETS, VOID, Config, Size, UserError, Values, Weights
 from common.shapes import margin
 from common.streams import AUGMENT, CELLS, ORDER, SPLIT, WEIGHTS, generator
 from common.weights import initial_weights
 from data import synthetic
 from data.augment import flips, random_crop
-from data.files import in_8_bits, read_image
-from data.loader import Examples, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
+from data.files import has_color, in_8_bits, read_image
+from data.loader import Examples, augmented, batch_names, load_examples, steps_per_epoch, training_batches, validation_batches
 from data.synthetic import draw_ahead, make_cells, otsu_dice, scene
 from prediction.images import Source, find_images, predict_mask
 from tests.drawn import BLOBS, NOISE, RNG, save, save_pairs
@@ -22,6 +23,7 @@ from tests.helpers import refused
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.ndimage import label
 
 SMALL = dict(depth=2, batch_size=2)
@@ -175,7 +177,7 @@ def test_foreground_may_be_1_or_255(tmp_path, capsys, white, suffix, note):
     printed = capsys.readouterr().out
     for text in (str(tmp_path), "2 images to train on, 1 to validate", "48x40 gray", note, "--channels 3 keeps the colour"):
         assert text in printed
-    assert printed.count("\n") == 1
+    assert printed.count("\n") == 2
 
 
 def test_resizing_invents_no_classes(tmp_path):
@@ -338,8 +340,8 @@ def test_a_photo_of_a_phone_is_named(tmp_path):
 def test_prediction_says_what_it_passed_over(tmp_path, capsys):
     save(tmp_path / "a.bmp", NOISE)
     (tmp_path / "b.heic").write_bytes(b"")
-    assert [str(source) for source in find_images([tmp_path])] == ["a.bmp"]
-    assert "passed over in" in (said := capsys.readouterr().err) and "b.heic" in said
+    assert [str(source) for source in find_images([tmp_path], Config.of())] == ["a.bmp"]
+    assert capsys.readouterr().err.endswith(": not predicted: b.heic\n")
 
 
 # what is said
@@ -353,7 +355,7 @@ def test_what_was_passed_over_and_left_out_is_said(tmp_path, capsys):
     (tmp_path / "masks/\x1b[2J.txt").write_bytes(b"")
     _, training, _ = load_folder(tmp_path, skip_bad=True)
     printed = capsys.readouterr().out
-    assert "passed over in images/" in printed and "x0.heic, x1.heic, x2.heic" in printed
+    assert "not used in" in printed and "images/*.heic (3)" in printed
     assert r"\x1b[2J.txt" in printed and "\x1b" not in printed
     assert printed.count("left out: images/x") == 3 and len(training.left_out) == 3
     with refused("images/x0.png has no mask, ", "--skip-bad goes on without"):
@@ -364,11 +366,11 @@ def test_masks_by_a_suffix_and_groups_are_said(tmp_path, capsys):
     for name in ("p1_a", "p1_b", "p2_a", "p2_b"):
         save(tmp_path / f"{name}.png", NOISE)
         save(tmp_path / f"{name}_mask.png", BLOBS)
-    config, training, validation = load_folder(tmp_path, group="(p.)")
-    assert config.data.mask_suffix == "_mask"
+    config, training, validation = load_folder(tmp_path, image_files="{group}_{name}.png", mask_files="{group}_{name}_mask.png")
+    assert config.data.mask_files == "{group}_{name}_mask.png"
     assert {name[:2] for name in training.names} != {name[:2] for name in validation.names}
     printed = capsys.readouterr().out
-    assert "STEM_mask is the mask of STEM" in printed and "2 groups by --group, each on one side" in printed
+    assert "{group}_STEM_mask.png is the mask of {group}_STEM.png, by " in printed and "2 groups, each on one side" in printed
 
 
 def test_checksums_are_of_what_the_files_hold(tmp_path):
@@ -383,6 +385,88 @@ def test_checksums_are_of_what_the_files_hold(tmp_path):
     save(tmp_path / "masks/1.png", BLOBS, compress_level=0)  # other bytes, the same mask
     after = checksums()
     assert [name for name in before if before[name] != after[name]] == ["images/2.png"]
+
+
+def test_advice_about_sparse_values_is_right(tmp_path):
+    """VOC's indices 0, 5, 15 and 255: what the message names is run, and the masks are what they were."""
+    mask = RNG.choice(np.array([0, 5, 15, 255], np.uint8), (40, 48))
+    save_pairs(tmp_path, [mask] * 4)
+    with pytest.raises(UserError) as error:
+        load_folder(tmp_path)
+    classes, values = (re.search(rf"{option} (\S+) if", str(error.value))[1] for option in ("--classes", "--mask-values"))
+    for options, expected in (
+        ({"classes": int(classes)}, [0, 5, 15, 255]),
+        ({"mask_values": Values.parse(values)}, [0, 1, 2, 255]),
+    ):
+        config, training, _ = load_folder(tmp_path, **options)
+        np.testing.assert_array_equal(training.masks[0], np.array(expected, np.uint8)[np.searchsorted([0, 5, 15, 255], mask)])
+        assert config.data.void_label == 255
+
+
+@pytest.mark.parametrize("dtype, void", [(np.int16, -1), (np.int32, -9999), (np.float32, -9999), (np.uint16, 65534)])
+def test_values_outside_of_8_bits_may_be_void(tmp_path, dtype, void):
+    save_pairs(tmp_path, [BLOBS] * 4)
+    masks = BLOBS.astype(dtype)
+    masks[:4] = void
+    for k in range(4):
+        (tmp_path / f"masks/{k}.png").unlink()
+        tifffile.imwrite(tmp_path / f"masks/{k}.tif", masks)
+    with refused(f"--void-label {void} if that" if void < 0 else f"holds the value {void}"):
+        load_folder(tmp_path)
+    config, training, _ = load_folder(tmp_path, void_label=void)
+    expected = BLOBS.copy()
+    expected[:4] = VOID
+    np.testing.assert_array_equal(training.masks[0], expected)
+    assert config.data.void_label == void and config.network.classes == 1
+    again, training, _ = load_examples(Config.from_dict(config.as_dict()))
+    np.testing.assert_array_equal(training.masks[0], expected)
+
+
+def test_label_images_are_pointed_out(tmp_path, capsys):
+    """Every image has five numbers of one piece each; of five classes most would have several pieces."""
+    labels = np.kron(np.arange(6).reshape(2, 3), np.ones((20, 16))).astype(np.uint8)
+    for name, mask, hint in (("labels", labels, True), ("classes", np.tile(labels[::2, ::2], (2, 2)), False)):
+        load_folder(save_pairs(tmp_path / name, [mask] * 4))
+        assert ("which may be numbers of objects: if so, --objects" in capsys.readouterr().out) == hint
+
+
+def test_what_decides_is_in_the_files(tmp_path):
+    """Before --image-size shrinks them: a class of single pixels, the brightest pixel."""
+    image, mask = np.full((40, 48), 100, np.uint16), BLOBS // BLOBS.max() * 0
+    mask[:20], mask[3, 3], image[5, 5] = 1, 2, 4095
+    save_pairs(tmp_path, [mask] * 4, image)
+    config, _, _ = load_folder(tmp_path, image_size=Size(8, 8))
+    assert config.network.classes == 3 and config.data.white == 4095
+
+
+def test_a_cache_does_not_lie_in_the_run(tmp_path):
+    save_pairs(tmp_path / "d", [BLOBS] * 4)
+    with refused("--cache ", "lies in --run-dir ", ": name a folder elsewhere"):
+        load_folder(tmp_path / "d", run_dir=tmp_path / "r", cache=tmp_path / "r/cache")
+    assert not (tmp_path / "r").exists()
+
+
+def test_balanced_weights_are_those_of_the_images_to_train_on(tmp_path):
+    half = np.repeat([0, 1], 24)[None].repeat(40, 0).astype(np.uint8)
+    save_pairs(tmp_path / "val", [0 * half + (np.arange(48) == 0)] * 2)
+    save_pairs(tmp_path / "train", [half] * 3)
+    config, *_ = load_folder(tmp_path, class_weights=Weights())
+    assert config.training.class_weights == (1, 1)
+
+
+def test_the_odd_pixel_of_a_mirrored_border_comes_after(tmp_path):
+    """As in `any_size`, which pads for validation and prediction."""
+    config, training, _ = load_folder(save_pairs(tmp_path, [BLOBS[:37, :45]] * 4), augment="none")
+    image, mask = augmented(config, training, 0, 0)
+    np.testing.assert_array_equal(mask, np.pad(BLOBS[:37, :45], [(1, 2), (1, 2)], "reflect"))
+    assert image.shape[:2] == (40, 48)
+
+
+def test_faint_colours_of_floats_are_colours():
+    faint = np.full((4, 4, 3), 0.5, np.float32)
+    assert not has_color(faint) and not has_color(np.uint8([[[7, 9, 8]]])) and has_color(np.uint8([[[7, 10, 8]]]))
+    faint[0, 0, 1] += 0.01
+    assert has_color(faint)
 
 
 # drawn cells
@@ -454,10 +538,11 @@ def test_a_threshold_does_not_solve_the_cells(channels):
     images, masks = make_cells(20, Size(128, 128), seed=0, channels=channels)
     assert 0.4 < otsu_dice(images, masks) < 0.85
     assert 0.1 < masks.mean() < 0.6
-    assert (images == 255).mean() < 0.02
+    assert 0 < (images == 255).mean() < 0.02
     disk = np.zeros((1, 16, 16), np.uint8)
     disk[:, 4:9, 4:9] = 1
     assert otsu_dice(disk[..., None] * 200, disk) == 1
+    assert otsu_dice(0 * disk[..., None], 0 * disk) == 1, "nothing, and nothing found"
 
 
 @pytest.mark.parametrize("size", [Size(16, 16), Size(17, 40), Size(200, 64)])

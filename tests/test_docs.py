@@ -71,7 +71,7 @@ def read(words, monkeypatch):
             return read_overview(argv, monkeypatch)
         if module == "study":
             return study.__main__.read_command_line(argv)
-        if module == "comparison.proof.mutants":
+        if module in ("comparison.proof.mutants", "data.polygons"):
             return None
         assert module in [f"{implementation}.train" for implementation in IMPLEMENTATIONS], f"no {module}"
         return "--resume" in argv or read_training(module.split(".")[0], argv, "")  # what goes on has the options of its run

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-from pathlib import Path
 
-from common.config import Config, Size, UserError
+from common.config import VOID, Config, Size, UserError
 from data import overview
 from data.borders import border_weights, part_touching
-from data.files import read_objects
-from data.layouts import find_channels, find_layout
+from data.files import nearest, numbered, read_objects
+from data.layouts import Item, find_channels, find_layout
 from data.loader import load_examples, training_batches, validation_batches
 from prediction.evaluation import find_masks, truth_reader
-from prediction.images import find_images
+from prediction.images import Source, find_images
 from tests.drawn import save, save_pairs
 
 import numpy as np
@@ -54,26 +53,26 @@ def test_label_images_number_objects(tmp_path, name, dtype, gaps):
     """Whatever the numbers are: they come as 1 to n, in order."""
     path, values = tmp_path / name, np.array(gaps, dtype)[TOUCHING]
     tifffile.imwrite(path, values) if name.endswith("tif") else save(path, values)
-    found = read_objects(path)
+    found = numbered(read_objects([path]))
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, np.unique(np.array(gaps)[TOUCHING], return_inverse=True)[1].reshape(TOUCHING.shape))
-    assert sorted(np.unique(read_objects(path, Size(16, 20)))) == [0, 1, 2, 3]
+    assert sorted(np.unique(numbered(nearest(read_objects([path]), Size(16, 20))))) == [0, 1, 2, 3]
     everywhere = save(tmp_path / "full.png", np.full((4, 4), 3, np.uint8))
-    assert read_objects(everywhere).min() == 1, "no background at all"
+    assert read_objects([everywhere]).min() == 3, "no background at all"
 
 
 def test_values_that_number_nothing_are_refused(tmp_path):
     for values in (TOUCHING.astype(np.float32) / 2, -TOUCHING, np.full((4, 4), np.nan, np.float32)):
         tifffile.imwrite(tmp_path / "a.tif", values)
         with pytest.raises(UserError, match="--objects a mask holds 0, 1, 2"):
-            read_objects(tmp_path / "a.tif")
+            read_objects([tmp_path / "a.tif"])
 
 
 def test_a_mask_for_every_nucleus(bowl):
     for data_dir in (bowl, bowl / "stage1_train"):
         config = Config.of(dataset="dsb2018", data_dir=data_dir)
         layout = find_layout(config)
-        assert [item.name for item in layout.items] == [f"{k}/images/{k}.png" for k in "abcde"] and config.data.objects
+        assert [item.name[-14:] for item in layout.items] == [f"{k}/images/{k}.png" for k in "abcde"] and config.data.objects
         image, objects = layout.read(layout.items[0], find_channels(layout), None)
         assert image.shape == (32, 40, 1), "gray, though stored as RGBA"
         np.testing.assert_array_equal(objects, TOUCHING)
@@ -88,7 +87,7 @@ def test_the_first_of_two_masks_that_overlap_has_the_pixels(tmp_path):
         mask = square.copy()
         mask[part] = 255
         save(tmp_path / f"{name}.png", mask)
-    objects = read_objects(tmp_path)
+    objects = numbered(read_objects([tmp_path / f"{name}.png" for name in "abcd"]))
     assert [(objects == k).sum() for k in range(4)] == [64 - 16 - 12 - 1, 16, 12, 1], "c lies under a altogether"
     assert objects[3, 3] == 1 and objects[0, 0] == 3
 
@@ -99,17 +98,17 @@ def test_bowls_that_are_damaged(bowl):
     for spoil, text in {
         lambda: save(a / "masks/1.png", NOISE): "1.png holds 2.. values: the mask of one object holds 0 and 255",
         lambda: save(a / "masks/1.png", NOISE[:9] // 255): "1.png is 40x9 pixels, but its|2.png is 40x32 pixels",
-        lambda: [path.unlink() for path in (a / "masks").iterdir()]: " a/ has no masks/",
-        lambda: (bowl / "stage1_train/b/images/b.png").rename(a.parent / "b/images/b.xyz"): "b/ has no images/ with an image",
-        lambda: shutil.rmtree(a.parent / "c/images"): "c/ has no images/ with an image",
+        lambda: [path.unlink() for path in (a / "masks").iterdir()]: "/a/images/a.png has no mask",
+        lambda: (bowl / "stage1_train/b/images/b.png").rename(a.parent / "b/images/b.xyz"): "/b/masks/1.png has no image",
+        lambda: shutil.rmtree(a.parent / "c/images"): "/c/masks/1.png has no image",
     }.items():
         spoil()
         with pytest.raises(UserError, match=text):
             layout = find_layout(config)
             layout.read(layout.items[0], 1, None)
     layout = find_layout(config.replace(skip_bad=True))
-    assert len(layout.items) == 2 and len(layout.left_out) == 3
-    with pytest.raises(UserError, match="holds no ID/images"):
+    assert len(layout.items) == 2 and len(layout.left_out) == 1 + 3 + 3
+    with pytest.raises(UserError, match="no file fits"):
         find_layout(Config.of(dataset="dsb2018", data_dir=a))
 
 
@@ -120,10 +119,11 @@ def test_a_nucleus_that_is_not_read_is_named(bowl, capsys):
     os.mkfifo(b / "2.png")
     (c / "3.png").unlink()
     (c / "3.png").symlink_to("nowhere")
-    (line,) = find_layout(Config.of(dataset="dsb2018", data_dir=bowl)).over
-    assert line.startswith("passed over, since") and line.endswith(": a/masks/1.heic, b/masks/2.png, c/masks/3.png")
-    find_masks(bowl, find_images([bowl]))
-    assert "a.png: passed over in masks/" in (said := capsys.readouterr().err) and "1.heic" in said
+    layout = find_layout(Config.of(dataset="dsb2018", data_dir=bowl))
+    _, line = layout.over
+    assert line.endswith(": stage1_train/a/masks/1.heic, stage1_train/b/masks/2.png")
+    with pytest.raises(UserError, match="c/masks/3.png: it is a broken link, to nowhere"):
+        layout.read(layout.items[2], 1, None)
 
 
 def test_one_object_in_a_mask_is_pointed_out(folder, capsys):
@@ -132,7 +132,7 @@ def test_one_object_in_a_mask_is_pointed_out(folder, capsys):
     for path in (folder / "masks").iterdir():
         save(path, np.uint8(255) * (TOUCHING > 0))
     load_examples(Config.of(dataset="folder", data_dir=folder, objects=True, **SMALL))
-    assert "5 objects, one in a mask at most: if the masks hold classes, leave --objects out" in capsys.readouterr().out
+    assert "5 objects, one object in a mask at most: if the masks hold classes, leave --objects out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])
@@ -176,7 +176,7 @@ def test_a_changed_mask_makes_a_new_cache(bowl, tmp_path, capsys):
     load_examples(config)
     save(bowl / "stage1_train/a/masks/3.png", np.zeros_like(NOISE))  # in its place: the folder has not changed
     load_examples(config)
-    assert [line.split(", ")[-1] for line in capsys.readouterr().out.splitlines()] == ["15 objects", "14 objects"]
+    assert [line.split(", ")[-1] for line in capsys.readouterr().out.splitlines()[::2]] == ["15 objects", "14 objects"]
 
 
 def test_the_overview_counts_and_outlines_objects(bowl, tmp_path, capsys):
@@ -186,21 +186,47 @@ def test_the_overview_counts_and_outlines_objects(bowl, tmp_path, capsys):
     assert picture[8, 11].max() > 0.8 > picture[8, 8].max() > 0, "the line between two that touch"
 
 
-def test_options_that_do_not_go_with_objects():
-    """Others are in tests/test_config.py."""
-    for options in (dict(dataset="carvana", objects=True), dict(dataset="dsb2018", void_label=3)):
-        with pytest.raises(UserError, match="objects|--void-label needs --dataset folder or carvana"):
-            Config.of(data_dir=Path("."), **options)
+def test_what_nobody_labelled_is_no_object(tmp_path, capsys):
+    """255 is the border of VOC's objects: pointed out, and with --void-label 255 void in training, in truth and in weights."""
+    labels = TOUCHING.astype(np.uint8)
+    labels[:, 30] = 255
+    folder = save_pairs(tmp_path, [labels] * 4, NOISE)
+    config = Config.of(dataset="folder", data_dir=folder, objects=True, **SMALL)
+    load_examples(config)
+    assert "16 objects, in 4 masks one has the number 255: --void-label 255 if" in capsys.readouterr().out
+    found, training, _ = load_examples(config.replace(void_label=255))
+    assert "12 objects" in (said := capsys.readouterr().out) and "255: --void" not in said and "255 is void" in said
+    assert found.data.void_label == 255 and found.network.classes == 1
+    np.testing.assert_array_equal(training.masks[0], np.where(labels == 255, VOID, labels > 0))
+    masks = next(iter(validation_batches(found, training)))[1].numpy()[..., 0]
+    parted = np.where(labels == 255, VOID, part_touching(np.where(labels == 255, -1, TOUCHING)) > 0)
+    np.testing.assert_array_equal(masks[0] == VOID, parted == VOID)
+    assert (border_weights(np.uint8(parted), (1, 1), np.where(labels == 255, -1, TOUCHING))[:, 30] >= 0).all()
+    truth = truth_reader({"0": Item("0", folder / "0.png", folder / "masks/0.png")}, found, False)
+    np.testing.assert_array_equal(truth(Source(folder / "0.png", None, "0")), training.masks[0])
+
+
+def test_no_border_between_the_parts_of_one_object(tmp_path):
+    """The weights of the loss know the numbers, and not only what hangs together."""
+    labels = np.zeros((32, 40), np.uint8)
+    labels[8:20, 8:16], labels[8:20, 18:26], labels[26:30, 2:6] = 1, 1, 2
+    config = Config.of(
+        dataset="folder", data_dir=save_pairs(tmp_path, [labels] * 4, NOISE), objects=True, augment="none", **SMALL
+    )
+    found, training, _ = load_examples(config.replace(loss="cross_entropy", weight_map=True))
+    weights = next(iter(training_batches(found, training)))[1].numpy()[0, ..., 1]
+    assert weights[12, 16:18].max() < 1.1 < border_weights(np.uint8(labels > 0))[12, 16]
 
 
 def test_true_objects_of_an_evaluation(bowl, folder):
     """Images and masks are found where the Data Science Bowl has them; label images by their names."""
-    sources = find_images([bowl / "stage1_train"])
-    assert [source.stem for source in sources] == [*"abcde"]
-    masks = find_masks(bowl / "stage1_train", sources)
     config = Config.of(dataset="dsb2018", data_dir=bowl, classes=1, channels=1)
+    config = config.replace(**find_layout(config).patterns)
+    sources = find_images([bowl / "stage1_train"], config)
+    assert [source.stem for source in sources] == [*"abcde"]
+    masks = find_masks(bowl / "stage1_train", sources, config)
     np.testing.assert_array_equal(truth_reader(masks, config, False)(sources[0]), TOUCHING > 0)
-    sources = find_images([folder / "images"])
     config = Config.of(dataset="folder", data_dir=folder, objects=True, classes=1, channels=1)
-    read = truth_reader(find_masks(folder / "masks", sources), config, False)
+    sources = find_images([folder / "images"], config)
+    read = truth_reader(find_masks(folder / "masks", sources, config), config, False)
     np.testing.assert_array_equal(read(sources[0]), TOUCHING > 0)

@@ -2,16 +2,19 @@
 
 import itertools
 import os
+import shutil
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.config import VOID, Config, Size, UserError, Values
+from common.colors import class_list
+from common.config import VOID, Config, Names, Size, UserError, Values
 from data import bands, files
-from data.files import in_8_bits, on_scale, read_image, read_mask, read_pair, stretched
+from data.files import in_8_bits, nearest, on_scale, read_image, read_mask, read_pair, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
+from data.patterns import guess
 from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 from tests.helpers import python, refused
 
@@ -42,8 +45,8 @@ def read_all(layout, channels=3, size=None):
 
 
 def meaning_of(config, layout):
-    present = np.array([np.bincount(mask.ravel(), minlength=256) > 0 for _, mask in read_all(layout)])
-    return mask_meaning(present, layout.items, config, layout)
+    counts = np.array([np.bincount(mask.ravel(), minlength=256) for _, mask in read_all(layout)])
+    return mask_meaning(counts, layout.items, config, layout)
 
 
 # layouts
@@ -80,8 +83,7 @@ def test_folders_of_parts(tmp_path):
         *[(f"val/images/{i}.png", "val") for i in range(2)],
     ]
     save_pairs(tmp_path, [BLOBS])
-    with refused("images/ and train/images/"):
-        layout_of("folder", tmp_path)
+    assert layout_of("folder", tmp_path)[1].over[1].endswith(": images/ (1 file), masks/ (1 file)")
 
 
 def place(folder, names):
@@ -98,29 +100,27 @@ def test_masks_are_found_by_a_suffix(tmp_path, suffix):
         place(folder, [f"{images}{stem}.png" for stem in stems] + [f"{where}/{stem}{suffix}.gif" for stem in stems])
         _, layout = layout_of("folder", folder)
         assert sorted(pairs_of(layout)) == sorted((f"{images}{stem}.png", f"{stem}{suffix}.gif") for stem in stems)
-        assert layout.mask_suffix == suffix and layout_of("folder", folder, mask_suffix=suffix)[1].items == layout.items
+        assert layout.patterns["mask_files"].startswith(f"{where.strip('.')}/{{name}}{suffix}.".lstrip("/"))
+        assert layout_of("folder", folder, **layout.patterns)[1].items == layout.items
 
 
 def test_masks_by_a_suffix_in_every_part(tmp_path):
     place(tmp_path, [f"{part}/{stem}{end}.png" for part in ("train", "val") for stem in "ab" for end in ("", "_mask")])
     _, layout = layout_of("folder", tmp_path)
     assert [(item.name, item.part) for item in layout.items][0] == ("train/a.png", "train") and len(layout.items) == 4
-    place(tmp_path, ["test/images/a.png", "test/masks/a.png"])
-    with refused("several ways", "'' and '_mask'"):
-        layout_of("folder", tmp_path)
 
 
 SUFFIXES_THAT_ARE_NONE = [
-    ("images/cat masks/cat1", "images/cat.png has no mask, masks/cat1.png has no image"),
-    ("images/cat masks/cat_1", "images/cat.png has no mask"),  # a number tells images apart
+    ("images/cat masks/cat1", "nothing says which file is whose mask"),
+    ("images/cat masks/cat_1", "images/ with 1 .png: images/cat.png, masks/ with 1 .png"),  # a number tells images apart
     ("images/1 images/2 masks/1 masks/2_mask", "images/2.png has no mask"),  # two ways
-    ("images/a images/b masks/a_mask masks/b_seg", "images/a.png has no mask"),
-    ("images/a masks/b_mask", "images/a.png has no mask"),
+    ("images/a images/b masks/a_mask masks/b_seg", "not used in"),
+    ("images/a masks/b_mask", "nothing says"),
     ("images/a images/b masks/a_mask", "images/b.png has no mask"),
     ("a b c a_mask b_mask", "c.png has no mask"),
-    ("images/a images/b images/c images/d images/d_copy", "masks is missing"),
-    ("a b", "--mask-suffix _mask"),
-    ("a_1 a_2 a", "masks is missing"),
+    ("images/a images/b images/c images/d images/d_copy", "--mask-files 'images/{name}_copy.png', or what is right"),
+    ("a b", "nothing says"),
+    ("a_1 a_2 a", "nothing says"),
 ]
 
 
@@ -135,14 +135,12 @@ def test_suffixes_that_are_none(tmp_path, names, problem):
 def test_an_image_without_a_mask_and_skip_bad(tmp_path, flat):
     names = ["a.png", "b.png", "c.png", "a_mask.png", "b_mask.png", "d_mask.png"]
     place(tmp_path, [("" if flat else "masks/" if "mask" in name else "images/") + name for name in names])
-    with refused("--mask-suffix _mask"):  # whose mask d_mask is, is not clear
+    with refused("c.png has no mask, ", "d_mask.png has no image (--skip-bad goes on without)"):
         layout_of("folder", tmp_path)
-    _, layout = layout_of("folder", tmp_path, skip_bad=True, mask_suffix="_mask")
+    _, layout = layout_of("folder", tmp_path, skip_bad=True)
     assert [item.mask.name for item in layout.items] == ["a_mask.png", "b_mask.png"]
     image, mask = layout.left_out
     assert "c.png has no mask" in image and "d_mask.png has no image" in mask
-    with refused("has no mask"):
-        layout_of("folder", tmp_path, mask_suffix="_mask")
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp", ".BMP", ".WebP"])
@@ -152,11 +150,11 @@ def test_files_with_other_extensions_are_read_or_named(tmp_path, suffix):
         save(tmp_path / kind / f"z{suffix}", BLOBS, **({"lossless": True} if "w" in suffix.lower() else {}))
         for name in ("photo.heic", "scan.dcm", "Thumbs.db", ".DS_Store"):
             (tmp_path / kind / name).write_bytes(b"")
-        (tmp_path / kind / "more").mkdir()
     _, layout = layout_of("folder", tmp_path)
     assert [item.image.name for item in layout.items] == ["0.png", "1.png", f"z{suffix}"]
     np.testing.assert_array_equal(layout.read(layout.items[2], 3, None)[1], BLOBS)
-    assert len(layout.over) == 2 and all(line.endswith(": more/, photo.heic, scan.dcm") for line in layout.over)
+    assert len(layout.over) == 2
+    assert layout.over[1].endswith(": images/photo.heic, images/scan.dcm, masks/photo.heic, masks/scan.dcm")
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png"])
@@ -205,14 +203,13 @@ def test_oxford_pet_follows_its_lists(pets):
     with refused("--classes 4", "3 classes"):
         layout_of("oxford_pet", pets, classes=4)
     lists = pets / "annotations/trainval.txt"
-    for line, texts in {"Bengal_10 1": ["listed before"], "pug_7 1": ["pug_7.jpg is missing", "pug_7.png"]}.items():
+    for line, texts in {"Bengal_10 1": ["listed before"], "pug_7 1": ["annotations/trainval.txt, has no image"]}.items():
         lists.write_text(line)
-        with refused(pets, line.split()[0], *texts):
+        with refused(line.split()[0], *texts):
             layout_of("oxford_pet", pets)
     for path in (lists, pets / "annotations/test.txt"):
         path.write_text("\n")
-    with refused("trainval.txt", "lists no images"):
-        layout_of("oxford_pet", pets)
+    assert not any(parts_of(layout_of("oxford_pet", pets)[1]).values())
 
 
 def test_oxford_pet_without_its_lists(pets):
@@ -221,16 +218,13 @@ def test_oxford_pet_without_its_lists(pets):
     (pets / "annotations/trimaps/beagle_3.png").unlink()
     _, layout = layout_of("oxford_pet", pets)
     assert parts_of(layout) == {"Abyssinian_1": "", "Bengal_10": "test", "Bengal_2": "", "unlisted_4": ""}
-    assert layout.note == "no trainval.txt: 3 of 4 photos have a trimap, and are split by chance"
+    assert layout.note == "4 of 5 images have a mask"
     (pets / "annotations/test.txt").unlink()
     _, layout = layout_of("oxford_pet", pets)
-    assert {*parts_of(layout).values()} == {""} and "4 of 5 photos" in layout.note and not layout.left_out
+    assert {*parts_of(layout).values()} == {""} and layout.note == "4 of 5 images have a mask" and not layout.left_out
     for path in (pets / "annotations/trimaps").glob("[!.]*"):
         path.unlink()
-    with refused("no photo", "has a trimap"):
-        layout_of("oxford_pet", pets)
-    (pets / "images").rename(pets / "photos")
-    with refused("trainval.txt is missing", "oxford_pet"):
+    with refused("--mask-files 'annotations/trimaps/{name}.png' no file fits", "images/ with 5 .jpg"):
         layout_of("oxford_pet", pets)
 
 
@@ -310,8 +304,8 @@ def test_nyuv2_keeps_the_most_frequent_labels(rooms, classes, kept):
             found = list(pool.map(layout.read, layout.items, [3] * 10, [None] * 10))
         np.testing.assert_array_equal([image for image, _ in found], images)
         np.testing.assert_array_equal([mask for _, mask in found], expected)
-    image, mask = layout.read(layout.items[0], 1, Size(12, 20))
-    assert image.shape == (12, 20, 1) and mask.shape == (12, 20) and find_channels(layout) == 3
+    image, mask = layout.read(layout.items[0], 1, None)
+    assert image.shape == (24, 32, 1) and mask.shape == (24, 32) and find_channels(layout) == 3
     meaning = meaning_of(config, layout)
     assert meaning.classes == (classes or 4) and meaning.void_label == VOID and "255 is void" in meaning.note
     np.testing.assert_array_equal(meaning.table[: len(kept)], range(len(kept)))
@@ -352,8 +346,6 @@ def test_masks_of_colours(tmp_path):
     config, layout = layout_of("folder", tmp_path, colors=colors)
     for (_, mask), expected in zip(read_all(layout), [indices, indices, 0 * indices]):
         np.testing.assert_array_equal(mask, expected)
-    resized = layout.read(layout.items[0], 3, Size(20, 24))[1]
-    np.testing.assert_array_equal(resized, indices[1::2, 1::2])  # of two pixels equally near, Pillow takes the later one
     meaning = meaning_of(config, layout)
     assert (meaning.classes, meaning.void_label, layout.class_names) == (3, VOID, ("sky", "building", "road marking"))
 
@@ -387,6 +379,103 @@ def test_files_of_colours_that_are_refused(tmp_path, text, problem):
         write(tmp_path / "colors.txt", text)
     with refused(tmp_path / "colors.txt", problem):
         layout_of("folder", tmp_path, colors=tmp_path / "colors.txt")
+
+
+LISTS = {
+    "CVAT": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:250,50,83::\nroad sign:51,221,255::\n",
+    "class_dict.csv": "name,r,g,b\nbackground,0,0,0\ncar,250,50,83\nroad sign,51,221,255\n",
+    "colour first": "0 0 0\tbackground\n250 50 83\tcar\n51 221 255\troad sign\n",
+    "numbered": "1;background;0;0;0\n2;car;250;50;83\n3;road sign;51;221;255\n",
+    "background last": "car 250 50 83\nroad sign 51 221 255\nbackground 0 0 0\nVoid 9 9 9\n",
+    "Roboflow": "Pixel Value, Class\n0, background\n1, car\n2, road sign\n",
+    "name and number": "background 0\ncar 1\nroad sign 2\n",
+    "number: name": "0: background\n1: car\n2: road sign\n",
+    "sparse": "0 background\n7 car\n9 road sign\n",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_published_class_lists(tmp_path, kind):
+    indices = RNG.choice([0, 1, 2, VOID], (40, 48), p=[0.4, 0.3, 0.2, 0.1]).astype(np.uint8)
+    found = class_list(LISTS[kind], "it")[1]
+    keys = {index: key for key, index in found.items()}
+    unnamed = (1, 2, 3) if isinstance(keys[0], tuple) else 200
+    mask = np.array([keys[k] if k < 3 else unnamed for k in indices.ravel()], np.uint8).reshape(*indices.shape, -1)
+    save_pairs(tmp_path, [mask.squeeze()] * 2)
+    write(tmp_path / "list.txt", LISTS[kind].encode())
+    config, layout = layout_of("folder", tmp_path, colors=tmp_path / "list.txt", void_label=255)
+    assert layout.class_names == ("background", "car", "road sign") and len(layout.over) == 1, "the list is used"
+    table = meaning_of(config, layout).table
+    np.testing.assert_array_equal(table[layout.read(layout.items[0], 3, None)[1]], indices)
+    with refused(
+        "1 2 3" if isinstance(keys[0], tuple) else "holds the value 200"
+    ):  # what is not named is void, if that is said
+        meaning_of(*layout_of("folder", tmp_path, colors=tmp_path / "list.txt"))
+    assert names_of(tmp_path / "list.txt") == layout.class_names
+
+
+def names_of(path):
+    return Config.of(dataset="folder", data_dir=path.parent, class_names=Names([str(path)])).data.class_names
+
+
+def test_names_alone(tmp_path):
+    write(tmp_path / "codes.txt", b"Sky\nBuilding, old\n\nPole\nPole\n")
+    assert names_of(tmp_path / "codes.txt") == ("Sky", "Building old", "Pole", "Pole 2")
+
+
+def test_links_and_pointers(tmp_path):
+    save_pairs(tmp_path, [BLOBS] * 2)
+    (tmp_path / "images/0.png").unlink()
+    (tmp_path / "images/0.png").symlink_to("/gone/0.png")
+    write(tmp_path / "images/1.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 20310\n")
+    _, layout = layout_of("folder", tmp_path)
+    for item, text in zip(
+        layout.items, ("it is a broken link, to /gone/0.png", "pointer of Git LFS and not yet the file: git lfs pull")
+    ):
+        with refused(item.image, text):
+            layout.read(item, 3, None)
+
+
+GUESSED = """img/%.jpg gt/%.png | img/{name}.jpg gt/{name}.png
+train_images/%.jpg train_masks/%.png test_images/t%.jpg | {part}_images/{name}.jpg {part}_masks/{name}.png
+images/img_%.jpg labels/lbl_%.png | images/img_{name}.jpg labels/lbl_{name}.png
+%.png mask_%.png | {name}.png mask_{name}.png
+%.jpg %.png | {name}.jpg {name}.png
+p%/images/a.png p%/masks/a.png | {group}/images/{name}.png {group}/masks/{name}.png
+s/%.jpg s/%_mask.png t/x%.jpg t/x%_mask.png | */{name}.* */{name}_mask.*
+img_dir/train/%.jpg ann_dir/train/%.png | img_dir/{part}/{name}.jpg ann_dir/{part}/{name}.png
+images/%.png masks/%.png edge_masks/%.png | images/{name}.png masks/{name}.png
+s2_tif/%.tif mask/%.mask.tif | s2_tif/{name}.tif mask/{name}.mask.tif"""
+
+
+@pytest.mark.parametrize("row", GUESSED.splitlines())
+def test_common_trees_are_guessed(row):
+    """% stands for the numbers of a dozen images."""
+    tree, patterns = row.split(" | ")
+    files = [pattern.replace("%", f"{i:02}") for pattern in tree.split() for i in range(12)]
+    assert guess(sorted(set(files))) == (tuple(patterns.split()), True)
+
+
+PATTERNS = [("a/{x}.png", "b/{name}.png", "has {x}"), ("a/*.png", "b/{name}.png", "lacks {name}")]
+PATTERNS += [("a/{name}.*", "b/{name}.*", "no file fits"), ("images/{name}.*", "masks/{name}_*.*", "images/0.png has no mask")]
+
+
+@pytest.mark.parametrize("images, masks, text", PATTERNS)
+def test_patterns_that_find_nothing(tmp_path, images, masks, text):
+    save_pairs(tmp_path, [BLOBS] * 2)
+    with refused(text):
+        layout_of("folder", tmp_path, image_files=images, mask_files=masks)
+
+
+def test_lists_lead_nowhere_else(tmp_path):
+    """A name in a published list is looked up among the files below --data-dir."""
+    for name in "ab":
+        save(tmp_path / f"d/JPEGImages/{name}.jpg", NOISE)
+        save(tmp_path / f"d/SegmentationClass/{name}.png", BLOBS)
+    save(tmp_path / "secret.jpg", NOISE)
+    write(tmp_path / "d/ImageSets/Segmentation/train.txt", b"a\n../../secret\n")
+    with refused("../../secret, listed in ImageSets/Segmentation/train.txt, has no image"):
+        layout_of("voc", tmp_path / "d")
 
 
 # what is decoded
@@ -424,7 +513,7 @@ def test_images_of_8_bits_come_as_they_are_stored(tmp_path, name):
         ("rgb.png", np.repeat(255 * BLOBS[..., None], 3, axis=-1), 255 * BLOBS),
         ("rgba.png", np.dstack([7 * BLOBS] * 3 + [0 * BLOBS + 99]), 7 * BLOBS),
         ("mask.bmp", 255 * BLOBS, 255 * BLOBS),
-        ("1bit.png", BLOBS.astype(bool), BLOBS),
+        ("1bit.png", BLOBS.astype(bool), 255 * BLOBS),  # white, as among masks of 8 bits
         ("16bit.png", BLOBS.astype(np.uint16), BLOBS),
         ("16bit.tif", BLOBS.astype(np.uint16) * 65535, 255 * BLOBS),
         ("float.tif", BLOBS.astype(np.float32), BLOBS),
@@ -441,7 +530,8 @@ def test_masks_of_all_kinds_keep_their_values(tmp_path, name, stored, expected):
     mask = read_mask(path)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, expected)
-    np.testing.assert_array_equal(read_mask(path, Size(20, 24)), expected[1::2, 1::2])
+    # of two pixels equally near the later one
+    np.testing.assert_array_equal(nearest(mask, Size(20, 24)), expected[1::2, 1::2])
 
 
 DEEP = RNG.integers(0, 65536, (40, 48, 3), dtype=np.uint16)
@@ -633,11 +723,11 @@ def test_photos_come_upright(tmp_path, suffix):
         np.testing.assert_allclose(read_image(path, 3, small), expected, atol=4)
 
         mask = save(tmp_path / "mask.png", np.ascontiguousarray(upright[..., 0]))
-        assert read_pair(path, mask, 3)[1].shape == upright.shape[:2]
+        assert read_pair(path, [mask], 3)[1].shape == upright.shape[:2]
         if orientation >= 5 and suffix != ".tif":
             save(mask, RAMP[..., 0])
             with refused("photo" + suffix, "is 320x480 pixels", "mask.png is 480x320", "EXIF orientation"):
-                read_pair(path, mask, 3)
+                read_pair(path, [mask], 3)
 
 
 def test_a_mask_as_large_as_another_image_is_refused(tmp_path):
@@ -680,16 +770,16 @@ def test_threads_of_a_fresh_process_read_all_formats(tmp_path):
 
 
 def meaning(*values, suffix=".png", last=None, last_suffix=None, **options):
-    """`mask_meaning` of one mask for each of `values`, which lists what the mask holds, and of a `last` one."""
+    """`mask_meaning` of one mask for each of `values`, the values that it holds, or their counts, and of a `last` one."""
     suffixes = [suffix] * len(values)
     if last:
         values, suffixes = [*values, last], [*suffixes, last_suffix]
     items = [Item(f"images/{i}.png", Path(f"images/{i}.png"), Path(f"masks/{i}{end}")) for i, end in enumerate(suffixes)]
-    present = np.zeros((len(values), 256), bool)
-    for row, held in zip(present, values):
-        row[list(held)] = True
+    counts = np.zeros((len(values), 256), int)
+    for row, held in zip(counts, values):
+        row[list(held)] = list(held.values()) if isinstance(held, dict) else 1
     config = Config.of(dataset="folder", data_dir=Path("."), **options)
-    found = mask_meaning(present, items, config, Layout(items, None))
+    found = mask_meaning(counts, items, config, Layout(items, None))
     assert found.table.dtype == np.uint8 and found.table.shape == (256,)
     return found
 
@@ -727,7 +817,7 @@ def test_what_mask_values_mean(masks, options, classes, void, table, note):
 
 def test_jpeg_masks_are_black_and_white():
     for options in ({}, {"classes": 1}, {"classes": 2}):
-        found = meaning([0, 1, 3, 127, 128, 250, 255], [0, 2], suffix=".jpg", **options)
+        found = meaning({0: 50, 1: 9, 3: 9, 127: 1, 128: 1, 250: 9, 255: 50}, [0, 2], suffix=".jpg", **options)
         np.testing.assert_array_equal(found.table, [0] * 128 + [1] * 128)
         assert found.classes == options.get("classes", 1) and found.void_label is None and "JPEG" in found.note
 
@@ -740,7 +830,8 @@ MISFITS = [  # masks, options, words of the message
     ([[0], [0, 2]], {"classes": 1}, ["1.png holds 2 values (0, 2)", "--classes 1 takes 0/1", "--classes 3"]),
     ([[0, 1], [0, 255]], {}, ["1.png", "(0, 255)", "1 and 255 both occur", "--void-label 255"]),
     ([[0, 1], [0, 255]], {"classes": 1}, ["1.png", "1 and 255 both occur", "--void-label 255"]),
-    ([[0, 38], [0, 75]], {}, ["0.png holds 2 values (0, 38)", "--colors"]),  # gray levels
+    ([[0, 38], [0, 75]], {}, ["0.png holds 2 values (0, 38)", "--classes 76 if", "--mask-values 0,38,75 if", "--colors"]),
+    ([[0, 5, 15, 255]], {}, ["--classes 16 if", "--mask-values 0,5,15 if"]),  # of VOC
     ([[0, 255], range(256)], {}, ["1.png holds 256 values", "smoothed edges"]),
     ([[0, 1], range(16)], {"classes": 12}, ["16 values (0, 1, 2, 3, 4, 5, ..., 15)", "12 takes 0 to 11", "set --classes 16"]),
     ([[0, 255]], {"classes": 4}, ["0.png", "--classes 4 takes 0 to 3", "--void-label 255"]),
@@ -789,12 +880,23 @@ def test_the_odd_mask_is_blamed_and_the_advice_trains(common, stray):
 
 
 def test_what_is_odd_about_classes_is_said():
-    """Each mask counts its objects, 1 to k, where classes are mostly the same in all; a class of a single mask."""
-    assert "--objects" in meaning(range(5), range(9), range(3), range(14)).note
-    for classes in ([range(9)] * 9, [[0, 1, 2], [0, 1]] * 5, [[0, 3, 5], [0, 1, 2, 4], [0, 2, 5], [1, 3]]):
-        assert "--objects" not in meaning(*classes).note
+    """A class of a single mask."""
     assert "2 in 7.png alone" in meaning(*[[0, 1]] * 7, [0, 2], *[[0, 1]] * 4).note
     assert "alone" not in meaning(*[[0, 1, 2]] * 12).note
+
+
+SMOOTH = {0: 5000, **{value: 5 for value in range(20, 240, 10)}, 255: 4000}  # edges of a few pixels
+
+
+def test_smoothed_edges_are_read_as_those_of_jpeg():
+    found = meaning(SMOOTH, {0: 9000, 255: 1000})
+    np.testing.assert_array_equal(found.table, [0] * 128 + [1] * 128)
+    assert found.note == "1 masks with smoothed edges read as 0 below 128 and 1 above"
+    photo = dict.fromkeys(range(256), 40)  # a picture is none
+    with refused("256 values", "smoothed edges"):
+        meaning(photo, photo)
+    with refused("(0, 128, 255)"):  # nor are three classes
+        meaning({0: 900, 128: 90, 255: 900})
 
 
 # bad input
@@ -886,7 +988,7 @@ def test_what_is_no_file_does_not_hang(tmp_path):
         os.mkfifo(tmp_path / name)
     (tmp_path / "images/folder.png").mkdir()
     _, layout = layout_of("folder", tmp_path)
-    assert len(layout.items) == 2 and "folder.png/, pipe.png" in layout.over[0] and "pipe.png" in layout.over[1]
+    assert len(layout.items) == 2 and layout.over[1].endswith(": images/pipe.png, masks/pipe.png")
     for read in (lambda p: read_image(p, 3), read_mask, files.count_pages):
         for name in ("pipe.png", "folder.png"):
             with refused(name, "no file"):
@@ -934,10 +1036,9 @@ def write(path, content=b""):
 
 FOLDERS = {
     "no folder": (lambda d: None, lambda d: d / "nowhere", ["nowhere", "--data-dir"]),
-    "a file": (lambda d: None, lambda d: d / "images/0.png", ["--data-dir", "images/"]),
-    "no masks": (lambda d: (d / "masks").rename(d / "labels"), lambda d: d, ["masks is missing", "--data-dir"]),
-    "no images": (lambda d: (d / "images").rename(d / "photos"), lambda d: d, ["images is missing", "--data-dir"]),
-    "empty": (lambda d: [p.unlink() for p in d.glob("*/*")], lambda d: d, ["images holds no images", ".png"]),
+    "a file": (lambda d: None, lambda d: d / "images/0.png", ["--data-dir", "images/0.png is a file: name the folder"]),
+    "no masks": (lambda d: shutil.rmtree(d / "masks"), lambda d: d, ["images/ with 2 .png: images/0.png, images/1.png"]),
+    "empty": (lambda d: [p.unlink() for p in d.glob("*/*")], lambda d: d, ["lie no files"]),
     "unpaired": (
         lambda d: [*[write(d / f"images/a{i:02}.png") for i in range(11)], write(d / "masks/zebra.png")],
         lambda d: d,
@@ -947,10 +1048,18 @@ FOLDERS = {
     "masks of another kind": (
         lambda d: [p.rename(p.with_suffix(".npz")) for p in d.glob("masks/*")],
         lambda d: d,
-        ["images/0.png has no mask", "passed over in masks/", "0.npz, 1.npz"],
+        ["masks/ with 2 .npz: masks/0.npz, masks/1.npz", "--mask-files 'masks/{name}.*'"],
     ),
-    "same stem": (lambda d: write(d / "images/0.jpg"), lambda d: d, ["0.jpg", "0.png", "same name"]),
-}
+    "outlines": (
+        lambda d: [write(p.with_suffix(".json"), b"{}") or p.unlink() for p in d.glob("masks/*")],
+        lambda d: d,
+        ["masks/0.json, masks/1.json may hold outlines: python -m data.polygons FILES"],
+    ),
+    "same stem": (lambda d: write(d / "images/0.jpg"), lambda d: d, ["0.jpg", "0.png", "have the same name"]),
+    "one of two masks": (
+        lambda d: write(d / "masks/0.gif"), lambda d: d, ["masks/0.gif and masks/0.png have the same name", "or say more"]
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FOLDERS)
@@ -969,8 +1078,8 @@ def test_what_must_not_be_read_is_named(tmp_path, monkeypatch):
     def deny(path, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", deny)
-    with refused(tmp_path / "images", "Permission denied"):
+    monkeypatch.setattr(os, "scandir", deny)
+    with refused(tmp_path, "Permission denied"):
         layout_of("folder", tmp_path)
     monkeypatch.setattr("builtins.open", deny)
     with refused(tmp_path / "images/0.png", "Permission denied"):

@@ -58,9 +58,13 @@ def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, caps
     save(folder / "images/3.png", np.full_like(NOISE, 7))
     code, printed, summary = run(capsys, folder, "--depth", "2")
     assert code == 1 and summary["images"] == 8 and summary["readable"] == 6
-    assert "4 problems:" in printed and "2 of them cannot be read" in printed
+    assert (
+        "3 problems:" in printed
+        and "1 of 6 masks (16.7%) hold only the value 0" in printed
+        and "2 of them cannot be read" in printed
+    )
     lines = printed.splitlines()
-    for name, reason in {"0.png": "cannot read", "1.png": "40x40", "2.png": "only the value 0", "3.png": "are equal"}.items():
+    for name, reason in {"0.png": "cannot read", "1.png": "40x40", "3.png": "are equal"}.items():
         assert sum(name in line and reason in line for line in lines) == 1, name
         assert sum(name in problem and reason in problem for problem in summary["problems"]) == 1
     assert summary["class_frequencies"][1]["images"] == 5
@@ -83,6 +87,20 @@ def test_classes_void_and_a_class_that_never_occurs(tmp_path, capsys):
     assert summary["void_pixels"] == pytest.approx(1 / 12) and "void, ignored: 8.33%" in printed
 
 
+def test_the_sheet_of_many_classes_names_those_that_it_shows(tmp_path, monkeypatch, capsys):
+    """150, of which four pictures hold a few each; a legend of all of them would be larger than the pictures."""
+    masks = [np.where(HALF, 30 * k + 9, np.arange(48) % 3 + 10 * k).astype(np.uint8) for k in range(4)]
+    shown = []
+    monkeypatch.setattr(overview, "draw_grid", lambda path, *_: shown.append(_[-1]) or path.write_bytes(bytes(10_001)))
+    run(capsys, save_pairs(tmp_path / "data", masks), "--classes", "150")
+    assert [name for name, _ in shown[0]][:4] == ["class 0 (not tinted)", "class 1", "class 2", "class 9"] and len(
+        shown[0]
+    ) == 16
+    masks = [np.where(HALF, 0, np.arange(48) + 48 * k).astype(np.uint8) for k in range(3)]
+    run(capsys, save_pairs(tmp_path / "more", masks), "--classes", "150")
+    assert len(shown[1]) == 41 and shown[1][-1] == (f"and {1 + 3 * 36 - 41} more", "none")
+
+
 def test_parts_and_groups(tmp_path, capsys):
     for part, n in (("train", 3), ("val", 2), ("test", 1)):
         save_pairs(tmp_path / "data" / part, [HALF if part == "train" else 1 - HALF] * n)
@@ -92,11 +110,8 @@ def test_parts_and_groups(tmp_path, capsys):
     for i in range(6):
         save(tmp_path / f"cars/train/{'ab'[i % 2]}_{i}.png", NOISE)
         save(tmp_path / f"cars/train_masks/{'ab'[i % 2]}_{i}_mask.png", HALF)
-    for options, groups in (([], {"a": 3, "b": 3}), (["--group", r"([0-2]|[3-5])\."], {str(i): 1 for i in range(6)})):
-        _, printed, summary = run(capsys, tmp_path / "cars", *options, dataset="carvana")
-        assert summary["groups"] == groups and f"{len(groups)} of " in printed
-    code, printed, _ = run(capsys, tmp_path / "cars", "--group", "nothing(.)", dataset="carvana")
-    assert code == 1 and "--group 'nothing(.)' matches nothing" in printed
+    _, printed, summary = run(capsys, tmp_path / "cars", dataset="carvana")
+    assert summary["groups"] == {"a": 3, "b": 3} and "2 of 3 to 3 images; each stays on one side" in printed
 
 
 def test_drawn_cells_have_an_overview_too(tmp_path, capsys):
@@ -193,7 +208,7 @@ def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
     code, printed, summary = run(capsys, folder)
     assert code == 0 and summary["white"] == 3 * 255
     assert f"16 bits with {summary['white']} as white" in printed
-    assert "STEM-seg is the mask of STEM" in printed and "notes.docx" in printed
+    assert "STEM-seg.png is the mask of STEM.png, by --image-files '{name}.png'" in printed and "data: notes.docx" in printed
     save(folder / "3.png", NOISE[..., 0])
     with refused("3.png has no mask"):
         main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
@@ -205,9 +220,9 @@ def test_names_that_are_no_text(tmp_path, capsys):
     folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for kind in ("images", "masks"):
         (folder / kind / "0.png").rename(folder / kind / "\x1b[2J\udcff$x$.png")
-    save(folder / "masks/\x1b[2J\udcff$x$.png", 0 * HALF)
+    save(folder / "images/\x1b[2J\udcff$x$.png", 0 * NOISE)
     code, printed, summary = run(capsys, folder)
-    assert code == 1 and r"\x1b[2J\udcff$x$.png: its mask holds only" in printed and "\x1b" not in printed
+    assert code == 1 and r"\x1b[2J\udcff$x$.png: all pixels of the image are equal" in printed and "\x1b" not in printed
     assert "\x1b[2J\udcff$x$.png" in summary["problems"][0]
 
 

@@ -19,6 +19,7 @@ from common.pictures import CLASS_COLORS
 from common.shapes import margin, missing
 from common.weights import initial_weights
 from data.files import read_image, read_mask
+from data.layouts import Item
 from data.loader import load_examples
 from prediction import FIXED
 from prediction.evaluation import find_masks, truth_reader
@@ -320,7 +321,7 @@ def test_a_training_on_stretched_images_predicts_on_such(size, tmp_path):
     config, training, _ = load_examples(Config.of(**options))
     seen, name = [], training.names[0]
     network = make_predict("lowlevel", config.network, initial_weights(config.network))
-    (source,) = find_images([tmp_path / "images" / Path(name).name])
+    (source,) = find_images([tmp_path / "images" / Path(name).name], config)
     image, _, _ = predict_mask(lambda images: seen.append(images) or network(images), source, config, 1024, False)
     np.testing.assert_array_equal(seen[0][0], training.images[0] / np.float32(255))
     assert training.images[0].min() == 0 and training.images[0].max() == 255 > image.max() and image.min() >= 20
@@ -435,8 +436,12 @@ def test_masks_are_found_as_the_training_finds_them(suffix, stored, tmp_path):
         noise_file(tmp_path / "masks" / unicodedata.normalize("NFD", f"{stem}{suffix}.png"))  # as macOS has it
         if stored and suffix:  # what else has the name of the image is not its mask
             noise_file(tmp_path / "masks" / f"{stem}.png")
-    masks = find_masks(tmp_path / "masks", find_images([tmp_path / "images"]), suffix if stored else None)
-    assert {stem: unicodedata.normalize("NFC", mask.stem) for stem, mask in masks.items()} == {k: k + suffix for k in "abé"}
+    patterns = dict(image_files="images/{name}.png", mask_files=f"masks/{{name}}{suffix}.png") if stored else {}
+    config = Config.of(dataset="folder", data_dir=tmp_path, **patterns)
+    masks = find_masks(tmp_path / "masks", find_images([tmp_path / "images"], config), config)
+    assert {stem: unicodedata.normalize("NFC", item.mask.stem) for stem, item in masks.items()} == {
+        k: k + suffix for k in "abé"
+    }
 
 
 def test_pages_go_to_images_in_the_order_of_their_numbers(tmp_path):
@@ -444,15 +449,15 @@ def test_pages_go_to_images_in_the_order_of_their_numbers(tmp_path):
     for k, page in enumerate(pages, start=1):
         save(tmp_path / "images" / f"slice_{k}.png", page)
     pages[0].save(tmp_path / "labels.tif", save_all=True, append_images=pages[1:])
-    masks = find_masks(tmp_path / "labels.tif", find_images([tmp_path / "images"]))
+    masks = find_masks(tmp_path / "labels.tif", find_images([tmp_path / "images"], Config.of()), Config.of())
     assert {stem: mask.page for stem, mask in masks.items()} == {f"slice_{k}": k - 1 for k in range(1, 13)}
 
 
 def true_mask(path, **options):
     """A mask as --evaluate reads it."""
     config = Config.of(**{"channels": 1, "classes": 1, "dataset": "folder", "data_dir": path.parent, **options})
-    source = Source(path, None, path.stem)
-    return truth_reader({source.stem: source}, config, False)(source)
+    item = Item(path.name, path, path)
+    return truth_reader({path.stem: item}, config, False)(Source(path, None, path.stem))
 
 
 def test_colour_masks_are_read_as_in_training(tmp_path):
@@ -513,7 +518,7 @@ def test_bad_files_can_be_skipped(trained, folder, tmp_path, capsys):
         (lambda path: (path / "empty").mkdir(), ["images", "--evaluate", "empty"], "empty holds no mask for images/a.png"),
         (None, ["images", "--evaluate", "nowhere"], "--evaluate nowhere does not exist"),
         (None, ["images", "--evaluate", "images/a.png"], "holds 1 masks for 4 images"),
-        (lambda path: noise_file(path / "images/a.gif"), ["images/b.tif", "--evaluate", "images"], "keep one of them"),
+        (lambda path: noise_file(path / "images/a.gif"), ["images/a.png", "--evaluate", "images"], "keep one of them"),
         (None, ["images", "--tile", "51"], "--tile must be at least 52"),
         (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),

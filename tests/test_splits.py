@@ -60,19 +60,6 @@ def test_every_image_validates_in_one_fold(of):
         assert 2 <= len(fold["val"]) <= 4
 
 
-def test_groups_by_name():
-    of = [Item(f"train/{car}_{view}.jpg", Path(), Path()) for car in ("x1", "x2", "x3") for view in range(4)]
-    found = split(of, config(group=r"/(\w+)_"))
-    assert len({of[i].name[:8] for i in found["val"]}) == 1 and len(found["val"]) == 4
-    with pytest.raises(UserError, match=r"--group '\(y\)' matches nothing in train/x1_0.jpg"):
-        split(of, config(group="(y)"))
-    with pytest.raises(UserError, match=r"--group '\(\)' has nothing in its \(...\) in any name"):
-        split(of, config(group="()"))
-    for wrong in ("x", "y", "(", "(" * 5000):
-        with pytest.raises(UserError, match="no regular expression with a"):
-            split(of, config(group=wrong))
-
-
 def test_published_parts_are_respected():
     of = items("-" * 6, parts=["train", "val", "test", "train", "val", "test"])
     assert split(of, config()) == {"train": [0, 3], "val": [1, 4]}
@@ -132,39 +119,17 @@ def test_too_few_to_split(of, options, message):
         split(items(of), config(**options))
 
 
-def patients(**parts):
-    """Two images a patient, as a folder of train/ and val/ has them."""
-    return [
-        Item(f"{part}/images/{patient}_{k}.png", Path(), Path(), part=part)
-        for part, letters in parts.items()
-        for patient in letters
-        for k in range(2)
-    ]
-
-
-@pytest.mark.parametrize("group", ["(.*)_", "^(.*)_", "/([^/]*)_", "^(images/.)"])
-@pytest.mark.parametrize("part", ["val", "test"])
-def test_a_group_is_the_same_in_every_part(group, part):
-    """The name of the part is none of the patient's: `(.*)_` must not make train/images/b another one than val/images/b."""
-    of = patients(train="ab", val="bc") if part == "val" else patients(train="abc", test="b")
-    for fold in range(2):
-        found = split(of, config(group=group, folds=2, fold=fold))
-        train, val = ({of[i].name.split("/")[-1][0] for i in found[side]} for side in ("train", "val"))
-        assert not train & val and train | val == set("abc")
-
-
 def test_a_group_that_a_given_split_tears_is_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"train/ and val/ in data put 1 of 3 groups of --group '\(\.\*\)_' .*: images/b; --folds N"
-    ):
-        split(patients(train="ab", val="bc"), config(group="(.*)_"))
-    whole = patients(train="ab", val="cd")
-    assert split(whole, config(group="(.*)_")) == split(whole, config())
-    names = [[whole[i].name for i in side] for side in ([0, 2, 4], [1, 3, 6])]
-    write_split(tmp_path / "split.json", *(Examples(part, [], [], []) for part in names))
-    with pytest.raises(UserError, match="--split .* put 2 of 4 groups of --group"):
-        split(whole, config(group="(.*)_", split=tmp_path / "split.json"))
-    split(whole, config(split=tmp_path / "split.json"))
+    torn = items("aabbc", parts=["train", "train", "train", "val", "val"])
+    with refused("the published parts put 1 of 3 groups on both sides: b; --folds N splits anew"):
+        split(torn, config())
+    for fold in range(2):
+        train, val = sides(split(torn, config(folds=2, fold=fold)), torn)
+        assert not train & val and train | val == set("abc")
+    of = items("aabb")
+    write_split(tmp_path / "split.json", *(Examples([of[i].name for i in side], [], [], []) for side in ([0, 2], [1, 3])))
+    with refused("--split ", "split.json puts 2 of 2 groups on both sides: a, b"):
+        split(of, config(split=tmp_path / "split.json"))
 
 
 def test_what_a_run_had_is_compared_by_content(tmp_path):

@@ -27,8 +27,8 @@ from common.config import Config, UserError
 from common.weights import initial_weights
 from data import cache
 from data.files import count_bands, count_pages, read_image, read_mask, read_objects
-from data.layouts import Item, Layout, find_layout
-from data.meaning import read_colors
+from data.layouts import Item, Layout, find_layout, masks_of
+from data.polygons import read_outlines
 from data.splits import split
 from training.folder import read_config
 from training.options import read_command_line
@@ -194,7 +194,7 @@ def read_rooms(path):
 
 
 def read_table(path):
-    read_colors(Config.of(dataset="folder", data_dir=path.parent, colors=path))
+    masks_of(Config.of(dataset="folder", data_dir=path.parent, colors=path), None)
 
 
 def read_lists(path):
@@ -209,11 +209,23 @@ def as_json(value):
 HISTORY = (",".join(COLUMNS) + "\n" + ",".join(map(str, ROW.values())) + "\n").encode()
 COLOURS = b"sky 128 128 128\nroad marking 128 64 128\nvoid 0 0 0 # nothing\n"
 SPLIT = {"train": ["0", "images/1.png"], "val": ["2", "3"]}
+RING = [[1, 1, 6, 1, 6, 6], [2, 2, 4, 2, 4, 4]]
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 9}],
+    "categories": [{"id": 1, "name": "cell"}],
+    "annotations": [
+        {"image_id": 1, "category_id": 1, "segmentation": outline}
+        for outline in (RING, {"counts": [3, 4, 65], "size": [8, 9]}, {"counts": "51g1", "size": [8, 9]})
+    ],
+}
+SHAPES = [{"label": "cell", "points": np.reshape(RING[0], (3, 2)).tolist()}]
+SHAPES += [{"label": "dog", "points": [[1, 1], [3, 4]], "shape_type": kind} for kind in ("rectangle", "circle")]
+LABELME = {"imagePath": "a.png", "imageHeight": 8, "imageWidth": 9, "shapes": SHAPES}
 FILES = {
     "images": (read_pixels, images(), None),
     "bands": (read_bands, bands(), None),
     "masks": (read_mask, images(), None),
-    "label images": (read_objects, images(), None),
+    "label images": (lambda path: read_objects([path]), images(), None),
     "HDF5": (read_rooms, matlab(), None),
     "checkpoint": (read_checkpoint, [(".safetensors", checkpoint())], None),
     "checkpoint, types": (read_checkpoint, [(".safetensors", checkpoint)], METADATA),
@@ -223,6 +235,9 @@ FILES = {
     "split, types": (read_lists, [("split.json", as_json)], SPLIT),
     "history": (lambda path: read_history(path.parent), [("history.csv", HISTORY)], None),
     "colors": (read_table, [("colors.txt", COLOURS)], None),
+    "outlines": (read_outlines, [("coco.json", as_json(COCO)), ("labelme.json", as_json(LABELME))], None),
+    "outlines, types": (read_outlines, [("coco.json", as_json)], COCO),
+    "shapes, types": (read_outlines, [("labelme.json", as_json)], LABELME),
 }
 
 
