@@ -3,6 +3,8 @@
 OGC GeoTIFF 1.1 (OGC 19-008r4): annex B has the tags, section 7.1.2.6 GTRasterTypeGeoKey; 42113 is GDAL's.
 """
 
+from data.bands import images_in
+
 import numpy as np
 
 SCALE, TIE_POINT, TRANSFORMATION, KEYS, NO_DATA = 33550, 33922, 34264, 34735, 42113
@@ -18,7 +20,7 @@ def read_tags(source):
 
     try:
         with TiffFile(source.path) as file:
-            tags = file.pages[source.page or 0].tags
+            tags = file.pages[images_in(source.path)[source.page or 0]].tags  # previews and masks have pages, too
             found = [tags[code] for code in TAGS if code in tags]
             placed = {TIE_POINT, TRANSFORMATION} & {tag.code for tag in found} and tags.valueof("Orientation", 1) == 1
             return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found] if placed else []
