@@ -40,14 +40,14 @@ def load(folder):
             with blamed(folder):
                 spec.loader.exec_module(sys.modules[package])
     names = {}
-    for module, wanted in (("train", TRAIN), ("model", MODEL)):
+    for module, wanted in (("model", MODEL), ("train", TRAIN)):
         if not (path / f"{module}.py").is_file():
             continue
         with blamed(folder):
             found = vars(importlib.import_module(f"{package}.{module}"))
         if lacks := [name for name in wanted if name not in found]:
             raise UserError(f"{Path(folder) / module}.py lacks {' and '.join(lacks)}")
-        names |= found
+        names = found | names
     if "make_optimizer" in names and not {"make_train_step", "SegmentationLoss"} & names.keys():
         raise UserError(f"{Path(folder) / 'train.py'} lacks make_train_step, or a SegmentationLoss to compile with")
     return names

@@ -48,6 +48,7 @@ WAYS = {
         dict(void=True),
     ),
     "bfloat16": (dict(precision="bfloat16"), {}),
+    "float16": (dict(precision="float16"), {}),
     "bfloat16, no batch norm": (dict(precision="bfloat16", batch_norm="none"), {}),
 }
 SHELL = ("train", "main", "RunCallback")  # of a run, which other tests judge
@@ -80,7 +81,7 @@ TRAPS = {  # of docs/differences.md, but for those that `variants` plants: colum
     "highlevel/model.py": [
         ("fused=fused,", "fused=None,"),
         ("use_bias=bias", "use_bias=True"),
-        ("tf.cast(getter(name, dtype=tf.float32, **kwargs), tf.bfloat16)", "getter(name, dtype=dtype, **kwargs)"),
+        ("tf.cast(getter(name, dtype=tf.float32, **kwargs), dtype)", "getter(name, dtype=dtype, **kwargs)"),
         ("self.dropout(x, training)", "layers.dropout(x, network.dropout, training=training)"),
     ],
     "keras_impl/model.py": [
