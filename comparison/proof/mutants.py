@@ -226,7 +226,8 @@ def every_mutant():
         if old not in source:
             raise UserError(f"comparison/proof/mutants.py, TRAPS: {column}/{file} does not hold {old!r}")
         line = source[: source.index(old)].count("\n") + 1
-        place = f"{source.splitlines()[line - 1].strip()}"
+        function = re.findall(r"^ *(?:def|class) (\w+)", source[: source.index(old)], re.MULTILINE)[-1]
+        place = f"{function}: {source.splitlines()[line - 1].strip()}"
         found.append(
             Mutant(column, file, line, "trap", place, f"{old[:70]} -> {new[:70]}".replace("\n", " "), source.replace(old, new))
         )
