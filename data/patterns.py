@@ -142,7 +142,7 @@ def _same(pattern, option, one, other, more):
 def guess(files):
     """The patterns of a common tree of image `files`, (images, masks), and whether they pair enough; or (None, False).
 
-    Tried is what the folders and the names suggest; what `pair` makes most of is taken, and of equals the first.
+    Tried is what the folders and the names suggest; what `pair` makes most of is taken, of equals a folder that is called images, and else the first.
 
     Raises: UserError, as `pair`, where names are ambiguous and no other patterns pair all.
     """
@@ -153,10 +153,11 @@ def guess(files):
         except UserError as error:
             unclear = unclear or error
             continue
-        n, alone = len(found.masks), len(found.alone)
-        if n and (best[0] is None or (n - alone, n, -masks.count("*")) > most):
-            apart = os.path.dirname(images) != os.path.dirname(masks) and n >= sum("no image" in line for line in found.alone)
-            best, most = ((images, masks), apart or 2 * n >= len(found.fields)), (n - alone, n, -masks.count("*"))
+        n, alone, folder = len(found.masks), len(found.alone), os.path.dirname(images)
+        score = n - alone, n, -masks.count("*"), bool(IMAGES.search(folder))
+        if n and (best[0] is None or score > most):
+            apart = folder != os.path.dirname(masks) and n >= sum("no image" in line for line in found.alone)
+            best, most = ((images, masks), apart or 2 * n >= len(found.fields)), score
         if not alone and n + sum(map(len, found.masks.values())) == len(files):
             break  # nothing is left over
     if unclear and not (best[1] and most[0] == most[1]):

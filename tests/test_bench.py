@@ -144,11 +144,11 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
     ]
     roofline.draw(points, peaks, "a device", tmp_path / "roofline.png")
     training, inference = figures[0].axes
-    assert [axes.get_title() for axes in (training, inference)] == ["training", "inference"]
+    assert [axes.get_title(loc="left") for axes in (training, inference)] == ["training", "inference"]
     drawn = [line for line in training.lines if line.get_marker() != "None"]
-    places = {(*line.get_xydata()[0], line.get_color()) for line in drawn}
-    assert len(places) == len(drawn) == 9 and len({line.get_marker() for line in drawn}) == 3
-    assert sum(line.get_markerfacecolor() != "white" for line in drawn) == 3, "with XLA"
+    rings = {(*line.get_xydata()[0], line.get_color(), line.get_markersize()) for line in drawn}
+    assert len(rings) == len(drawn) == 9 and len({line.get_marker() for line in drawn}) == 3, "each in the next"
+    assert sum(line.get_markerfacecolor() != "none" for line in drawn) == 3, "with XLA"
     assert [text.get_text() for text in training.texts] == [
         "float32: 40 %, with XLA 50 % of 100 GFLOP/s",
         "bfloat16: 50 % of 10 GB/s",

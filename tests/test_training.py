@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-TINY = "--images 10 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()  # 4 steps an epoch
+TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()
+TEN = ["--images", "10"]  # of which 8 train: 4 steps an epoch
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,8 @@ def no_pictures(monkeypatch):
 
 
 def train(run_dir, *options, implementation="lowlevel"):
-    columns.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+    images = [] if "--dataset" in options else TEN
+    columns.load(implementation).main([*TINY, *images, "--run-dir", str(run_dir), *map(str, options)])
 
 
 def resume(run_dir, *options, implementation="lowlevel"):
@@ -304,7 +306,7 @@ def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
     """SIGUSR1, to a process, as Slurm sends it; SIGTERM to hosts in test_replicas.py, SIGINT below."""
     run_dir = tmp_path / "a run"
-    command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "keras_impl.train", *TINY, *TEN, "--epochs", "100000", "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (run_dir / "best.safetensors").exists():
         assert process.poll() is None

@@ -23,6 +23,7 @@ from comparison.proof.ways import Case
 import numpy as np
 
 SAMPLE = 16  # numbers of each array, evenly spaced
+PATHS = ("run_dir", "data_dir", "cache")
 FREE = {"precision", "batch_norm", "jit", "deterministic", "run_dir"}  # what may change beside a record
 
 
@@ -55,10 +56,10 @@ def take(config, steps):
     case = Case("record", config, steps, exact=False)
     weights, batches = draw_inputs(case)
     drawn = {f"{what}, step {k + 1}": x for k, batch in enumerate(batches) for what, x in zip(("images", "masks"), batch)}
-    seen = {"inputs": {"weights": weights, "batches": drawn}}
+    default, seen = Config().as_dict(), {"inputs": {"weights": weights, "batches": drawn}}
     seen |= {name: see(name, case, batches, weights) for name in columns.IMPLEMENTATIONS}
     return {
-        "config": {name: value for name, value in config.as_dict().items() if name not in ("run_dir", "data_dir", "cache")},
+        "config": {name: value for name, value in config.as_dict().items() if value != default[name] and name not in PATHS},
         **dict(steps=steps, arithmetic=machine.arithmetic(config)),
         "environment": machine.environment(),
         "seen": {
