@@ -142,7 +142,8 @@ def _same(pattern, option, one, other, more):
 def guess(files):
     """The patterns of a common tree of image `files`, (images, masks), and whether they pair enough; or (None, False).
 
-    Tried is what the folders and the names suggest; what `pair` makes most of is taken, of equals a folder that is called images, and else the first.
+    Tried is what the folders and the names suggest; what `pair` makes most of is taken, of equals the folders that are called
+    images and masks, or the first.
 
     Raises: UserError, as `pair`, where names are ambiguous and no other patterns pair all.
     """
@@ -153,10 +154,11 @@ def guess(files):
         except UserError as error:
             unclear = unclear or error
             continue
-        n, alone, folder = len(found.masks), len(found.alone), os.path.dirname(images)
-        score = n - alone, n, -masks.count("*"), bool(IMAGES.search(folder))
+        n, alone, folders = len(found.masks), len(found.alone), [os.path.dirname(pattern) for pattern in (images, masks)]
+        called = sum(bool(kind.search(folder)) for kind, folder in zip((IMAGES, MASKS), folders))
+        score = n - alone, n, -masks.count("*"), called
         if n and (best[0] is None or score > most):
-            apart = folder != os.path.dirname(masks) and n >= sum("no image" in line for line in found.alone)
+            apart = folders[0] != folders[1] and n >= sum("no image" in line for line in found.alone)
             best, most = ((images, masks), apart or 2 * n >= len(found.fields)), score
         if not alone and n + sum(map(len, found.masks.values())) == len(files):
             break  # nothing is left over

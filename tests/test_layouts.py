@@ -444,6 +444,7 @@ images/img_%.jpg labels/lbl_%.png | images/img_{name}.jpg labels/lbl_{name}.png
 p%/images/a.png p%/masks/a.png | {group}/images/{name}.png {group}/masks/{name}.png
 s/%.jpg s/%_mask.png t/x%.jpg t/x%_mask.png | */{name}.* */{name}_mask.*
 img_dir/train/%.jpg ann_dir/train/%.png | img_dir/{part}/{name}.jpg ann_dir/{part}/{name}.png
+images/%.png masks/%.png out/%.png | images/{name}.png masks/{name}.png
 images/%.png masks/%.png edge_masks/%.png | images/{name}.png masks/{name}.png
 s2_tif/%.tif mask/%.mask.tif | s2_tif/{name}.tif mask/{name}.mask.tif"""
 
