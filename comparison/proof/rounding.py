@@ -68,7 +68,14 @@ def explained(look, case, batches, weights, unit):
         )
         for step in (unit, -unit)
     )
-    return {rung: {name: bound(x, behind[rung][name], unit) for name, x in values.items()} for rung, values in ahead.items()}
+    found = {rung: {name: bound(x, behind[rung][name], unit) for name, x in values.items()} for rung, values in ahead.items()}
+    if case.config.network.batch_norm != "none":
+        # a normalization takes out what a bias before it adds: of its gradient is left what rounding does to the terms, which the
+        # gradient of the kernel beside it is made of, too
+        for rung, of in found.items():
+            kernels = {name: name.replace("/bias", "/kernel") for name in of if "deconv/bias" in name}
+            found[rung] |= {name: max(of[name], of[kernel]) for name, kernel in kernels.items()}
+    return found
 
 
 def bound(x, y, unit):
