@@ -70,8 +70,8 @@ def explained(look, case, batches, weights, unit):
     )
     found = {rung: {name: bound(x, behind[rung][name], unit) for name, x in values.items()} for rung, values in ahead.items()}
     if case.config.network.batch_norm != "none":
-        # a normalization takes out what a bias before it adds: of its gradient is left what rounding does to the terms, which the
-        # gradient of the kernel beside it is made of, too
+        # a normalization takes out what a bias before it adds: of its gradient is left what rounding does to the terms, of which
+        # the gradient of the kernel beside it is made, too
         for rung, of in found.items():
             kernels = {name: name.replace("/bias", "/kernel") for name in of if "deconv/bias" in name}
             found[rung] |= {name: max(of[name], of[kernel]) for name, kernel in kernels.items()}
