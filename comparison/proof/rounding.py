@@ -70,7 +70,7 @@ def explained(look, case, batches, weights, unit):
     )
     found = {rung: {name: bound(x, behind[rung][name], unit) for name, x in values.items()} for rung, values in ahead.items()}
     if case.config.network.batch_norm != "none":
-        # a normalization takes out what a bias before it adds: of its gradient is left what rounding does to the terms, of which
+        # a normalization takes out what a bias before it adds: of its gradient is left the rounding of the terms, of which
         # the gradient of the kernel beside it is made, too
         for rung, of in found.items():
             kernels = {name: name.replace("/bias", "/kernel") for name in of if "deconv/bias" in name}
