@@ -207,7 +207,7 @@ def climb_on_one_thread(config, batches):
     return ladder.climb(Case("one thread", config, steps=1, exact=False), batches)[0]
 
 
-@pytest.mark.parametrize("size", [128, 384])
+@pytest.mark.parametrize("size", [128, pytest.param(384, marks=pytest.mark.slow)])
 def test_one_thread_and_large_images_agree(size):
     """BiasAddGrad, which Keras does not take for one channel, adds up 2 million pixels one by one: 3e-5 of the sum."""
     config = Config.of(filters=2, depth=1, batch_norm="explicit")

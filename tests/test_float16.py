@@ -18,7 +18,6 @@ import pytest
 import tensorflow as tf
 
 SMALL = Config.of(filters=2, depth=1, batch_size=4, precision="float16", image_size=Size(16, 16))
-SLOW = pytest.mark.slow
 SCHEDULE = ("iterations", "loss_scale", "finite_steps")
 
 
@@ -128,21 +127,8 @@ def test_the_curves_lie_on_each_other(tmp_path):
     """The default training, made small: what 16 bits leave out does not decide what is learnt."""
     losses = {}
     for precision in ("float32", "bfloat16", "float16"):
-        few = [
-            "--precision",
-            precision,
-            "--images",
-            "40",
-            "--image-size",
-            "32",
-            "--filters",
-            "4",
-            "--epochs",
-            "6",
-            "--batch-size",
-            4,
-        ]
-        train(tmp_path / precision, *few)
+        few = "--images 20 --image-size 32 --filters 4 --epochs 6 --batch-size 4".split()
+        train(tmp_path / precision, "--precision", precision, *few)
         losses[precision] = np.array([row["loss"] for row in read_history(tmp_path / precision)])
     assert losses["float32"][0] - losses["float32"][-1] > 0.05, "something is learnt"
     for precision in ("bfloat16", "float16"):
@@ -165,9 +151,7 @@ def on_two_devices(implementation):
     return found
 
 
-@pytest.mark.parametrize(
-    "implementation", [pytest.param("lowlevel", marks=SLOW), pytest.param("highlevel", marks=SLOW), "keras_impl"]
-)
+@pytest.mark.slow
 def test_devices_leave_a_step_out_together(implementation):
     """Keras's LossScaleOptimizer asks the first replica alone: a weight would become infinite."""
     found = columns.call(on_two_devices, implementation, implementation)

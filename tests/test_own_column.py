@@ -74,6 +74,7 @@ def test_exercise(k, options, before, after, tmp_path):
         assert (words in first if words else not first) and all(check.passed for check in checks) == (not words), first
 
 
+@pytest.mark.slow
 def test_the_last_exercise_through_its_command(tmp_path, capsys):
     """The verdict is first, in a sentence, no line is wider than 100 columns, and what is resumed goes on."""
     folder = tmp_path / "my_last"
