@@ -126,7 +126,7 @@ def scene(size, rng):
         rows, columns = polygon(*_outline(centre, radius / stretch, radius * stretch, angle, rng), size)
         places = (rows + 1) * stride + columns + 1
         free = ~near[places]  # the rest lies under other cells, or would touch them
-        if free.mean() < 0.75:
+        if not free.any() or free.mean() < 0.75:
             continue
         if not free.all():
             rows, columns, places = rows[free], columns[free], places[free]

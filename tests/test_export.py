@@ -47,8 +47,6 @@ CASES = [
     *[("keras", "keras_impl", name) for name in CONFIGS],
     ("savedmodel", "lowlevel", "paper"),
     ("savedmodel", "highlevel", "float64"),
-    ("savedmodel", "lowlevel", "float16"),
-    ("stablehlo", "highlevel", "float16"),
     ("stablehlo", "highlevel", "paper"),
     *[(kind, implementation, "own") for kind in ("onnx", "litert") for implementation in IMPLEMENTATIONS],
     *[("onnx", "lowlevel", "paper"), ("onnx", "highlevel", "float64"), ("litert", "lowlevel", "paper")],

@@ -358,6 +358,9 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
 
 
+@pytest.mark.parametrize(
+    "implementation", ["lowlevel", *(pytest.param(name, marks=pytest.mark.slow) for name in IMPLEMENTATIONS[1:])]
+)
 def test_out_of_memory_names_the_largest_batch_that_fits(implementation, tmp_path, monkeypatch):
     """On a device with memory for two images, or none."""
     batches, left = loop.training_batches, 2
