@@ -123,6 +123,7 @@ def test_a_run_goes_on(implementation, tmp_path):
         train(tmp_path / "other", "--checkpoint", last, "--dropout", "0.3", implementation=implementation)
 
 
+@pytest.mark.slow
 def test_the_curves_lie_on_each_other(tmp_path):
     """The default training, made small: what 16 bits leave out does not decide what is learnt."""
     losses = {}

@@ -67,7 +67,7 @@ FLAT_CHANNEL = Config.of(
 )
 
 
-@settings(max_examples=8, **QUIET)
+@settings(max_examples=3, **QUIET)
 @given(drawn=first_steps())
 @example(drawn=(Case("found", FLAT_CHANNEL, steps=0, exact=False), 3, (0, 0)))
 def test_agreement(drawn):

@@ -95,6 +95,7 @@ def test_a_student_replaces_a_row(copy):
     assert "activation up0/concat in inference" in climb(folder)[1]
 
 
+@pytest.mark.slow
 def test_a_team_moves_to_keras(copy):
     """What it forgets is the momentum, for which Keras has another default; what it writes out passes."""
     folder = copy("keras_impl", old="bn(momentum=momentum, ", new="bn(")
@@ -103,6 +104,7 @@ def test_a_team_moves_to_keras(copy):
     assert not first and all(check.passed for check in checks)
 
 
+@pytest.mark.slow
 def test_weights_of_another_library(tmp_path):
     """NumPy stands for PyTorch: a layout that has to be transposed is named, and logits of the same images agree."""
     config = Config.of(channels=1, classes=1, filters=2, depth=1, batch_norm="explicit")

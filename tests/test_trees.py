@@ -246,7 +246,11 @@ TREES = {  # what builds it -> (the command, images to train on and to validate,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
+FIRST = (cityscapes, voc, roboflow, busi, tracking, slices)  # a kind each; the others take half a minute
+MARKED = [pytest.param(tree, marks=[] if tree in FIRST else pytest.mark.slow, id=tree.__name__) for tree in TREES]
+
+
+@pytest.mark.parametrize("tree", MARKED)
 def test_published_trees(tree, tmp_path, capsys, monkeypatch):
     """The same command for overview and training, and nothing but the checkpoint to predict and to evaluate."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())  # 9 s of 10: others look at pictures
