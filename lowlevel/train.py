@@ -27,7 +27,7 @@ def make_train_step(model, config, optimizer=None):
         with tf.GradientTape() as tape:
             logits = model(images, training=True)
             loss = segmentation_loss(masks, logits, config)
-        gradients = tape.gradient(loss, weights, optimizer.loss_scale)  # None: 1
+        gradients = tape.gradient(loss, weights, output_gradients=optimizer.loss_scale)  # None: 1
         with tf.name_scope("optimizer"):  # for profiles
             if optimizer.loss_scale is not None:  # float16
                 gradients = {name: g / optimizer.loss_scale for name, g in gradients.items()}

@@ -127,7 +127,7 @@ def lowlevel(column):
             with tf.GradientTape() as tape:
                 logits = model(images, training=True)
                 loss = share_of_loss(masks, logits, config)
-            gradients = total(tape.gradient(loss, optimizer.weights, optimizer.loss_scale))
+            gradients = total(tape.gradient(loss, optimizer.weights, output_gradients=optimizer.loss_scale))
             if optimizer.loss_scale is not None:
                 gradients = {name: g / optimizer.loss_scale for name, g in gradients.items()}
             if config.training.clip_norm:
