@@ -202,7 +202,8 @@ def _pairs(config):
         what = listed(alone, 4) if alone else "no file fits"
         raise UserError("; ".join(filter(None, [f"by {asked} {what}: {there}", outlines(everything)])))
     image, mask = (Path(text).name.replace("{name}", "STEM") for text in patterns)
-    over = [f"{mask} is the mask of {image}, by {asked}"]  # to paste and change
+    words = f"{mask} is the mask of {image}, by" if "STEM" in mask and "STEM" in image else "images and masks by"
+    over = [f"{words} {asked}"]  # to paste and change
     over += [f"{len(apart)} images of the test part have no masks: left alone"] if apart else []
     used = {*found.fields, *lists, *(mask for masks in found.masks.values() for mask in masks)}
     used |= {
