@@ -128,6 +128,7 @@ def train(implementation, run_dir, *more):
     columns.load(implementation).main([*OPTIONS, *map(str, more), "--run-dir", str(run_dir)])
 
 
+@pytest.mark.slow  # compare.py relay hands over by default
 def test_train_scripts_take_over_from_each_other(tmp_path):
     """Two epochs in one script are one epoch in it and one in the next, from file to file."""
     rate = ["--learning-rate", 2**-10]

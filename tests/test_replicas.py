@@ -75,7 +75,9 @@ def told_apart(implementation, with_faults):
     return columns.call(work, implementation, implementation, with_faults)
 
 
-@pytest.mark.parametrize("implementation", ["lowlevel", "highlevel", pytest.param("keras_impl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "implementation", ["lowlevel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("highlevel", "keras_impl"))]
+)
 def test_two_devices_train_as_one(implementation):
     results = told_apart(implementation, with_faults=False)
     assert results[""] <= 1e-13, "sums in another order, 3 steps in float64"
