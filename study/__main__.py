@@ -1,7 +1,7 @@
 """The study page, docs/study.html: the three columns row by row, and what each row becomes.
 
 python -m study               makes the page from the code, study/notes.md and study/measured.json
-python -m study --measure     measures first, for this machine and the network that the options tell: 5 minutes
+python -m study --measure     measures first, for this machine and the network that the options tell: 6 minutes
 """
 
 import json

@@ -29,13 +29,13 @@ ENDS = np.array([[33, 102, 172], [178, 84, 0]])  # blue and orange
 PALETTE = np.rint(np.where(STEPS < 0, 255 + STEPS * (255 - ENDS[0]), 255 - STEPS * (255 - ENDS[1]))).astype(np.uint8)
 
 
-def trained(config, examples, checkpoint=None):
-    """lowlevel, with the weights of a checkpoint or after `TRAINING` steps. Raises: UserError for one of another network."""
+def trained(config, examples, checkpoint=None, steps=TRAINING):
+    """lowlevel, with the weights of a checkpoint or after so many steps. Raises: UserError for one of another network."""
     built = columns.Built("lowlevel", config)
     if checkpoint:
         built.start(load_checkpoint(checkpoint, config.network)[0])
         return built
-    for images, masks in training_batches(config.replace(epochs=10**6), examples).take(TRAINING):
+    for images, masks in training_batches(config.replace(epochs=10**6), examples).take(steps):
         built.train_step(images, masks)
     return built
 
@@ -135,9 +135,11 @@ def draw(built, batch):
     return {"sheets": [as_png(sheet) for sheet in sheets], "maps": told}
 
 
-def as_png(sheet):
-    picture, data = Image.fromarray(sheet, "P"), io.BytesIO()
-    picture.putpalette(PALETTE.tobytes())
+def as_png(values, mode="P"):
+    """values: uint8 [h, w], places in `PALETTE` or, with mode "L", gray."""
+    picture, data = Image.fromarray(values, mode), io.BytesIO()
+    if mode == "P":
+        picture.putpalette(PALETTE.tobytes())
     picture.save(data, "PNG", optimize=True)
     return base64.b64encode(data.getvalue()).decode()
 

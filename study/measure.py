@@ -25,7 +25,7 @@ from comparison.proof.graph import NO_WORK, collect_one, is_mathematics, stateme
 from comparison.proof.graph import operations as signatures
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
-from study import maps, rows
+from study import live, maps, rows
 
 import keras
 from tensorflow.python import pywrap_tfe  # to learn which operation a gradient belongs to, which no public function tells
@@ -308,5 +308,6 @@ def measure(config, checkpoint=None):
         "totals": found["totals"],
         "rows": dict(sorted(found["rows"].items())),
         "watched": maps.watch(config, examples),
+        "live": live.packed(),
         **drawn,
     }

@@ -1,13 +1,21 @@
 """docs/study.html in Debian's Chromium: what a reader does with mouse, keys, a small screen, a printer."""
 
+import base64
 import json
 import re
 import shutil
 from pathlib import Path
 
+import predict
+from common.checkpoint import save_checkpoint
+from common.config import Config
+from study.live import SMALL
 from study.page import STAGES
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 PAGE = Path(__file__).parents[1] / "docs" / "study.html"
 URL = PAGE.as_uri()
@@ -306,3 +314,42 @@ def test_broken_rules_are_seen(look):
     faint = '<p style="color: #ccc; background: #fff">faint</p>'
     page.evaluate("body => { document.body.innerHTML = body; }", f"<main><h1>a</h1><button></button>{faint}</main>")
     assert {"button-name", "color-contrast"} <= {line.split(":")[0] for line in violations(page).splitlines()}
+
+
+def test_the_page_predicts_as_predict_does(look, tmp_path):
+    """The network that it runs, on its own image and on a coloured one of the reader's."""
+    live, page = MEASURED["live"], look("#live")
+    read = {
+        name: np.frombuffer(base64.b64decode(text), "<f2").reshape(shape) for name, (shape, text) in live["weights"].items()
+    }
+    config = Config.of(**SMALL, batch_norm="none", channels=1, classes=1).as_dict()
+    weights = {name: tf.constant(values.astype(np.float32)) for name, values in read.items()}
+    save_checkpoint(tmp_path / "live.safetensors", weights, {}, config=config, implementation="lowlevel")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/own.png").write_bytes(base64.b64decode(live["image"]))
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(noise).save(tmp_path / "in/noise.png")
+    command = f"--checkpoint {tmp_path}/live.safetensors {tmp_path}/in --output {tmp_path}/out --probabilities"
+    assert predict.main(command.split()) == 0
+    for name in ("own", "noise"):
+        if name == "noise":
+            page.evaluate("probability = null")
+            page.locator("#live-file").set_input_files(tmp_path / "in/noise.png")
+        page.wait_for_function("globalThis.probability")
+        found, expected = page.evaluate("[...probability]"), np.load(tmp_path / f"out/probabilities/{name}.npy")
+        assert 0.01 < expected.std()
+        np.testing.assert_allclose(found, expected.ravel(), rtol=0, atol=1e-4)  # 1e-6 measured
+    assert page.locator("#live-maps canvas").count() == 7 * 4 + 2
+
+
+def test_drawing_on_the_image_runs_the_network(look):
+    page = look("#live")
+    page.locator("#live-clear").click()
+    assert page.evaluate("Math.max(...probability)") < 0.5
+    box = page.locator("#live-image").bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 110, box["y"] + 104)
+    page.mouse.up()
+    assert page.evaluate("probability[128 * 51 + 52]") > 0.5, "where something was drawn"
+    assert page.evaluate("probability[128 * 100 + 100]") < 0.5
