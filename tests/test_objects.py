@@ -155,6 +155,9 @@ def test_where_objects_begin_and_end():
         labels = split_objects(p, Settings(0.5, neck, 9))
         assert labels.max() == 2 and np.bincount(labels.ravel())[1:].tolist() == [9, 9]
         assert not split_objects(p, Settings(0.5, neck, 10)).any() and not split_objects(p, Settings(0.51, neck, 9)).any()
+    assert split_objects(np.eye(6), Settings(0.5, 0.5, 0)).max() == 6, "each a summit of its own"
+    cut = discs((3, 20), (3, 32), size=(24, 64))  # by the border: there they end, and are as thin as they look
+    assert [split_objects(cut, Settings(0.5, neck, 0)).max() for neck in (0.8, 0.9)] == [1, 2]
     p[:] = 0.9
     p[9, 9] = p[10, 10] = p[3, 3:5] = 0  # two holes of 1 pixel and one of 2
     assert np.argwhere(split_objects(p, Settings(0.5, 0, 2)) == 0).tolist() == [[3, 3], [3, 4]]

@@ -588,7 +588,7 @@ def test_names_are_text_in_tables_and_on_the_terminal(trained, tmp_path, capsys)
     assert names == ["'=1+1.png", "a\\x1b[31mb.png", "c\\udcff.png"]
 
 
-@pytest.mark.parametrize("kind", ["keras", "savedmodel", "stablehlo", "litert"])
+@pytest.mark.parametrize("kind", ["keras", "stablehlo"])
 def test_export_writes_the_network_and_no_masks(kind, trained, tmp_path, capsys):
     size = ["--image-size", "32"] if kind in FIXED else []
     assert run(trained("highlevel"), "--export", kind, *size, output=tmp_path / "out") == 0
