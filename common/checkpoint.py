@@ -30,24 +30,19 @@ COLUMNS = (  # of history.csv, and of the rows in metadata
 )
 
 
-def _is_number(value):
-    return type(value) in (int, float)
-
-
-def _is_count(value):
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_row(value):
-    return isinstance(value, dict) and value.keys() == set(COLUMNS) and all(map(_is_number, value.values()))
+def _are_numbers(values):
+    return all(type(value) in (int, float) for value in values)
 
 
 METADATA = {  # key -> whether a value is of its kind
     "implementation": lambda value: isinstance(value, str),
     "config": lambda value: isinstance(value, dict),
-    **dict.fromkeys(("step", "epoch", "steps_per_epoch"), _is_count),
-    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
-    "rows": lambda value: isinstance(value, list) and all(map(_is_row, value)),
+    **dict.fromkeys(("step", "epoch"), lambda value: type(value) is int and 0 <= value < 2**63),
+    "losses": lambda value: isinstance(value, list) and _are_numbers(value),
+    "rows": lambda value: (
+        isinstance(value, list)
+        and all(isinstance(row, dict) and row.keys() == set(COLUMNS) and _are_numbers(row.values()) for row in value)
+    ),
 }
 
 
@@ -67,25 +62,26 @@ def save_checkpoint(path, weights, state, **metadata):
         raise UserError(f"cannot write {path}: {error.strerror}; the file that was there before stays") from None
 
 
-def load_metadata(path):
-    """key -> value of a checkpoint, without its tensors, each of the kind in `METADATA`.
-
-    Raises: UserError that names the file when it is damaged, or a value is of another kind.
-    """
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: name the file, {Path(path) / 'best.safetensors'}")
+def _read(path, with_tensors):
+    """-> (metadata, each value of the kind in `METADATA`; name -> array). Raises: UserError that names the file."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
         raise UserError(f"{path} is no file: name best.safetensors of a run")
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            values = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = printable(error.strerror if isinstance(error, OSError) and error.strerror else error)
         raise UserError(f"{path} is no readable checkpoint ({reason}): train again, or take another file") from None
     for key, value in metadata.items():
         if key in METADATA and not METADATA[key](value):
             raise UserError(f"{path} holds {reprlib.repr(value)[:100]} for {key!r}: it is damaged, take another file")
-    return metadata
+    return metadata, values
+
+
+def load_metadata(path):
+    """key -> value of a checkpoint, without its tensors. Raises: UserError that names the file when it is damaged."""
+    return _read(path, with_tensors=False)[0]
 
 
 def load_checkpoint(path, network=None):
@@ -93,12 +89,7 @@ def load_checkpoint(path, network=None):
 
     Raises: UserError that names the file when it is missing, damaged, or not of the network that `network` describes.
     """
-    metadata = load_metadata(path)
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            values = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # a kind that NumPy has not
-        raise UserError(f"{path} is no readable checkpoint ({printable(error)}): take another file") from None
+    metadata, values = _read(path, with_tensors=True)
     state = {name: values.pop(name) for name in list(values) if name in OF_STEPS or name.endswith(("/m", "/v"))}
     if network is not None:
         values = with_dropout(values, network)
@@ -127,15 +118,13 @@ def read_checkpoint(path):
     weights that are not finite, whose predictions would be nonsense.
     """
     metadata = load_metadata(path)
-    if not {"config", "implementation"} <= metadata.keys():
+    if "config" not in metadata or metadata.get("implementation") not in IMPLEMENTATIONS:  # which will be imported
         raise UserError(f"{path} was not written by a train script of this project: train, or take another file")
     try:
         config = Config.from_dict(metadata["config"])
         table(config.network)  # while the channels are not known there is none
     except UserError as error:
         raise UserError(f"{path} is of another version of the project ({error}): train again, or use that version") from None
-    if metadata["implementation"] not in IMPLEMENTATIONS:  # it will be imported: no other name may come out of a file
-        raise UserError(f"{path} names an implementation that there is not: take a file that a train script wrote")
     weights = load_checkpoint(path, config.network)[0]
     for name, value in weights.items():
         if not np.isfinite(value).all() or name.endswith("/moving_variance") and (value < 0).any():

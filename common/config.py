@@ -19,7 +19,6 @@ from common.text import printable
 from common.values import VOID, Addresses, Bands, ColorTable, Names, Size, UserError, Values, Weights, in_float32
 
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
-FOLDS_CACHE = "cache-of-the-folds"  # in the folder of a cross-validation without --cache, until the last fold is done
 
 
 class Stopped(Exception):
@@ -357,12 +356,8 @@ class Config:
 
     @property
     def kept(self):
-        """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on.
-
-        And but for the cache that the folds of a cross-validation share, which is gone after the last.
-        """
-        cache = self.data.cache if (self.data.cache or Path()).name != FOLDS_CACHE else None
-        return self.replace(resume=False, workers=None, worker=None, cache=cache)
+        """What a run's files keep of it: all but the hosts that take part this time, and whether it goes on."""
+        return self.replace(resume=False, workers=None, worker=None)
 
     def as_dict(self):
         """The fields as JSON has them, flat: sizes and paths in the words of the command line."""

@@ -19,7 +19,6 @@ from common.config import UserError
 PART = re.compile(r"\.unet-[0-9a-f]{32}(\.\w+)?")  # the name of what is not finished
 RESULTS = "results-of-compare"
 ABOUT = "compare.py wrote what lies here. Its next command replaces results of the same name: keep nothing else here.\n"
-_taken = {}  # folder of results -> its lock, until this process ends
 
 
 def try_lock(path):
@@ -105,20 +104,10 @@ def prepare(paths, overwrite=None):
 def take_results(folder):
     """Makes the folder of results of compare.py, which are replaced by the next ones of the same name.
 
-    No other process has them until this one ends.
-
-    Raises: UserError for a folder that holds anything, and was not made so, and for one that another process has.
+    Raises: UserError for a folder that holds anything, and was not made so.
     """
-    if (key := folder.resolve()) in _taken:
-        return
     refuse_file(folder)
     mark, found = folder / RESULTS, [path.name for path in folder.glob("*") if not is_part(path)]
-    if found and not (mark.is_file() and mark.read_bytes() in (b"", ABOUT.encode())):  # empty: of one that was killed
+    if found and not (mark.is_file() and mark.read_bytes() == ABOUT.encode()):
         raise UserError(f"{folder} holds {found[0]}, and was not made by compare.py: name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (lock := try_lock(mark)):
-        raise UserError(f"{folder} is in use by another process: wait for it, or name another folder")
-    if not mark.stat().st_size:
-        lock.write(ABOUT)
-        lock.flush()
-    _taken[key] = lock
+    write_text(mark, ABOUT)

@@ -67,7 +67,7 @@ def test_only_files_are_read(read, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no file"):
         read(tmp_path / "pipe")
-    with pytest.raises(UserError, match="is a folder: name the file, .*best.safetensors"):
+    with pytest.raises(UserError, match="is no file: name best.safetensors of a run"):
         load_metadata(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Several devices and hosts: the same training as on one, and nobody waits for a host that is lost."""
 
 import importlib
-import io
 import json
 import os
 import re
@@ -250,7 +249,7 @@ def test_a_fold_sees_its_gpu_from_its_start(monkeypatch):
     class Process:
         def __init__(self, command, env, **_):
             seen.append(env["CUDA_VISIBLE_DEVICES"])
-            self.stdin, self.stdout = io.StringIO(), []
+            self.stdout = []
 
         def wait(self):
             return 0

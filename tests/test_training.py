@@ -15,11 +15,9 @@ from common.checkpoint import load_checkpoint, load_metadata
 from common.config import IMPLEMENTATIONS, Config, Stopped, UserError
 from comparison import columns
 from comparison.proof import runs
-from data import cache
-from tests.drawn import BLOBS, save_pairs
 from tests.helpers import ROOT, python
 from training import run as loop
-from training.folder import KNOWN, read_config
+from training.folder import KNOWN
 from training.report import read_history, write_history
 from training.schedule import learning_rate, stops_early
 
@@ -277,27 +275,6 @@ def test_folds_train_each_and_report_the_mean(tmp_path, capsys):
         assert list(csv.reader(file)) == table
     names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     assert "fold0/events" in names and all(map(KNOWN.fullmatch, names)), "a next run may set it aside"
-
-
-def test_folds_decode_once_stopped_or_not_and_clean_up(tmp_path, monkeypatch):
-    save_pairs(tmp_path / "data", [BLOBS[:16, :16]] * 4)
-    run_dir, options = tmp_path / "run", ["--dataset", "folder", "--data-dir", tmp_path / "data", "--folds", "2"]
-    decode, decoded = cache.decode, []
-    monkeypatch.setattr(cache, "decode", lambda *args: decoded.append(1) or decode(*args))
-
-    def stop(run):
-        if run.config.data.fold == 1:
-            run.stop.arrived = signal.SIGINT
-
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patch_end_step(patched, stop)
-        train(run_dir, *options)
-    resume(run_dir)
-    assert len(decoded) == 1
-    for fold in range(2):  # that folder is gone, and nobody is to make it anew
-        assert read_config(run_dir / f"fold{fold}")["cache"] is None
-        assert load_metadata(run_dir / f"fold{fold}" / "best.safetensors")["config"]["cache"] is None
-    assert sorted(path.name for path in run_dir.iterdir() if path.is_dir()) == ["fold0", "fold1"]
 
 
 # stopping

@@ -6,12 +6,12 @@ import os
 import re
 from pathlib import Path
 
-from common.config import FOLDS_CACHE, Config, UserError
+from common.config import Config, UserError
 from common.output import is_part, refuse_file, try_lock, write_text
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
-FOLDERS = rf"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?|{FOLDS_CACHE}(/.*)?"
+FOLDERS = r"events(/events\.out\.tfevents\..*)?|(images|masks)(/synthetic-image-\d+\.png)?"
 KNOWN = re.compile(rf"(fold\d+/)?({'|'.join(map(re.escape, FILES))}|{FOLDERS})|fold\d+")
 
 
@@ -74,13 +74,11 @@ def take_new_folder(config):
     """
     run_dir = config.training.run_dir
     check_folder(config.training)
-    while True:
-        run_dir.resolve().mkdir(parents=True, exist_ok=True)  # what a link leads to may have been set aside
-        held = lock(run_dir)
-        if config.training.resume or not is_run(run_dir):
-            break
-        set_aside(run_dir)
-        held.close()
+    if is_run(run_dir) and not config.training.resume:
+        with lock(run_dir):
+            set_aside(run_dir)
+    run_dir.resolve().mkdir(parents=True, exist_ok=True)  # what a link leads to may have been set aside
+    held = lock(run_dir)
     for path in filter(is_part, run_dir.iterdir()):  # of a process that was killed
         path.unlink()
     if not (run_dir / "config.json").exists():  # first of all: the folder is known by it
@@ -102,12 +100,9 @@ def read_config(run_dir):
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         Config.from_dict(values)
-    except OSError as error:
-        raise UserError(f"there is no run to --resume in {run_dir}: {path} cannot be read ({error.strerror})") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged, it holds no JSON: take it from a copy, or train into another --run-dir") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"there is no run to --resume in {run_dir}: {path} cannot be read ({reason})") from None
     return values
 
 

@@ -250,17 +250,3 @@ def environment():
     """That of this process, in which a Python that is started anywhere finds the modules of this project."""
     folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
-
-
-@contextlib.contextmanager
-def passing_signals(processes):
-    """`STOPPING` signals are for the processes in this list, which save and stop. Yields a list of those that came."""
-    arrived = []
-
-    def pass_on(number, frame):
-        arrived.append(number)
-        for process in processes:
-            process.send_signal(number)
-
-    with handling(pass_on, *STOPPING):
-        yield arrived

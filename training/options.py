@@ -57,7 +57,7 @@ def resumed(args, given):
         )
     for last in (args.run_dir / "last.safetensors", *args.run_dir.glob("fold*/last.safetensors")):
         done = load_metadata(last) if "epochs" in given and last.exists() else {}
-        if done.get("step", 0) > args.epochs * done.get("steps_per_epoch", 0):
+        if done.get("epoch", 0) > args.epochs:
             raise UserError(
                 f"{last} is {done['epoch']} epochs on, and --epochs {args.epochs} is less: name more, or leave it out"
             )

@@ -4,7 +4,6 @@ import csv
 import itertools
 import math
 import shlex
-import warnings
 
 from common.checkpoint import COLUMNS
 from common.config import UserError
@@ -122,10 +121,8 @@ def write_examples(run_dir, validation, classes):
     for name, image, mask in itertools.islice(zip(validation.names, validation.images, validation.masks), PICTURES):
         mask = mask * np.uint8(255) if classes <= 2 else mask
         for folder, values in (("images", image[..., 0] if image.shape[-1] == 1 else image), ("masks", mask)):
-            path = run_dir / folder / f"{name.replace(' ', '-')}.png"
-            if not path.exists():  # a run that goes on has them
-                with replacing(path) as part:
-                    Image.fromarray(values).save(part, "PNG")
+            with replacing(run_dir / folder / f"{name.replace(' ', '-')}.png") as part:
+                Image.fromarray(values).save(part, "PNG")
 
 
 def draw_predictions(path, columns, title, config):
@@ -194,22 +191,19 @@ def list_folds(config):
     for k in range(config.data.folds):
         run_dir = config.training.run_dir / f"fold{k}"
         best = max(read_history(run_dir), key=lambda row: row["val_dice"])
-        try:
-            with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
-                classes = {row["name"]: [float(row["iou"]), float(row["dice"])] for row in csv.DictReader(file)}
-        except (OSError, TypeError, ValueError, KeyError, csv.Error):
-            raise UserError(f"{run_dir / 'classes.csv'} is missing or damaged: remove {run_dir}, and --resume") from None
+        with open(run_dir / "classes.csv", newline="", encoding="utf-8") as file:
+            classes = {row["name"]: [float(row["iou"]), float(row["dice"])] for row in csv.DictReader(file)}
         labels.append(f"fold{k}, epoch {best['epoch']}")
         table.append([*map(best.get, names), *itertools.chain(*classes.values())])  # the same classes in every fold
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class may be in no image of a fold, or of all
-        rows = [*zip(labels, table), ("mean", np.nanmean(table, 0)), ("standard deviation", np.nanstd(table, 0, ddof=1))]
+    known = np.ma.masked_invalid(table)  # a class may be in no image of a fold, or of all
+    means, deviations = (values.filled(np.nan) for values in (known.mean(0), known.std(0, ddof=1)))
+    rows = [*zip(labels, table), ("mean", means), ("standard deviation", deviations)]
     print(f"\nbest epoch of each fold{'':<4}{'accuracy':>10}{'dice':>10}{'IoU':>10}{'mean IoU':>10}")
     for label, values in rows:
         print(f"{label:<26}{''.join(f'{value:>10.4f}' for value in values[: len(names)])}")
     width = max(map(len, [*classes, "class, mean of the folds"]))
     print(f"\n{'class, mean of the folds':<{width}}{'IoU':>10}{'deviation':>11}{'dice':>10}{'deviation':>11}")
-    of_classes = np.transpose([values for _, values in rows[-2:]])[len(names) :].reshape(-1, 4)
+    of_classes = np.transpose([means, deviations])[len(names) :].reshape(-1, 4)
     for name, (iou, iou_deviation, dice, dice_deviation) in zip(classes, of_classes):
         print(f"{name:<{width}}{iou:>10.4f}{iou_deviation:>11.4f}{dice:>10.4f}{dice_deviation:>11.4f}")
     header = ["fold", *names, *(f"{measure} of {name}" for name in classes for measure in ("iou", "dice"))]

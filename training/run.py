@@ -8,8 +8,8 @@ import sys
 import time
 
 from common import recorded
-from common.checkpoint import load_checkpoint, save_checkpoint
-from common.config import Stopped, UserError, flag, marked
+from common.checkpoint import COLUMNS, load_checkpoint, save_checkpoint
+from common.config import Stopped, UserError, flag
 from common.device import device_name
 from common.layers import table
 from common.pictures import expendable, image_colors, in_values, mask_colors
@@ -79,6 +79,7 @@ class Run:
         self.losses = []  # of the steps of this epoch; the last of them may still be on the device
         self.rows = []  # of history.csv
         self.rate = None  # the learning rate that the optimizer has
+        self.traced = False  # the first step of a process traces and compiles: the clock starts after it
         self.stop = hosts.StopSignal()
         self.last = self.run_dir / "last.safetensors"
         self.handlers = contextlib.ExitStack()  # of signals
@@ -114,22 +115,20 @@ class Run:
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
         # after the strategy, which has set its own
         self.handlers.enter_context(hosts.handling(self._ask_to_stop, *hosts.STOPPING))
-        self.traced = False  # the first step of a process traces and compiles: the clock starts after it
         self._start_epoch()
         self._set_rate()
         return self
 
     def _open_folder(self):
-        """Makes or opens the run's folder, and loads what it goes on with."""
-        config = self.config
+        """Loads what the run goes on with, and makes or opens its folder."""
+        config, goes_on = self.config, self.options.resume and self.last.exists()
         try:
-            goes_on = self.options.resume and self.last.exists()
-            if self.options.checkpoint and not goes_on:  # before the folder is made: the file may not fit
-                self._start_from(self.options.checkpoint)
+            if path := self.last if goes_on else self.options.checkpoint:  # before the folder is made: the file may not fit
+                self._load(path, goes_on)
             self.lock = take_new_folder(config)
-            if goes_on:
-                self._restore(self.last)
-            self._write_split()
+            (check_split if goes_on else write_split)(self.run_dir / "split.json", self.training, self.validation)
+            if self.rows:
+                write_history(self.run_dir, self.rows)  # the file may be an epoch ahead
             write_config(config)
             if config.data.dataset == "synthetic":
                 write_examples(self.run_dir, self.validation, config.network.classes)
@@ -140,7 +139,7 @@ class Run:
         self.progress.close()
         self.handlers.close()
         if self.chief:
-            self.events.close()
+            self.events.writer.close()
             self.lock.close()
 
     def _ask_to_stop(self, number, frame):
@@ -148,34 +147,24 @@ class Run:
         self.handlers.close()  # a second Ctrl-C stops at once
         print(f"\n{signal.Signals(number).name}: finishing this step", file=sys.stderr, flush=True)
 
-    def _restore(self, path):
-        """All that the run knew when it wrote `path`."""
-        metadata, _ = self._load(path)
-        if not {"step", "rows", "losses", "config"} <= metadata.keys():
+    def _load(self, path, goes_on):
+        """All that the run knew when it wrote `path`. Of another run: weights, and optimizer and epoch if they are in it."""
+        values, state, metadata = load_checkpoint(path, self.config.network)
+        assign_weights(self.weights, values)
+        if state and state.keys() != self.state.keys():
+            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer and --precision of its training")
+        if state:
+            assign_weights(self.state, state)
+        if goes_on and not {"step", "rows", "losses"} <= metadata.keys():
             raise UserError(f"{path} does not say how far its run came: --checkpoint {path} starts a new run from its weights")
-        now = self.config.as_dict()
-        for name in marked("found"):  # those that pixels or names follow from are known by split.json, or harmless
-            had = metadata["config"].get(name, now[name])
-            if name != "class_names" and had != now[name]:
-                raise UserError(
-                    f"{path} was trained with {flag(name)} {had}, and now it is {now[name]}: put it back in "
-                    f"{self.run_dir / 'config.json'}, or train into another --run-dir"
-                )
-        if metadata.get("steps_per_epoch") != self.steps_per_epoch:
-            raise UserError(f"{path} comes from other data or another --batch-size: train into another --run-dir")
-        self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
-        if self.rows:
-            write_history(self.run_dir, self.rows)  # it may be an epoch ahead
-
-    def _start_from(self, path):
-        """Weights, and if the file holds them the optimizer's state and the epoch."""
-        metadata, state = self._load(path)
+        if goes_on:
+            self.step, self.rows, self.losses = metadata["step"], metadata["rows"], metadata["losses"]
+            return
         self._compare(path, metadata.get("config", {}))
         self.step = metadata.get("epoch", 0) * self.steps_per_epoch if state else 0
         if self.step >= self.all_steps:
-            done = metadata["epoch"]
             raise UserError(
-                f"{path} has {done} epochs behind it: nothing is left to do with --epochs {self.options.epochs}; "
+                f"{path} has {metadata['epoch']} epochs behind it: nothing is left to do with --epochs {self.options.epochs}; "
                 "from best.safetensors a run starts with its weights and at epoch 1"
             )
 
@@ -194,24 +183,6 @@ class Run:
             if seen := learnt.intersection(zip(self.validation.names, self.validation.checksums)):
                 of = f"{len(seen)} of {len(self.validation.names)} images to validate on are among those that"
                 say(f"warning: {of} {path} was trained on: --split {split} keeps them apart", sys.stderr)
-
-    def _load(self, path):
-        """-> metadata, and the optimizer's state, empty if the file holds weights alone."""
-        values, state, metadata = load_checkpoint(path, self.config.network)
-        assign_weights(self.weights, values)
-        if state and state.keys() != self.state.keys():
-            raise UserError(f"{path} holds the state of another optimizer: use the --optimizer and --precision of its training")
-        if state:
-            assign_weights(self.state, state)
-        return metadata, state
-
-    def _write_split(self):
-        """split.json; a run that goes on must find the images that it had."""
-        path = self.run_dir / "split.json"
-        if self.step and self.options.resume:
-            check_split(path, self.training, self.validation)
-        else:
-            write_split(path, self.training, self.validation)
 
     def _start_epoch(self):
         self._start_clock()
@@ -323,7 +294,8 @@ class Run:
             write_history(self.run_dir, self.rows)
             if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
                 save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
-            self._tell_tensorboard(row, with_pictures=is_best)  # they cost about as much as validation does
+            strips = self._strips() if is_best else []  # they cost about as much as validation does
+            self.events.write(self.step, {name: row[name] for name in COLUMNS[2:]}, {"image, truth, prediction": strips})
         self._print_epoch(row)
         if not self.done:
             self._start_epoch()
@@ -344,20 +316,15 @@ class Run:
     def _evaluate(self):
         return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
 
-    def _tell_tensorboard(self, row, with_pictures):
-        self.events.scalars({name: value for name, value in row.items() if name not in ("epoch", "step")}, self.step)
-        if not with_pictures:
-            return
-        strips = []
-        for _, image, truth, prediction, _ in predict_some(self.config, self.validation, self.eval_step):
-            masks = [mask_colors(in_values(mask, self.config), self.config.network.classes) for mask in (truth, prediction)]
-            strips.append(np.hstack([image_colors(image, truth, self.config.data.show_bands), *masks]))
-        self.events.pictures("image, truth, prediction", strips, self.step)
+    def _strips(self):
+        """Of a few validation images: image, truth and prediction beside each other, [H, 3 W, 3] in 0..1."""
+        for _, image, *masks, _ in predict_some(self.config, self.validation, self.eval_step):
+            colors = [mask_colors(in_values(mask, self.config), self.config.network.classes) for mask in masks]
+            yield np.hstack([image_colors(image, masks[0], self.config.data.show_bands), *colors])
 
     def _metadata(self):
         kept = self.config.kept.as_dict()
-        known = {"implementation": self.implementation, "config": kept, "environment": recorded()}
-        return known | {"steps_per_epoch": self.steps_per_epoch}
+        return {"implementation": self.implementation, "config": kept, "environment": recorded()}
 
     def _save(self):
         """Writes last.safetensors."""
@@ -374,8 +341,6 @@ class Run:
 
     def _report(self):
         config, best = self.config, self.best
-        if best is None:
-            raise UserError(f"{self.last} says that all is done, and knows of no epoch: it is damaged, start a new run")
         assign_weights(self.weights, load_checkpoint(self.run_dir / "best.safetensors", config.network)[0])
         beside = ""
         if config.data.dataset == "synthetic" and config.network.classes <= 2:

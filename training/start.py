@@ -4,9 +4,9 @@ import contextlib
 import gc
 import io
 import shlex
+import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 from common.config import Stopped, UserError
 from common.device import be_deterministic, tf
@@ -28,21 +28,21 @@ def train_as_told(implementation, train, argv, description):
     if config.training.deterministic:
         be_deterministic()
     try:
-        if config.data.folds is None or config.data.fold is not None:
-            with spread(config), in_place(implementation, train):
-                if is_chief():  # before the data is read
-                    check_folder(config.training)
-                try:
-                    return train(config)
-                except tf.errors.ResourceExhaustedError:
-                    if config.training.replicas > 1:
-                        raise
-                # below, for what the traceback held in memory is free there
-                batch, fits = config.training.batch_size, largest_batch(train, config)
-                words = f"use --batch-size {fits}" if fits else "use a smaller --crop-size, --filters or --depth"
-                raise UserError(f"out of memory with --batch-size {batch}: {words}; what was saved before stays")
-        else:
-            train_folds(implementation, train, config)
+        if config.data.folds and config.data.fold is None:
+            return train_folds(implementation, train, config)
+        with spread(config), in_place(implementation, train):
+            if is_chief():  # before the data is read
+                check_folder(config.training)
+            try:
+                return train(config)
+            except tf.errors.ResourceExhaustedError:
+                if config.training.replicas > 1:
+                    raise
+            # below, for what the traceback held in memory is free there
+            fits = largest_batch(train, config)
+            words = f"use --batch-size {fits}" if fits else "use a smaller --crop-size, --filters or --depth"
+            batch = config.training.batch_size
+            raise UserError(f"out of memory with --batch-size {batch}: {words}; what was saved before stays")
     except Stopped as stopped:
         command = f"python -m {implementation}.train --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
         if config.training.workers:
@@ -50,26 +50,26 @@ def train_as_told(implementation, train, argv, description):
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
 
 
-class Fits(Exception):
-    """A step was made."""
+class Trial(Run):
+    """It is done after a step."""
+
+    def end_step(self, loss):
+        float(loss)  # a GPU's calls return before the work is done
+        self.step = self.all_steps
+
+    def finish(self):
+        pass
 
 
 def largest_batch(train, config):
-    """The largest of the halves of `config`'s batch with which `train` makes a step, each tried; 0 if none does."""
-
-    def end_step(run, loss):
-        float(loss)  # a GPU's calls return before the work is done
-        raise Fits
-
-    batch = config.training.batch_size // 2
-    while batch:
+    """The largest of the halves of `config`'s batch with which `train`, of a train script, makes a step; 0 if none does."""
+    script, batch = sys.modules[train.__module__], config.training.batch_size
+    script.Run = Trial
+    while batch := batch // 2:
         gc.collect()
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(Run, "end_step", end_step):
-            trial = dict(batch_size=batch, run_dir=Path(folder) / "run", resume=False, checkpoint=None)
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(tf.errors.ResourceExhaustedError):
-                try:
-                    train(config.replace(**trial))
-                except Fits:
-                    return batch
-        batch //= 2
-    return 0
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.suppress(tf.errors.ResourceExhaustedError):
+                train(config.replace(batch_size=batch, run_dir=Path(folder) / "run", resume=False, checkpoint=None))
+                break
+    script.Run = Run
+    return batch

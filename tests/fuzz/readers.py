@@ -91,7 +91,7 @@ def matlab():
 
 
 ROW = dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1, "step": 4}
-METADATA = {"implementation": "lowlevel", "config": RUN.as_dict(), "steps_per_epoch": 4, "step": 4, "epoch": 1}
+METADATA = {"implementation": "lowlevel", "config": RUN.as_dict(), "step": 4, "epoch": 1}
 METADATA |= {"losses": [0.5], "rows": [ROW]}
 
 
