@@ -48,12 +48,15 @@ LIBRARIES = ("libcudart.so.12", "libcublas.so.12", "libcublasLt.so.12", "libcudn
 LIBRARIES += ("libcusparse.so.12", "libcupti.so.12", "libnccl.so.2")  # what TensorFlow 2.21 opens at its start
 
 
+def beside(library):
+    """The paths of a library of `tensorflow[and-cuda]` where pip puts it."""
+    return [path for folder in sys.path for path in glob.glob(os.path.join(glob.escape(folder), "nvidia", "*", "lib", library))]
+
+
 def is_there(library):
     """Whether a library of `tensorflow[and-cuda]` lies where pip puts it, or where the system looks for it."""
-    if any(glob.glob(os.path.join(glob.escape(folder), "nvidia", "*", "lib", library)) for folder in sys.path):
-        return True
     with contextlib.suppress(OSError):
-        return bool(ctypes.CDLL(library))
+        return bool(beside(library) or ctypes.CDLL(library))
     return False
 
 
@@ -86,11 +89,9 @@ def open_cusolver():
     It looks for all of them beside itself, where pip puts them, but not for this one (its RUNPATH lacks the folder; seen on an
     H200), and without it uses no GPU at all. What is open already is found by its name.
     """
-    for folder in sys.path:
-        path = os.path.join(folder, "nvidia", "cusolver", "lib", "libcusolver.so.11")
-        if os.path.exists(path):
-            with contextlib.suppress(OSError):  # TensorFlow says what is missing
-                ctypes.CDLL(path)
+    with contextlib.suppress(OSError):  # TensorFlow says what is missing
+        for path in beside("libcusolver.so.11"):
+            ctypes.CDLL(path)
 
 
 def keep_freed_memory():

@@ -19,11 +19,14 @@ tf.get_logger().setLevel("ERROR")
 IMPLEMENTATIONS = ("lowlevel", "highlevel", "keras_impl")
 
 
-def save_network(path, implementation="lowlevel", **options):
-    """A checkpoint of a small network with random weights, trained by `implementation` by its metadata. Returns: `path`."""
+def save_network(path, implementation="lowlevel", about=None, **options):
+    """A checkpoint of a small network with random weights, trained by `implementation` by its metadata. Returns: `path`.
+
+    about: more of the metadata.
+    """
     config = Config.of(**{"filters": 2, "depth": 2, "channels": 1, "classes": 1, **options})
     weights = {name: tf.constant(value) for name, value in initial_weights(config.network).items()}
-    save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation)
+    save_checkpoint(path, weights, {}, config=config.as_dict(), implementation=implementation, **(about or {}))
     return path
 
 

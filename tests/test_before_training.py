@@ -1,14 +1,14 @@
 """What a run says, or refuses, before its first step: of data, options and a checkpoint that would train for nothing."""
 
-from common.checkpoint import load_checkpoint, read_checkpoint
-from common.config import Config
+from common.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from common.config import Config, Names
 from comparison import columns
 from data.meaning import check_classes
 from tests.conftest import save_network
-from tests.drawn import save
+from tests.drawn import save, save_pairs
 from tests.helpers import refused
-from training import run as loop
 from training.run import check_normalization
+from training.start import Trial
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ TINY = "--images 10 --image-size 16 --depth 1 --filters 2 --batch-size 2 --epoch
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    for name in ("draw_results", "draw_augmentations"):
-        monkeypatch.setattr(loop, name, lambda *_: None)
+def one_step_alone(monkeypatch):
+    monkeypatch.setattr("lowlevel.train.Run", Trial)
 
 
 def train(run_dir, *options):
-    columns.load("lowlevel").main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
+    images = TINY[2:] if "--dataset" in options else TINY
+    columns.load("lowlevel").main([*images, "--run-dir", str(run_dir), *map(str, options)])
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_masks_are_looked_at_before_the_first_step(tmp_path, capsys):
             mask = np.resize(np.uint8(values), (16, 16))
             save(tmp_path / f"data/{part}/images/{k}.png", mask), save(tmp_path / f"data/{part}/masks/{k}.png", mask)
     options = ["--dataset", "folder", "--data-dir", tmp_path / "data", "--void-label", "128"]
-    columns.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "run"), *map(str, options)])
+    train(tmp_path / "run", *options)
     assert "warning: the masks hold class 2 only to validate on" in capsys.readouterr().err
     for k in range(2):
         save(tmp_path / f"data/val/masks/{k}.png", np.full((16, 16), 128, np.uint8))
     with refused("no pixel of the masks to validate on is labelled"):
-        columns.load("lowlevel").main([*TINY[2:], "--run-dir", str(tmp_path / "other"), *map(str, options)])
+        train(tmp_path / "other", *options)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,9 @@ def test_a_warm_up_that_never_ends_is_told(tmp_path, capsys):
 
 
 def test_a_checkpoint_of_a_network_that_only_looks_the_same(tmp_path, capsys):
-    train(tmp_path / "a", "--activation", "relu", "--bn-momentum", "0.5", "--batch-norm", "explicit")
-    file = tmp_path / "a" / "best.safetensors"
-    capsys.readouterr()
-    others = ["--activation", "relu", "--bn-momentum", "0.5", "--batch-norm", "explicit"]
-    train(tmp_path / "same", "--checkpoint", file, *others, "--seed", "0", "--learning-rate", "0.1")
+    options = dict(activation="relu", bn_momentum=0.5, batch_norm="explicit", class_names=Names(("background", "cell")))
+    file = save_network(tmp_path / "best.safetensors", depth=1, **options)
+    train(tmp_path / "same", "--checkpoint", file, "--activation", "relu", "--bn-momentum", "0.5", "--batch-norm", "explicit")
     err = capsys.readouterr().err
     assert "was trained with" not in err and "to validate on" not in err
     train(tmp_path / "b", "--checkpoint", file, "--class-names", "ground,nucleus")
@@ -114,22 +112,32 @@ def test_a_checkpoint_of_a_network_that_only_looks_the_same(tmp_path, capsys):
 
 def test_images_that_a_checkpoint_was_trained_on_do_not_judge_it(tmp_path, capsys):
     """Another --seed splits anew."""
-    for k in range(10):
-        image = np.random.default_rng(k).integers(0, 2, (16, 16), np.uint8)
-        save(tmp_path / f"data/images/{k}.png", image), save(tmp_path / f"data/masks/{k}.png", image)
-    options = [*TINY[2:], "--dataset", "folder", "--data-dir", tmp_path / "data"]
+    checkpoint, split = tmp_path / "a" / "best.safetensors", tmp_path / "a" / "split.json"
 
     def start(name, *more):
-        columns.load("lowlevel").main([*map(str, [*options, "--run-dir", tmp_path / name, *more])])
+        train(tmp_path / name, "--dataset", "folder", "--data-dir", save_pairs(tmp_path / "data", masks), *more)
         return capsys.readouterr().err
 
+    masks = np.random.default_rng(0).integers(0, 2, (10, 16, 16), np.uint8)
     start("a")
-    checkpoint, split = tmp_path / "a" / "best.safetensors", tmp_path / "a" / "split.json"
+    save_network(checkpoint, depth=1, channels=3)
     assert "to validate on" not in start("b", "--checkpoint", checkpoint)
     err = start("c", "--checkpoint", checkpoint, "--seed", "3")
     words = f"of 2 images to validate on are among those that {checkpoint} was trained on: --split {split} keeps them apart"
     assert words in err
     assert "to validate on" not in start("d", "--checkpoint", checkpoint, "--seed", "3", "--split", split)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_no_folder(tmp_path):
+    built, file = columns.Built("lowlevel", Config.of(depth=1, filters=2)), tmp_path / "last.safetensors"
+    save_checkpoint(file, built.weights, built.state, epoch=1)
+    for options, words in (
+        ([], "nothing is left to do with --epochs 1"),
+        (["--optimizer", "sgd"], "the state of another optimizer"),
+    ):
+        with refused(words):
+            train(tmp_path / "run", "--checkpoint", file, *options)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("had, has", [(0.0, 0.5), (0.5, 0.0), (0.5, 0.5)])
@@ -142,14 +150,6 @@ def test_dropout_has_no_weights(had, has, tmp_path):
     if has:
         np.testing.assert_array_equal(weights["dropout/state"], [0 if had else 7, 0])
     assert ("dropout/state" in read_checkpoint(path)[1]) is (had > 0)
-
-
-def test_fewer_epochs_than_are_done_are_refused(tmp_path):
-    train(tmp_path, "--epochs", "2")
-    before = (tmp_path / "config.json").read_bytes()
-    with refused("last.safetensors is 2 epochs on, and --epochs 1 is less: name more, or leave it out"):
-        columns.load("lowlevel").main(["--resume", "--run-dir", str(tmp_path), "--epochs", "1"])
-    assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_the_folder_is_looked_at_before_the_data(tmp_path, monkeypatch):

@@ -2,23 +2,18 @@
 
 import dataclasses
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from common import recorded
 from common.cli import GROUPS, make_parser, parse, read_config
-from common.config import FIELDS, IMPLEMENTATIONS, PRESETS, Config, Network, UserError, flag, kind_of, marked, range_of
+from common.config import FIELDS, PRESETS, Config, UserError, flag, kind_of, marked, range_of
 from common.values import Addresses, Bands, ColorTable, Names, Size, Values, Weights
-from common.weights import weight_shapes
 from comparison.proof.ways import ARCHITECTURES, cases
+from tests.helpers import python
 from training.options import read_command_line
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_flat_names_make_the_groups():
@@ -35,10 +30,6 @@ def test_names_are_in_one_group_only():
     assert all(set(preset) <= FIELDS.keys() for preset in PRESETS.values())
     found = "channels classes void_label class_names class_weights white image_files mask_files mask_values"
     assert set(marked("found")) == set(found.split())
-
-
-def test_a_network_needs_no_data_set():
-    assert weight_shapes(Network(channels=3, classes=2, filters=4))["head/kernel"] == (1, 1, 4, 2)
 
 
 def test_help_stands_in_groups():
@@ -172,35 +163,30 @@ def test_what_json_has_is_checked(name, value):
         Config.from_dict(values)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
-    ("arguments", "code"), [("--help", 0), ("--depht 3", 2), ("--classes 4", 2), ("--resume --run-dir none", 2)]
+    ("implementation", "arguments", "code"),
+    [("lowlevel", "--help", 0), ("highlevel", "--depht 3", 2), ("keras_impl", "--resume --run-dir none", 2)],
 )
 def test_train_scripts_answer_without_tensorflow(implementation, arguments, code):
-    arguments = [sys.executable, "-X", "importtime", "-m", f"{implementation}.train", *arguments.split()]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    done = python("-X", "importtime", "-m", f"{implementation}.train", *arguments.split())
     assert done.returncode == code
     assert "common.cli" in done.stderr and "tensorflow" not in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["compare.py", *(f"compare.py {name}" for name in ("parity", "graph", "relay", "bench", "runs")), "predict.py"]
-)
-def test_help_needs_no_tensorflow(command):
-    name, *arguments = command.split()
-    program = f"""
+def test_help_needs_no_tensorflow():
+    program = """
 import runpy, sys
-sys.argv = [{name!r}, *{arguments!r}, "--help"]
-try:
-    runpy.run_path({name!r}, run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end
-assert not {{"tensorflow", "keras"}} & set(sys.modules)
+for command in ["predict.py", "compare.py", *(f"compare.py {name}" for name in ("parity", "graph", "relay", "bench", "runs"))]:
+    sys.argv = [*command.split(), "--help"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end
+    assert not {"tensorflow", "keras"} & set(sys.modules), command
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", program)
     assert done.returncode == 0, done.stderr
-    if arguments:
-        assert f"compare.py {arguments[0]}" in done.stdout
+    assert "usage: predict.py" in done.stdout and "usage: compare.py bench" in done.stdout
 
 
 def test_parity_varies_every_option_that_reaches_a_number():
@@ -230,8 +216,7 @@ def test_words_before_the_end_of_tensorflows_start_are_heard(tmp_path, end, code
         "os.write(2, b'F0000 00:00:1 cpu_feature_guard.cc:1] The TensorFlow library was compiled to use AVX instructions\\n')\n"
         f"{end}\n"
     )
-    program = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import common.device"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import common.device")
     assert done.returncode == code and "AVX instructions" in done.stderr and "All log messages" not in done.stderr
 
 
@@ -249,8 +234,7 @@ def test_the_environment_changes_no_number(variables, code, words, tmp_path):
     program = "import common, keras, tf_keras; "
     program += "[print(c.floatx(), c.image_data_format(), c.epsilon(), end=' ') for c in (keras.config, tf_keras.backend)]"
     variables = {name: value.format(tmp_path=tmp_path) for name, value in variables.items()}
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables}
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = python("-c", program, TF_CPP_MIN_LOG_LEVEL="3", **variables)
     assert done.returncode == code and re.match(words, done.stdout if code == 0 else done.stderr), done
 
 

@@ -16,14 +16,14 @@ from comparison.proof import parity
 from comparison.proof.ways import cases
 from data.loader import load_examples, training_batches
 from tests.drawn import BLOBS, save_pairs
-from tests.helpers import python, refused
+from tests.helpers import python
 from training.options import read_command_line
 from training.report import read_history
 
 import numpy as np
 import pytest
 
-TINY = "--images 10 --image-size 32 --depth 2 --filters 4 --batch-size 4 --epochs 2 --learning-rate 0.01".split()
+TINY = "--images 10 --image-size 16 --depth 1 --filters 4 --batch-size 4 --epochs 2 --learning-rate 0.01".split()
 TINIEST = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
 
 
@@ -43,7 +43,7 @@ def test_train_script(implementation, runs):
     folder, output = runs[implementation]
     rows = read_history(folder)
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4)] and rows[1]["loss"] < rows[0]["loss"]
-    assert json.loads((folder / "config.json").read_text())["image_size"] == "32x32"
+    assert json.loads((folder / "config.json").read_text())["image_size"] == "16x16"
     for picture in ("curves.png", "predictions.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     weights, _, metadata = load_checkpoint(folder / "best.safetensors")
@@ -62,11 +62,11 @@ def test_the_three_scripts_train_the_same_network(runs):
 
 
 @pytest.mark.parametrize(
-    "options",
-    ["", "--precision float64 --batch-norm explicit --clip-norm 0.1 --dropout 0.5", "--optimizer sgd --loss dice_ce"],
+    "options", ["", "--precision float64 --batch-norm explicit --clip-norm 0.1 --dropout 0.5 --optimizer sgd --loss dice_ce"]
 )
-def test_fit_makes_the_same_steps_as_the_train_step(options, tmp_path):
+def test_fit_makes_the_same_steps_as_the_train_step(options, tmp_path, monkeypatch):
     """keras_impl trains by `fit`; parity and bench use `make_train_step`. They must end at the same weights, bit for bit."""
+    monkeypatch.setattr("training.run.Run._report", lambda run: None)
     code = columns.load("keras_impl")
     arguments = [*TINY, "--epochs", "1", "--run-dir", str(tmp_path), *options.split()]
     code.main(arguments)
@@ -253,9 +253,3 @@ def test_a_folder_and_not_a_number_that_names_step_and_files(tmp_path):
     with pytest.raises(UserError, match=r"nan at step 2, on the images images/\d.png, (images/\d.png,? ?){2}; what was saved"):
         train("lowlevel")([*common, "--epochs", "2", "--learning-rate", "1e38"])
     assert (tmp_path / "run-1" / "best.safetensors").read_bytes() == saved
-
-
-def test_unwritable_run_dir(tmp_path):
-    (tmp_path / "file").write_text("")
-    with refused("--run-dir"):
-        train("lowlevel")([*TINY, "--run-dir", str(tmp_path / "file" / "run")])

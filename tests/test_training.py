@@ -12,33 +12,39 @@ import sys
 import time
 
 from common.checkpoint import load_checkpoint, load_metadata
-from common.config import IMPLEMENTATIONS, Config, Stopped, UserError
+from common.cli import run_script
+from common.config import IMPLEMENTATIONS, Config, Size, Stopped, UserError
+from common.output import try_lock
+from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import runs
-from tests.helpers import ROOT, python
+from tests.conftest import save_network
+from tests.helpers import ROOT
+from tests.test_network import random_batch
 from training import run as loop
-from training.folder import KNOWN
+from training.folder import KNOWN, write_config
+from training.options import read_command_line
 from training.report import read_history, write_history
 from training.schedule import learning_rate, stops_early
+from training.start import largest_batch
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3".split()
-TEN = ["--images", "10"]  # of which 8 train: 4 steps an epoch
+TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --epochs 3 --images 10".split()  # 8 train: 4 steps an epoch
+LOOPS = pytest.mark.parametrize("implementation", ["lowlevel", "keras_impl"])  # highlevel's is lowlevel's, test_columns.py
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than these runs, and other tests look at them."""
-    for name in ("draw_results", "draw_augmentations"):
+    for name in ("draw_results", "draw_augmentations", "write_confusion"):
         monkeypatch.setattr(loop, name, lambda *_: None)
 
 
 def train(run_dir, *options, implementation="lowlevel"):
-    images = [] if "--dataset" in options else TEN
-    columns.load(implementation).main([*TINY, *images, "--run-dir", str(run_dir), *map(str, options)])
+    columns.load(implementation).main([*TINY, "--run-dir", str(run_dir), *map(str, options)])
 
 
 def resume(run_dir, *options, implementation="lowlevel"):
@@ -66,12 +72,9 @@ def rows(*dice):
 # schedules
 
 
-def test_warm_up_and_constant():
+def test_rates_of_the_schedules():
     config = Config.of(learning_rate=0.4, warmup=4)
     assert [learning_rate(config, step, 100) for step in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
-
-
-def test_cosine_ends_near_zero():
     config = Config.of(learning_rate=2.0, warmup=10, schedule="cosine")
     rates = [learning_rate(config, step, 110) for step in range(110)]
     assert rates[10] == 2 and rates[60] == pytest.approx(1) and rates[109] < 0.001
@@ -85,16 +88,41 @@ def test_early_stopping_waits_for_its_patience():
     assert not stops_early(config, []) and not stops_early(Config(), rows(0.3, *[0.1] * 50))
 
 
-def test_the_optimizer_gets_the_rate_of_every_step(implementation, tmp_path, monkeypatch):
-    """Read from the optimizer's own variable, after the step that used it."""
-    seen = []
-    patch_end_step(monkeypatch, lambda run: seen.append(float(np.asarray(run.optimizer.learning_rate))))
-    train(tmp_path, "--schedule", "cosine", "--warmup", "2", "--learning-rate", "0.5", implementation=implementation)
+def test_what_a_run_does_by_the_way(implementation, tmp_path, monkeypatch):
+    """Gives the optimizer the rate of every step, saves every few steps and with each new best, writes TensorBoard's files."""
+    rates, saved, save = [], [], loop.save_checkpoint
+    # read from the optimizer's own variable, after the step that used it
+    patch_end_step(monkeypatch, lambda run: rates.append(float(np.asarray(run.optimizer.learning_rate))))
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda path, *a, **k: saved.append((path.stem, k["step"])) or save(path, *a, **k)
+    )
+    options = "--schedule cosine --warmup 2 --learning-rate 0.5 --checkpoint-every 3".split()
+    train(tmp_path, *options, implementation=implementation)
     config = Config.of(learning_rate=0.5, warmup=2, schedule="cosine")
-    np.testing.assert_allclose(seen, [learning_rate(config, step, 12) for step in range(12)], rtol=1e-6)  # float32
-    assert read_history(tmp_path)[2]["learning_rate"] == pytest.approx(seen[-1])
+    np.testing.assert_allclose(rates, [learning_rate(config, step, 12) for step in range(12)], rtol=1e-6)  # float32
+    history = read_history(tmp_path)
+    assert history[2]["learning_rate"] == pytest.approx(rates[-1])
+
+    last, best = ([step for name, step in saved if name == kind] for kind in ("last", "best"))
+    assert last == sorted({3, 6, 9, 12, *best})
+    assert best == [
+        row["step"] for k, row in enumerate(history) if all(row["val_dice"] > before["val_dice"] for before in history[:k])
+    ]
+    assert load_metadata(tmp_path / "best.safetensors")["val_dice"] == pytest.approx(max(row["val_dice"] for row in history))
+
+    found = {}
+    for path in (tmp_path / "events").iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault((value.metadata.plugin_data.plugin_name, value.tag), []).append((event.step, value.tensor))
+    losses, pictures = found["scalars", "val_loss"], found["images", "image, truth, prediction/0"]
+    assert [step for step, _ in losses] == [4, 8, 12] and [step for step, _ in pictures] == best
+    np.testing.assert_allclose([tf.make_ndarray(value) for _, value in losses], [row["val_loss"] for row in history], rtol=1e-6)
+    width, height, png = tf.make_ndarray(pictures[0][1])
+    assert (width, height) == (b"48", b"16") and png.startswith(b"\x89PNG")
 
 
+@LOOPS
 def test_a_plateau_ends_the_training_early(implementation, tmp_path, capsys):
     # a rate of 1e-30 changes no weight, so no epoch is better than the first
     options = ["--epochs", "9", "--patience", "2", "--learning-rate", "1e-30", "--batch-norm", "none"]
@@ -102,45 +130,58 @@ def test_a_plateau_ends_the_training_early(implementation, tmp_path, capsys):
     assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2, 3]
     assert load_metadata(tmp_path / "best.safetensors")["epoch"] == 1, "the first of equals"
     assert "no better validation dice in 2 epochs: stopping early" in capsys.readouterr().out
-    train(tmp_path, "--resume", implementation=implementation)
+    resume(tmp_path, implementation=implementation)
     assert len(read_history(tmp_path)) == 3, "it is over, and stays over"
 
 
 # saving
 
 
-def test_a_checkpoint_every_few_steps_and_with_each_new_best(tmp_path, monkeypatch):
-    saved = []
-    save = loop.save_checkpoint
-    monkeypatch.setattr(
-        loop, "save_checkpoint", lambda path, *a, **k: saved.append((path.stem, k["step"])) or save(path, *a, **k)
-    )
-    train(tmp_path, "--checkpoint-every", "3")
-    last, best = ([step for name, step in saved if name == kind] for kind in ("last", "best"))
-    assert last == sorted({3, 6, 9, 12, *best})
-    history = load_metadata(tmp_path / "last.safetensors")["rows"]
-    assert load_metadata(tmp_path / "best.safetensors")["val_dice"] == max(row["val_dice"] for row in history)
-
-
 def test_resuming_goes_on_with_the_options_of_the_run(tmp_path):
     run = tmp_path / "run"
-    train(run, "--epochs", "2", "--augment", "paper")
-    resume(run, "--epochs", "4")
-    train(tmp_path / "whole", "--epochs", "4", "--augment", "paper")
+    train(run, "--epochs", "1", "--augment", "paper")
+    resume(run, "--epochs", "2")
+    train(tmp_path / "whole", "--epochs", "2", "--augment", "paper")
     same_weights(tmp_path / "whole", run)
-    for name, option in (("augment paper", "--augment none"), ("class-weights None", "--class-weights balanced")):
-        with pytest.raises(UserError, match=f"was trained with --{name}: --resume cannot change that"):
-            resume(run, *option.split())
-    with pytest.raises(UserError, match=f"there is no run to --resume in {tmp_path / 'nothing'}"):
-        resume(tmp_path / "nothing")
     split = json.loads((run / "split.json").read_text())
     (run / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
     with pytest.raises(UserError, match="the images are not those of .*split.json"):
         resume(run, "--epochs", "5")
-    config = json.loads((run / "config.json").read_text())  # what was found in the data is not edited
-    (run / "config.json").write_text(json.dumps({**config, "class_weights": "1.0,2.0"}))
-    with pytest.raises(UserError, match="last.safetensors was trained with --class-weights None, and now it is 1.0,2.0: put"):
-        resume(run)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--augment none", "run was trained with --augment flips: --resume cannot change that"),
+        ("--class-weights balanced", "run was trained with --class-weights None: --resume cannot change that"),
+        ("--epochs 5", "the cosine of .*run comes to 0 in epoch 4.*--checkpoint"),
+        ("--epochs 4 --patience 3", None),
+        ("--preset paper", "leave --preset out"),
+        ("--run-dir {tmp_path}/nothing", "there is no run to --resume in .*nothing"),
+    ],
+)
+def test_what_a_run_that_goes_on_does_not_change(options, words, tmp_path):
+    """Resumed with more epochs the rate of a cosine would jump from near 0 to half of the full one."""
+    config = Config.of(run_dir=tmp_path / "run", schedule="cosine", epochs=4)
+    write_config(config)
+    argv = ["--resume", "--run-dir", str(tmp_path / "run"), *options.format(tmp_path=tmp_path).split()]
+    if words is None:
+        assert read_command_line("lowlevel", argv, "") == config.replace(resume=True, patience=3)
+        return
+    with pytest.raises(UserError, match=words):
+        read_command_line("lowlevel", argv, "")
+
+
+def test_fewer_epochs_than_are_done_are_refused(tmp_path):
+    write_config(Config.of(run_dir=tmp_path))
+    save_network(tmp_path / "last.safetensors", about=dict(epoch=2))
+    for epochs, fits in ((2, True), (1, False)):
+        try:
+            read_command_line("lowlevel", ["--resume", "--run-dir", str(tmp_path), "--epochs", str(epochs)], "")
+        except UserError as error:
+            assert not fits and "last.safetensors is 2 epochs on, and --epochs 1 is less: name more" in str(error)
+        else:
+            assert fits
 
 
 def test_an_epoch_of_one_step_that_was_traced_has_no_rate(tmp_path, capsys):
@@ -150,49 +191,21 @@ def test_an_epoch_of_one_step_that_was_traced_has_no_rate(tmp_path, capsys):
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_leaves_nothing_to_the_next(tmp_path, monkeypatch):
-    """Neither its list of images, for what was wrong with them may be mended by then, nor its pictures."""
-    with monkeypatch.context() as patch:
+    """Nor its list of images: what was wrong with them may be mended by then."""
+    with monkeypatch.context() as patch, pytest.raises(AttributeError):
         patch_end_step(patch, lambda run: run.no_such_thing)
-        for name in "ab":
-            with pytest.raises(AttributeError):
-                train(tmp_path / name)
-    split = json.loads((tmp_path / "a" / "split.json").read_text())
-    (tmp_path / "a" / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
-    train(tmp_path / "a", "--resume", "--epochs", "1")
-    train(tmp_path / "a", "--resume", "--epochs", "2")
-    train(tmp_path / "b", "--images", "2", "--batch-size", "1", "--epochs", "1")
-    assert len([*(tmp_path / "b-1" / "images").glob("*.png")]) > len([*(tmp_path / "b" / "images").glob("*.png")]) == 1
-    assert len([*(tmp_path / "b" / "masks").glob("*.png")]) == 1
+        train(tmp_path)
+    split = json.loads((tmp_path / "split.json").read_text())
+    (tmp_path / "split.json").write_text(json.dumps({**split, "val": split["train"]}))
+    resume(tmp_path, "--epochs", "1")
+    assert json.loads((tmp_path / "split.json").read_text()) == split
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
-    from common.output import try_lock
-
     with try_lock(tmp_path / "lock"):
         with pytest.raises(UserError, match="is in use by another process: wait for it, or take another --run-dir"):
             train(tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["lock"]
-
-
-def test_tensorboard_finds_scalars_and_images(tmp_path):
-    train(tmp_path)
-    found = {}
-    for path in (tmp_path / "events").iterdir():
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                found.setdefault((value.metadata.plugin_data.plugin_name, value.tag), []).append((event.step, value.tensor))
-    rows = read_history(tmp_path)
-    losses = found["scalars", "val_loss"]
-    assert [step for step, _ in losses] == [4, 8, 12]
-    np.testing.assert_allclose([tf.make_ndarray(value) for _, value in losses], [row["val_loss"] for row in rows], rtol=1e-6)
-    pictures = found["images", "image, truth, prediction/0"]
-    bests = [row["step"] for k, row in enumerate(rows) if all(row["val_dice"] > before["val_dice"] for before in rows[:k])]
-    assert [step for step, _ in pictures] == bests
-    width, height, png = tf.make_ndarray(pictures[0][1])
-    assert (width, height) == (b"48", b"16") and png.startswith(b"\x89PNG")
-
-
-# pictures
 
 
 def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
@@ -204,11 +217,8 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 
     for name in ("draw_augmentations", "draw_results"):
         monkeypatch.setattr(loop, name, draw)
-    train(tmp_path)
-    assert (
-        len(there) == 2
-        and {"history.csv", "classes.csv", "confusion.csv", "confusion.png", "best.safetensors", "last.safetensors"} <= there[1]
-    )
+    train(tmp_path, "--epochs", "1")
+    assert len(there) == 2 and {"history.csv", "classes.csv", "best.safetensors", "last.safetensors"} <= there[1]
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 2 and all(line.endswith("ParseException: Expected end of text, found '$'") for line in lines)
@@ -219,34 +229,31 @@ def test_no_picture_costs_a_result(tmp_path, monkeypatch, capsys):
 
 
 def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsys, monkeypatch):
-    options = {"a": [], "b": ["--augment", "none"], "c": ["--seed", "1"], "d": ["--validation", "0.3"]}
+    options = {"a": {}, "b": dict(augment="none"), "c": dict(seed=1), "d": dict(validation=0.3)}
+    row = dict.fromkeys(("step", "loss", "val_dice", "val_mean_iou", "val_accuracy"), 0.5)
+    row |= dict.fromkeys(("val_loss", "val_iou", "learning_rate", "seconds"), 0.5)
     for name, changed in options.items():
-        train(tmp_path / name, "--images", "5", "--epochs", "1", *changed)
-    config = Config.of(run_dir=tmp_path / "compare")
-    (row,), rates = read_history(tmp_path / "a"), (math.nan, 10, 40, 20)  # the first epoch may have no rate
-    write_history(tmp_path / "a", [row | {"epoch": k + 1, "images_per_second": rate} for k, rate in enumerate(rates)])
+        network = dict(depth=1, images=5, batch_size=2, image_size=Size(16, 16)) | changed
+        (tmp_path / name).mkdir()
+        save_network(tmp_path / name / "best.safetensors", **network)
+        rates = (math.nan, 10, 40, 20) if name == "a" else (1,)  # the first epoch may have no rate
+        write_history(tmp_path / name, [row | {"epoch": k + 1, "images_per_second": rate} for k, rate in enumerate(rates)])
+    config, drawn = Config.of(run_dir=tmp_path / "compare"), []
+    for name in ("comparison.proof.runs.draw_curves", "training.report.draw_grid"):
+        monkeypatch.setattr(name, lambda *args: drawn.append(args))
     assert runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / "b"], format="png")) is True
-    assert {path.name for path in (tmp_path / "compare").iterdir()} == {"curves.png", "predictions.png"}
+    assert [path.name for path, *_ in drawn] == ["curves.png", "predictions.png"]
     table = capsys.readouterr().out.split("images/s")[-1]
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [[str(tmp_path / "a"), "4"], [str(tmp_path / "b"), "1"]]
     assert table.splitlines()[1].split()[-1] == "20.0", "the median"
+    runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a"], format="svg"))
+    path, shown, title, _ = drawn[-1]
+    assert path.name == "predictions.svg" and re.search(r"best epoch, in each; 0 of [\d,]+ pixels differ$", title)
+    assert [label.split(",")[0] for label, _ in shown[0][2:]] == [*IMPLEMENTATIONS, "where they differ: 0 pixels"]
     monkeypatch.setattr("data.loader.load_examples", lambda config: pytest.fail("loaded before all were compared"))
     for name, option in (("c", "--seed"), ("d", "--validation")):
         with pytest.raises(UserError, match=f"/a and .*/{name} differ in {option}: lay runs on the same data side by side"):
             runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a", tmp_path / name], format="png"))
-    monkeypatch.undo()
-    drawn = []
-    monkeypatch.setattr("training.report.draw_grid", lambda *args: drawn.append(args))
-    runs.run(config, argparse.Namespace(run_dirs=[tmp_path / "a"], format="svg"))
-    ((path, rows, title, _),) = drawn
-    assert path.name == "predictions.svg" and re.search(r"best epoch, in each; 0 of [\d,]+ pixels differ$", title)
-    assert [label.split(",")[0] for label, _ in rows[0][2:]] == [*IMPLEMENTATIONS, "where they differ: 0 pixels"]
-
-
-def test_runs_have_their_options_without_tensorflow():
-    code = "import argparse, sys; from comparison.proof import runs; p = argparse.ArgumentParser(); runs.add_options(p); "
-    found = python("-c", code + "print(*p.parse_args([]).run_dirs, 'tensorflow' in sys.modules)")
-    assert found.stdout.split() == ["runs/lowlevel", "runs/highlevel", "runs/keras_impl", "False"], found.stderr
 
 
 # folds
@@ -283,7 +290,7 @@ def test_folds_train_each_and_report_the_mean(tmp_path, capsys):
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
     """SIGUSR1, to a process, as Slurm sends it; SIGTERM to hosts in test_replicas.py, SIGINT below."""
     run_dir = tmp_path / "a run"
-    command = [sys.executable, "-m", "keras_impl.train", *TINY, *TEN, "--epochs", "100000", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "keras_impl.train", *TINY, "--epochs", "100000", "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (run_dir / "best.safetensors").exists():
         assert process.poll() is None
@@ -300,21 +307,23 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in stderr
 
 
+@LOOPS
 def test_a_stop_in_mid_epoch_is_resumed(implementation, tmp_path, monkeypatch):
+    """To the end; to the bit in test_resume.py."""
     with monkeypatch.context() as patched:
-        patch_end_step(patched, lambda run: signal.raise_signal(signal.SIGINT) if run.step == 5 else None)
-        with pytest.raises(Stopped, match="stopped after step 6 of 12; go on with") as stopped:
-            train(tmp_path / "stopped", implementation=implementation)
+        patch_end_step(patched, lambda run: signal.raise_signal(signal.SIGINT) if run.step == 1 else None)
+        with pytest.raises(Stopped, match="stopped after step 2 of 8; go on with") as stopped:
+            train(tmp_path, "--epochs", "2", implementation=implementation)
     assert stopped.value.signal == signal.SIGINT
-    assert load_metadata(tmp_path / "stopped" / "last.safetensors")["step"] == 6
-    resume(tmp_path / "stopped", implementation=implementation)
-    train(tmp_path / "whole", implementation=implementation)
-    same_weights(tmp_path / "stopped", tmp_path / "whole")
+    assert load_metadata(tmp_path / "last.safetensors")["step"] == 2
+    resume(tmp_path, implementation=implementation)
+    assert load_metadata(tmp_path / "last.safetensors")["step"] == 8
 
 
 # guards
 
 
+@LOOPS
 def test_infinite_gradients_keep_the_last_good_checkpoint(implementation, tmp_path):
     with pytest.raises(UserError, match=r"at step \d+, on the images synthetic image \d+, .*; what was saved in .* stays"):
         train(tmp_path, "--learning-rate", "1e38", "--optimizer", "sgd", "--batch-norm", "none", implementation=implementation)
@@ -323,43 +332,43 @@ def test_infinite_gradients_keep_the_last_good_checkpoint(implementation, tmp_pa
             assert np.isfinite(value).all(), name
 
 
-def test_out_of_memory_is_one_line(monkeypatch, capsys):
-    from common.cli import run_script
+def out_of_memory():
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
-    def main():
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
+def test_out_of_memory_is_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
-        run_script(main)
+        run_script(out_of_memory)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: out of memory: use a smaller --batch-size or --crop-size, or --precision")
 
 
-@pytest.mark.parametrize(
-    "implementation", ["lowlevel", *(pytest.param(name, marks=pytest.mark.slow) for name in IMPLEMENTATIONS[1:])]
-)
+@LOOPS
 def test_out_of_memory_names_the_largest_batch_that_fits(implementation, tmp_path, monkeypatch):
     """On a device with memory for two images, or none."""
-    batches, left = loop.training_batches, 2
+    batches = loop.training_batches
 
     def on_a_small_device(config, *arguments, **options):
-        if config.training.batch_size > left:
-            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-        return batches(config, *arguments, **options)
+        return out_of_memory() if config.training.batch_size > 2 else batches(config, *arguments, **options)
 
     monkeypatch.setattr(loop, "training_batches", on_a_small_device)
-    with pytest.raises(UserError, match="out of memory with --batch-size 8: use --batch-size 2; what was saved before stays"):
-        train(tmp_path / "a", "--batch-size", "8", implementation=implementation)
-    train(tmp_path / "a", "--batch-size", "2", implementation=implementation)
-    left = 0
-    with pytest.raises(UserError, match="out of memory with --batch-size 8: use a smaller --crop-size, --filters or --depth"):
-        train(tmp_path / "b", "--batch-size", "8", implementation=implementation)
+    with pytest.raises(UserError, match="out of memory with --batch-size 4: use --batch-size 2; what was saved before stays"):
+        train(tmp_path, "--batch-size", "4", implementation=implementation)
+    assert importlib.import_module(f"{implementation}.train").Run is loop.Run
+
+
+@pytest.mark.parametrize("room, largest", [(99, 50), (12, 12), (1, 1), (0, 0)])
+def test_the_largest_batch_is_tried_by_halves(room, largest):
+    def train(config):
+        if config.training.batch_size > room:
+            out_of_memory()
+
+    train.__module__ = "lowlevel.train"
+    assert largest_batch(train, Config.of(batch_size=100)) == largest
 
 
 def test_clipping_bounds_the_step_in_all_three():
     """SGD without momentum moves the weights by the learning rate times the clipped gradients."""
-    from common.weights import initial_weights
-    from tests.test_network import random_batch
 
     def moved(implementation, clip_norm):
         options = dict(filters=2, depth=1, optimizer="sgd", momentum=1e-9, learning_rate=1.0, batch_norm="none")
@@ -372,14 +381,6 @@ def test_clipping_bounds_the_step_in_all_three():
     for name in columns.IMPLEMENTATIONS:
         assert moved(name, 0.01) == pytest.approx(0.01, rel=1e-3), name  # float32
     assert moved("lowlevel", 1e6) > 0.02
-
-
-def test_a_cosine_is_not_bent_under_way(tmp_path):
-    """Resumed with more epochs its rate would jump from near 0 to half of the full one; a constant has no end to keep."""
-    train(tmp_path, "--schedule", "cosine", "--images", "5")
-    with pytest.raises(UserError, match="the cosine of .* comes to 0 in epoch 3.*--checkpoint"):
-        train(tmp_path, "--resume", "--epochs", "6", "--images", "5")
-    train(tmp_path, "--resume", "--epochs", "3", "--images", "5")
 
 
 def test_a_norm_that_is_infinite_is_no_step_of_0():

@@ -29,29 +29,29 @@ def data_set(folder, *values, n=5):
     return folder
 
 
-@pytest.fixture
-def rooms(tmp_path):
-    """0 is what nobody labelled, 1 to 4 are classes, as in NYU Depth."""
-    return data_set(tmp_path / "rooms", 0, 1, 2, 3, 4)
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    """-> (folder, config, training `Examples`): 0 is what nobody labelled, 1 to 4 are classes, as in NYU Depth."""
+    folder = data_set(tmp_path_factory.mktemp("rooms"), 0, 1, 2, 3, 4)
+    config, training, _ = load_examples(Config.of(**SMALL, data_dir=folder, void_label=0))
+    return folder, config, training
 
 
 def test_void_below_the_classes_leaves_no_empty_class(rooms, capsys):
-    found, training, _ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0))
+    found, training, _ = load_examples(Config.of(**SMALL, data_dir=rooms[0], void_label=0))
     assert "4 classes from mask values 1 to 4, 0 is void" in capsys.readouterr().out
     assert found.network.classes == 4 and found.data.mask_values == (1, 2, 3, 4) and found.shown_values == (1, 2, 3, 4)
     assert found.data.class_names == ("class 1", "class 2", "class 3", "class 4")
     np.testing.assert_array_equal(training.masks[0][0, ::8], [VOID, 0, 1, 2, 3])
     stored = Config.from_dict(found.as_dict())
     assert stored == found
-    again = load_examples(stored)
-    assert again[0] == found
-    np.testing.assert_array_equal(again[1].masks[0], training.masks[0])
-    named, *_ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0, class_names=("a", "b", "c", "d")))
-    assert named.data.class_names == ("a", "b", "c", "d")
+    again, training_again, _ = load_examples(stored.replace(class_names=("a", "b", "c", "d")))
+    assert again == found.replace(class_names=("a", "b", "c", "d"))
+    np.testing.assert_array_equal(training_again.masks[0], training.masks[0])
 
 
 def test_predicted_masks_hold_the_values_of_the_true_ones(rooms, tmp_path):
-    config, *_ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0))
+    folder, config, _ = rooms
     indices = np.tile(np.arange(40, dtype=np.uint8) % 4, (32, 1))
     save_mask(tmp_path / "0.png", indices, config, {})
     with Image.open(tmp_path / "0.png") as written:
@@ -61,7 +61,7 @@ def test_predicted_masks_hold_the_values_of_the_true_ones(rooms, tmp_path):
     # they can be evaluated, against themselves and against the masks to train on
     (source,) = find_images([tmp_path / "0.png"], config)
     np.testing.assert_array_equal(truth_reader({"0": Item("0", source.path, source.path)}, config, False)(source), indices)
-    truth = truth_reader(find_masks(rooms / "masks", [source], config), config, False)(source)
+    truth = truth_reader(find_masks(folder / "masks", [source], config), config, False)(source)
     np.testing.assert_array_equal(truth[0, ::8], [VOID, 0, 1, 2, 3])
     save_overlay(tmp_path / "o.png", np.zeros((32, 40, 1), np.uint8), indices, config)
     shown = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
@@ -79,35 +79,27 @@ def test_two_classes_beside_void(tmp_path):
 
 
 def test_pictures_have_the_colours_of_the_values(rooms, tmp_path, monkeypatch):
-    config, training, _ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0))
+    folder, config, training = rooms
     np.testing.assert_array_equal(in_values(np.array([[0, 3, VOID]]), config), [[1, 4, VOID]])
     names = names_of_values(config)
     assert names == {1: "class 1", 2: "class 2", 3: "class 3", 4: "class 4"}
     assert [name for name, _ in legend(names, [1, 4, VOID])] == ["class 1", "class 4", "void"]
-    drawn, legends = [], []
-    monkeypatch.setattr(overview, "draw_grid", lambda path, rows, title, legend: (drawn.extend(rows), legends.append(legend)))
-    overview.main(
-        ["--dataset", "folder", "--data-dir", str(rooms), "--void-label", "0", "--depth", "2", "--output", str(tmp_path / "o")]
-    )
+    drawn = []
+    for module in ("data.overview", "training.report"):
+        monkeypatch.setattr(f"{module}.draw_grid", lambda path, rows, title, legend: drawn.append((rows, legend)))
+    options = ["--dataset", "folder", "--data-dir", str(folder), "--void-label", "0", "--depth", "2"]
+    overview.main([*options, "--output", str(tmp_path / "o")])
     overview.draw_augmentations(tmp_path / "a.png", training, config.replace(augment="none"))
-    for row in drawn[:1] + drawn[-1:]:
-        picture = row[0][1]
-        assert np.ptp(picture[5, 10]) > 0, "class 1, whose index is 0, is tinted"
-    for found in legends:
-        assert [name for name, _ in found] == ["class 1", "class 2", "class 3", "class 4", "void"]
-        assert tuple(found[0][1]) == tuple(CLASS_COLORS[1])
-
-
-def test_predictions_of_a_run_are_drawn_by_value(rooms, tmp_path, monkeypatch):
-    config, *_ = load_examples(Config.of(**SMALL, data_dir=rooms, void_label=0))
+    for shown, key in drawn:
+        assert np.ptp(shown[0][0][1][5, 10]) > 0, "class 1, whose index is 0, is tinted"
+        assert [name for name, _ in key] == ["class 1", "class 2", "class 3", "class 4", "void"]
+        assert tuple(key[0][1]) == tuple(CLASS_COLORS[1])
     truth, prediction = np.array([[0, 1, VOID]]), np.array([[0, 3, 0]])
-    found = {}
-    monkeypatch.setattr("training.report.draw_grid", lambda path, rows, title, legend: found.update(rows=rows, legend=legend))
     draw_predictions(tmp_path / "p.png", {"one": [("a", np.zeros((1, 3, 1)), truth, prediction, 0.5)]}, "", config)
-    pictures = [picture for _, picture in found["rows"][0]]
-    np.testing.assert_array_equal(pictures[1][0], CLASS_COLORS[[1, 2, VOID]])
-    np.testing.assert_array_equal(pictures[2][0], CLASS_COLORS[[1, 4, 1]])
-    assert [name for name, _ in found["legend"]] == ["class 1", "class 2", "class 4", "void"]
+    shown, key = drawn[-1]
+    np.testing.assert_array_equal(shown[0][1][1][0], CLASS_COLORS[[1, 2, VOID]])
+    np.testing.assert_array_equal(shown[0][2][1][0], CLASS_COLORS[[1, 4, 1]])
+    assert [name for name, _ in key] == ["class 1", "class 2", "class 4", "void"]
 
 
 @pytest.mark.parametrize(

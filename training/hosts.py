@@ -7,7 +7,6 @@ validates and writes; the others know what they need to from it.
 
 import contextlib
 import dataclasses
-import faulthandler
 import json
 import os
 import signal
@@ -67,11 +66,9 @@ def spread(config):
         tf.train.ClusterSpec({"worker": list(training.workers)}), "", "worker", training.worker, rpc_layer="grpc"
     )
     try:
-        with _waiting(training):
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-            with scope(strategy):
-                agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
-        with scope(strategy):
+        _meet(training)
+        with scope(tf.distribute.MultiWorkerMirroredStrategy(resolver)):
+            agree({name: value for name, value in config.as_dict().items() if name not in OF_A_HOST})
             if not is_chief():
                 sys.stdout = open(os.devnull, "w")
             yield
@@ -79,7 +76,8 @@ def spread(config):
         print(f"\nerror: worker {training.worker}: {OUT_OF_MEMORY}", file=sys.stderr, flush=True)
         os._exit(2)  # as below
     except tf.errors.OpError as error:
-        _give_up(training, "any more", error)
+        who = ", ".join(_silent(training)) or f"one of the workers ({error.message.splitlines()[0][:100]})"
+        _give_up(training, f"any more from {who}: what was saved before stays; --resume on all goes on with it")
 
 
 def mirrored(devices):
@@ -114,45 +112,34 @@ def handling(handler, *numbers):
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _waiting(training):
-    """What is inside waits for the other hosts: after `WAIT` seconds, or at Ctrl-C, this process ends.
+def _meet(training):
+    """Returns when every host listens at its address: TensorFlow waits for one that does not come, and hears no signal then.
 
-    Another process watches the time and says who is missing, since TensorFlow lets no thread and no handler of Python run
-    meanwhile; then faulthandler, which needs no Python, ends this one.
+    Python listens at the address of this host until the others are there, and TensorFlow after that.
     """
-    with open(os.devnull, "w") as null, handling(signal.SIG_DFL, signal.SIGINT):  # nothing is there yet to be saved
-        waiting, end = os.getpid(), time.monotonic() + WAIT
-        watch = os.fork()
-        while watch == 0:
-            time.sleep(0.2)
-            if os.getppid() != waiting:
-                os._exit(0)
+    end = time.monotonic() + WAIT
+    with socket.create_server(("", int(training.workers[training.worker].rsplit(":", 1)[1]))):
+        while silent := _silent(training):
             if time.monotonic() > end:
-                _give_up(training, f"within {WAIT} seconds")
-        patience = WAIT + 5 + 2 * len(training.workers)  # `_give_up` asks each for 2 seconds
-        faulthandler.dump_traceback_later(patience, exit=True, file=null)  # the exit code is 1
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            os.kill(watch, signal.SIGKILL)
-            os.waitpid(watch, 0)
+                _give_up(training, f"within {WAIT} seconds from {', '.join(silent)}: start all with the same --workers")
+            time.sleep(0.2)
 
 
-def _give_up(training, when, error=None):
-    """Ends this process with one line on who is missing: nothing else would end while it waits for another host."""
-    silent = []
+def _silent(training):
+    """The other hosts at whose address nobody listens."""
+    found = []
     for k, address in enumerate(training.workers):
         host, port = address.rsplit(":", 1)
         try:
             if k != training.worker:
                 socket.create_connection((host, int(port)), timeout=2).close()
         except (OSError, UnicodeError):  # no such name, or none that can be one
-            silent.append(f"worker {k} ({address})")
-    who = ", ".join(silent) or f"one of the workers ({error.message.splitlines()[0][:100] if error else 'all answer by now'})"
-    how = "what was saved before stays; --resume on all goes on with it" if error else "start all with the same --workers"
-    print(f"\nerror: worker {training.worker}: no word {when} from {who}: {how}", file=sys.stderr, flush=True)
+            found.append(f"worker {k} ({address})")
+    return found
+
+
+def _give_up(training, what):
+    print(f"\nerror: worker {training.worker}: no word {what}", file=sys.stderr, flush=True)
     os._exit(1)  # TensorFlow's own end would wait for the others
 
 

@@ -25,7 +25,7 @@ from common.pictures import (
     mask_colors,
     names_of_values,
 )
-from common.text import cell, say
+from common.text import cell, printable, say
 from data.loader import validation_batches
 
 import numpy as np
@@ -96,11 +96,10 @@ def read_history(run_dir):
         if not rows or header != list(COLUMNS):
             raise ValueError("no epochs")
         return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
-    except OSError:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         command = f"python -m lowlevel.train --run-dir={shlex.quote(str(run_dir))}"
-        raise UserError(f"there is no {path}: train first, for instance with {command}") from None
-    except (ValueError, OverflowError, csv.Error):
-        raise UserError(f"{path} is damaged, or holds no epochs: train again, or take another folder") from None
+        reason = printable(getattr(error, "strerror", None) or error)
+        raise UserError(f"{path} cannot be read ({reason}): train first, for instance with {command}") from None
 
 
 def predict_some(config, validation, eval_step):

@@ -230,7 +230,8 @@ class Run:
         if epoch_ends:
             saves |= self._end_epoch()  # a run that goes on has made the steps that led to its best
         if self.chief and (saves or self.done):
-            self._save()
+            epoch = self.step // self.steps_per_epoch
+            self._save("last", self.state, step=self.step, epoch=epoch, losses=self.losses, rows=self.rows)
         if asked:
             raise Stopped(f"stopped after step {self.step} of {self.all_steps}", asked)
         if not self.done:
@@ -293,7 +294,7 @@ class Run:
         if self.chief:
             write_history(self.run_dir, self.rows)
             if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
-                save_checkpoint(self.run_dir / "best.safetensors", self.weights, {}, **self._metadata(), **row)
+                self._save("best", {}, **row)
             strips = self._strips() if is_best else []  # they cost about as much as validation does
             self.events.write(self.step, {name: row[name] for name in COLUMNS[2:]}, {"image, truth, prediction": strips})
         self._print_epoch(row)
@@ -322,14 +323,9 @@ class Run:
             colors = [mask_colors(in_values(mask, self.config), self.config.network.classes) for mask in masks]
             yield np.hstack([image_colors(image, masks[0], self.config.data.show_bands), *colors])
 
-    def _metadata(self):
-        kept = self.config.kept.as_dict()
-        return {"implementation": self.implementation, "config": kept, "environment": recorded()}
-
-    def _save(self):
-        """Writes last.safetensors."""
-        progress = {"step": self.step, "epoch": self.step // self.steps_per_epoch, "losses": self.losses, "rows": self.rows}
-        save_checkpoint(self.last, self.weights, self.state, **self._metadata(), **progress)
+    def _save(self, name, state, **progress):
+        about = dict(implementation=self.implementation, config=self.config.kept.as_dict(), environment=recorded())
+        save_checkpoint(self.run_dir / f"{name}.safetensors", self.weights, state, **about, **progress)
 
     def finish(self):
         """Goes back to the best weights, lists the classes, and at last, as no picture may cost a result, draws."""
