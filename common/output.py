@@ -32,8 +32,8 @@ def try_lock(path):
 
 
 def is_part(path):
-    """Whether a process that was killed has left the file; a folder or a link of such a name is somebody's."""
-    return bool(PART.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+    """Whether a process that was killed has left the file."""
+    return bool(PART.fullmatch(path.name))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Matplotlib, 0.3 s, is imported by what draws: most who import this module need a name or a colour.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -145,21 +146,17 @@ def legend(names, indices):
 
 def told_apart(labels, reach=2):
     """[H, W] numbers of objects, 0 none -> the same with a few numbers from 1 on, unlike for objects within `reach` pixels."""
-    height, width = labels.shape
-    padded, near = np.pad(labels, reach), {}
-    for dy, dx in itertools.product(range(reach + 1), range(-reach, reach + 1)):
-        shifted = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width]
-        both = (labels > 0) & (shifted > 0) & (labels != shifted)
-        for a, b in np.unique(np.stack([labels[both], shifted[both]]), axis=1).T.tolist():
-            near.setdefault(a, set()).add(b)
-            near.setdefault(b, set()).add(a)
-    values, first, places = np.unique(labels, return_index=True, return_inverse=True)
+    near = collections.defaultdict(set)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(labels, reach), labels.shape)
+    for dy, dx in np.ndindex(*windows.shape[:2]):
+        both = (labels > 0) & (windows[dy, dx] > 0) & (labels != windows[dy, dx])
+        for a, b in {*zip(labels[both].tolist(), windows[dy, dx][both].tolist())}:
+            near[a].add(b)
     numbers = {0: 0}
-    for value in values[np.argsort(first)].tolist():  # row by row, so that few of the neighbours have their number before
-        if value == 0:
-            continue
-        taken = {numbers.get(other) for other in near.get(value, ())}
+    for value in dict.fromkeys(labels[labels > 0].tolist()):  # row by row: few of the neighbours have their number before
+        taken = {numbers.get(other) for other in near[value]}
         numbers[value] = next(k for k in itertools.count(1) if k not in taken)
+    values, places = np.unique(labels, return_inverse=True)
     return np.array([numbers[value] for value in values.tolist()])[places].reshape(labels.shape)
 
 
