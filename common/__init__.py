@@ -6,6 +6,7 @@ No module of this package chooses between TensorFlow's APIs.
 """
 
 import os
+import signal
 import sys
 
 # What an environment can change, by what becomes of it. Keras 3 (keras/src/backend/config.py) and tf-keras read theirs when
@@ -55,29 +56,23 @@ for name, why in REFUSED.items():
 os.environ |= PINNED
 
 
-def by_ctrl_c(error):
-    """Whether Ctrl-C is what `error` comes from: an import that it interrupts may end with another error."""
-    seen = []  # an error may be its own cause
-    while error is not None and error not in seen and not isinstance(error, KeyboardInterrupt):
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
+STDERR = os.dup(2)  # `device.filtered_stderr` holds back what is written to 2
 
 
-def quietly(hook):
-    """`hook`, of `sys`, but for Ctrl-C: where the scripts still import their modules, nothing else can answer it."""
-
-    def answer(*what):
-        if not by_ctrl_c(what[0].exc_value if len(what) == 1 else what[1]):
-            return hook(*what)
-        print("\nstopped; what was saved before stays", file=sys.stderr, flush=True)
-        if len(what) == 1:  # it came where nothing can be raised, and not from here either
-            os._exit(130)
-
-    return answer
+def end_by_ctrl_c(*_):
+    """Ends the process: where modules are imported nothing else answers Ctrl-C, for an import may make any error of it."""
+    os.write(STDERR, b"\nstopped; what was saved before stays\n")
+    os._exit(130)  # as in a shell
 
 
-sys.excepthook, sys.unraisablehook = quietly(sys.excepthook), quietly(sys.unraisablehook)
+def unraisable(what, before=sys.unraisablehook):
+    """In a destructor Python would print a Ctrl-C, and go on."""
+    end_by_ctrl_c() if what.exc_type is KeyboardInterrupt else before(what)
+
+
+sys.unraisablehook = unraisable
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and not hasattr(sys, "ps1"):  # ps1: somebody types here
+    signal.signal(signal.SIGINT, end_by_ctrl_c)  # until `cli.run_script` calls a main()
 
 
 def see_one_gpu(number, environ=os.environ):

@@ -1,13 +1,15 @@
 """The command line made from the configuration, and how a script ends: no TensorFlow is needed to print --help."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import typing
 from pathlib import Path
 from typing import Literal
 
-from common import by_ctrl_c
+from common import end_by_ctrl_c
 from common.config import FIELDS, ON_DISK, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
@@ -121,19 +123,37 @@ def in_a_line(error):
     return str(error) if isinstance(error, (UserError, OSError)) else None
 
 
+@contextlib.contextmanager
+def handling(handler, *numbers):
+    """Meanwhile `handler` answers the signals with these numbers."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run_script(main):
     """Runs `main`; a `UserError` becomes one line on the standard error and exit code 2. Ctrl-C: 130, as in a shell."""
+    interrupted = []
+
+    def interrupt(*_):
+        interrupted.append(True)  # an import may make any error of the other
+        raise KeyboardInterrupt
+
     for stream in (sys.stdout, sys.stderr):  # a name may hold what a terminal's encoding has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main())
+        with handling(interrupt, *[signal.SIGINT] * (signal.getsignal(signal.SIGINT) is end_by_ctrl_c)):
+            sys.exit(main())
     except Stopped as stopped:
         print(file=sys.stderr)
         say(stopped, sys.stderr)
         sys.exit(128 + stopped.signal)
     except (KeyboardInterrupt, Exception) as error:
-        if by_ctrl_c(error):
+        if interrupted or isinstance(error, KeyboardInterrupt):
             print("\nstopped; what was saved before stays", file=sys.stderr)
             sys.exit(130)
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough

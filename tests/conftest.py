@@ -2,8 +2,9 @@
 
 import ctypes
 import gc
+import signal
 
-import common  # noqa: F401  settles the environment before any TensorFlow is imported
+import common  # noqa: F401  settles the environment before any TensorFlow is imported, and answers Ctrl-C
 from common.checkpoint import save_checkpoint
 from common.config import Config
 from common.device import be_deterministic
@@ -13,6 +14,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own answer
 be_deterministic()  # before the first operation of the session
 tf.get_logger().setLevel("ERROR")
 

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 from common import see_one_gpu
+from common.cli import handling
 from common.config import Stopped, UserError
 from training.folder import take_new_folder, write_config
-from training.hosts import STOPPING, environment, find_devices, handling
+from training.hosts import STOPPING, environment, find_devices
 from training.report import list_folds
 
 

@@ -101,17 +101,6 @@ def find_devices(training):
     return [f"{'GPU' if gpus else 'CPU'}:{k}" for k in range(n)]
 
 
-@contextlib.contextmanager
-def handling(handler, *numbers):
-    """Meanwhile `handler` answers the signals with these numbers."""
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _meet(training):
     """Returns when every host listens at its address: TensorFlow waits for one that does not come, and hears no signal then.
 

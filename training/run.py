@@ -9,6 +9,7 @@ import time
 
 from common import recorded
 from common.checkpoint import COLUMNS, load_checkpoint, save_checkpoint
+from common.cli import handling
 from common.config import Stopped, UserError, flag
 from common.device import device_name
 from common.layers import table
@@ -114,7 +115,7 @@ class Run:
         devices = device_name() + hosts.described()
         print(f"{count:,} trainable parameters on {devices}; results go to {self.run_dir}/", flush=True)
         # after the strategy, which has set its own
-        self.handlers.enter_context(hosts.handling(self._ask_to_stop, *hosts.STOPPING))
+        self.handlers.enter_context(handling(self._ask_to_stop, *hosts.STOPPING))
         self._start_epoch()
         self._set_rate()
         return self
