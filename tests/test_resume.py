@@ -27,7 +27,7 @@ from common.cli import run_script
 modules = {name: importlib.import_module(name) for name in sys.argv[1:]}
 if "training.run" in sys.modules:
     run = sys.modules["training.run"]
-    run.draw_results = run.draw_augmentations = lambda *_: None  # seconds that prove nothing here
+    run.report.draw_results = run.draw_augmentations = lambda *_: None  # seconds that prove nothing here
 for line in sys.stdin:
     name, arguments, after, syncs = json.loads(line)
     child, started = os.fork(), time.monotonic()

@@ -20,20 +20,9 @@ from data.loader import batch_names, steps_per_epoch, training_batches, validati
 from data.overview import draw_augmentations
 from data.splits import check_split, write_split
 from data.synthetic import otsu_dice
-from training import hosts
+from training import hosts, report
 from training.events import EventWriter
 from training.folder import take_new_folder, write_config
-from training.report import (
-    best_threshold,
-    draw_results,
-    evaluate,
-    list_classes,
-    make_eval_step,
-    predict_some,
-    write_confusion,
-    write_examples,
-    write_history,
-)
 from training.schedule import learning_rate, stops_early
 
 import numpy as np
@@ -73,7 +62,12 @@ class Run:
         self.implementation, self.config = implementation, config
         self.options, self.run_dir = config.training, config.training.run_dir
         self.training, self.validation = training, validation
-        self.weights, self.state, self.optimizer, self.eval_step = weights, state, optimizer, make_eval_step(model, config)
+        self.weights, self.state, self.optimizer, self.eval_step = (
+            weights,
+            state,
+            optimizer,
+            report.make_eval_step(model, config),
+        )
         self.steps_per_epoch = steps_per_epoch(config, training)
         self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
@@ -129,10 +123,10 @@ class Run:
             self.lock = take_new_folder(config)
             (check_split if goes_on else write_split)(self.run_dir / "split.json", self.training, self.validation)
             if self.rows:
-                write_history(self.run_dir, self.rows)  # the file may be an epoch ahead
+                report.write_history(self.run_dir, self.rows)  # the file may be an epoch ahead
             write_config(config)
             if config.data.dataset == "synthetic":
-                write_examples(self.run_dir, self.validation, config.network.classes)
+                report.write_examples(self.run_dir, self.validation, config.network.classes)
         except OSError as error:
             raise UserError(f"cannot write to --run-dir {self.run_dir}: {error.strerror}") from None
 
@@ -293,7 +287,7 @@ class Run:
         self.rows.append(row)
         is_best = self.best is row
         if self.chief:
-            write_history(self.run_dir, self.rows)
+            report.write_history(self.run_dir, self.rows)
             if is_best:  # before last.safetensors: killed in between, a resumed run finds the same best once more
                 self._save("best", {}, **row)
             strips = self._strips() if is_best else []  # they cost about as much as validation does
@@ -316,11 +310,11 @@ class Run:
         )
 
     def _evaluate(self):
-        return evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
+        return report.evaluate(self.eval_step, self.validation_batches, self.config.network.classes)
 
     def _strips(self):
         """Of a few validation images: image, truth and prediction beside each other, [H, 3 W, 3] in 0..1."""
-        for _, image, *masks, _ in predict_some(self.config, self.validation, self.eval_step):
+        for _, image, *masks, _ in report.predict_some(self.config, self.validation, self.eval_step):
             colors = [mask_colors(in_values(mask, self.config), self.config.network.classes) for mask in masks]
             yield np.hstack([image_colors(image, masks[0], self.config.data.show_bands), *colors])
 
@@ -347,13 +341,13 @@ class Run:
             flush=True,
         )
         means, matrix = self._evaluate()
-        list_classes(config, means, matrix)
+        report.list_classes(config, means, matrix)
         if config.network.classes == 1:
-            limit, dice, usual = best_threshold(self.eval_step, self.validation_batches)
+            limit, dice, usual = report.best_threshold(self.eval_step, self.validation_batches)
             better = f"{dice:.4f} from {limit:g} on: predict.py --threshold {limit:g}"
             print(f"dice of all pixels {usual:.4f} from a probability of 0.5 on, {better}")
-        write_confusion(self.run_dir, matrix, config)
+        report.write_confusion(self.run_dir, matrix, config)
         for line in self.training.left_out:
             say(f"left out: {line}")
         with expendable(self.run_dir / "predictions.png"):
-            draw_results(config, self.rows, best, self.validation, self.eval_step)
+            report.draw_results(config, self.rows, best, self.validation, self.eval_step)
