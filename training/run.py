@@ -62,12 +62,8 @@ class Run:
         self.implementation, self.config = implementation, config
         self.options, self.run_dir = config.training, config.training.run_dir
         self.training, self.validation = training, validation
-        self.weights, self.state, self.optimizer, self.eval_step = (
-            weights,
-            state,
-            optimizer,
-            report.make_eval_step(model, config),
-        )
+        self.weights, self.state, self.optimizer = weights, state, optimizer
+        self.eval_step = report.make_eval_step(model, config)
         self.steps_per_epoch = steps_per_epoch(config, training)
         self.all_steps = self.options.epochs * self.steps_per_epoch
         self.step = 0  # how many are done
