@@ -9,7 +9,6 @@ import typing
 from pathlib import Path
 from typing import Literal
 
-from common import end_by_ctrl_c
 from common.config import FIELDS, ON_DISK, PRESETS, ColorTable, Config, Stopped, UserError, flag, kind_of, range_of
 from common.text import printable, say
 
@@ -125,8 +124,9 @@ def in_a_line(error):
 
 @contextlib.contextmanager
 def handling(handler, *numbers):
-    """Meanwhile `handler` answers the signals with these numbers."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Meanwhile `handler` answers the signals with these numbers, but for those that are ignored, as under nohup."""
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
@@ -146,7 +146,7 @@ def run_script(main):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with handling(interrupt, *[signal.SIGINT] * (signal.getsignal(signal.SIGINT) is end_by_ctrl_c)):
+        with handling(interrupt, signal.SIGINT):
             sys.exit(main())
     except Stopped as stopped:
         print(file=sys.stderr)
