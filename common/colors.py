@@ -1,9 +1,9 @@
-"""A colour for each of the 256 class indices, in sRGB, told apart by colour-blind readers too for as long as that can be.
+"""A colour for each class index, in sRGB, told apart by colour-blind readers too for as long as that can be.
 
 Class 0 is black, 1 to 7 are the palette of Okabe and Ito (Wong 2011, Nature Methods 8, 441), VOID is gray. Each of the others
 is, of the 13 x 13 x 13 colours of an even grid, the one with the largest distance to the nearest of those before it and to
 the gray, in CIELAB, in the worst of three eyes: of most people, without green cones, without red cones (Machado, Oliveira
-and Fernandes 2009, severity 1). tests/test_pictures.py computes them again.
+and Fernandes 2009, severity 1). tests/test_pictures.py computes them again. From class 64 on they come again.
 """
 
 import re
@@ -19,20 +19,10 @@ HEX = """
     55bf6a 005540 00002a d4ff80 95d4aa 8095ff 95d4ea 004095 558040 4040ea 551515 aa4000 aa2a80 556ad4 d4ffd4 aad46a
     001580 2a2a6a 40152a ffff2a 6aaa40 2a6a40 4040bf d4d4d4 00bf80 80d440 80bfaa 1500d4 2a95d4 005555 556a95 aaeaaa
     ffff6a ff95ff 6aaabf 150040 80402a 1595bf 95552a 6a80ff 6a9515 ea4055 550040 d415aa bfff95 ea8040 6a0000 000015
-    952a00 aad480 95406a 80002a d4eaff 6a55ff 80bfbf 552aff eaaa95 558055 2a1515 4040d4 d4ead4 155595 2a156a bfea55
-    002a40 ff006a 00152a 001595 00402a aaea6a 4080d4 0015bf 552a40 2a40aa 4055bf ea6a95 5555d4 400055 ffaa40 55406a
-    2a6a80 80bf55 d4ffbf 80bfd4 152a95 801580 80aad4 2a2aaa ffff55 eaffea bfeabf ff6a2a 2a2a55 bf6aaa 404080 ea0040
-    551580 15006a 805555 959595 aa6a95 bf6a6a eabf95 802a40 bfd400 2a2abf 406abf 806a6a 6a80ea aad4ff 554015 9595ea
-    80d4bf 2a6a15 2a2ad4 ffea2a aaea80 80eaea bfea95 bf8080 5580bf 6a6aea 55d4d4 aabfea 6a4055 bf00aa 2a15ea ea00ea
-    400000 95006a 40ffea 00bfff 80aa55 95d455 ea552a d41515 ff8055 ea9595 d4152a 95aaaa bfaa6a aabf15 ea8080 001540
-    ea1595 550000 95ff6a 806a80 55ead4 55aa2a bf95bf 409555 556a2a d495ea 552a15 ff9580 d4aaaa 8040ea eabfaa 952a95
-    ea15bf 6a002a 555580 000080 ffd4aa ea6a00 aaff55 2affff 5540ff 951515 d42a6a d495ff 9595d4 d455d4 d4d4bf 2a2a15
-    006a55 6a802a 552a55 8015ea bfbf6a bf80ff 2aeabf 154000 806a15 ffd480 aaaa95 eabf55 aa6aff 958040 00d480 00d415
-    001515 95ff15 00d4ff 2a0000 aa1540 eaeaea ffea6a bf9540 8055aa 8015aa aa6aea bf40d4 6a8095 552a95 d4d440 40aa6a
-    ffffaa ffff95 15aa80 d4aabf 2a152a 8040bf 000095 80eaff 55ffd4 9595aa aa2a15 2a0055 aa4095 bf952a ffea55 005500
-    aa8055 956a40 eabfbf 9580d4 ea4040 55156a ffd415 bf15ff ea6a6a bf2aea 4015ff 40ea95 40bfea d4d495 aaea00 808080
 """
-CLASS_COLORS = np.frombuffer(bytes.fromhex(HEX), np.uint8).reshape(256, 3) / 255  # [256, 3], 0 to 1
+CLASS_COLORS = np.frombuffer(bytes.fromhex(HEX), np.uint8).reshape(-1, 3)
+CLASS_COLORS = CLASS_COLORS[[k if k < 64 else 1 + k % 61 for k in range(256)]] / 255  # masks have evenly spaced values: a prime
+CLASS_COLORS[VOID] = 128 / 255  # [256, 3], 0 to 1
 
 
 def names_in(path):
