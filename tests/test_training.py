@@ -260,7 +260,7 @@ def test_runs_are_laid_side_by_side_if_they_validate_on_the_same(tmp_path, capsy
 
 
 def test_folds_train_each_and_report_the_mean(tmp_path, capsys):
-    train(tmp_path, "--folds", "2", "--epochs", "1", implementation="keras_impl")
+    train(tmp_path, "--folds", "2", "--epochs", "1")
     with open(tmp_path / "folds.csv", newline="") as file:
         table = list(csv.reader(file))
     assert [line[0] for line in table] == ["fold", "fold0, epoch 1", "fold1, epoch 1", "mean", "standard deviation"]
@@ -276,7 +276,7 @@ def test_folds_train_each_and_report_the_mean(tmp_path, capsys):
     before = (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns
     (tmp_path / "fold1" / "last.safetensors").unlink()  # as if it had been killed there
     capsys.readouterr()
-    resume(tmp_path, implementation="keras_impl")
+    resume(tmp_path)
     assert (tmp_path / "fold0" / "last.safetensors").stat().st_mtime_ns == before, "not trained again"
     with open(tmp_path / "folds.csv", newline="") as file:
         assert list(csv.reader(file)) == table
