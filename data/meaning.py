@@ -38,19 +38,16 @@ def mask_meaning(counts, items, config, layout):
     Raises: UserError for values that fit nothing, naming the files that are unlike the others, for JPEG masks whose values are
     smeared, and for masks without a foreground.
     """
-    values, void, present = config.data.mask_values, config.data.void_label, counts > 0
-    shown = VOID if void is not None and (layout.objects or not 0 <= void <= 255) else void  # what `read` makes of it
-    held = present.any(axis=0)
+    held, void = counts.any(axis=0), config.data.void_label
     jpeg = np.array([is_jpeg(item.mask) for item in items], bool)
-    if layout.classes is not None or values:
-        classes, indices, note = _fixed(present, items, config, layout)
-    else:
-        classes, indices, note = _found(_without(counts, [] if shown is None else [shown]), items, config, jpeg)
-        by_class = sorted((index, value) for value, index in indices.items() if index != VOID)
-        if len(by_class) == max(classes, 2) and not set(indices) <= {0, 1, VOID}:
-            found = Values(value for _, value in by_class)
-            values = found if found != tuple(range(len(found))) else None
-    smeared = jpeg & (present.sum(axis=1) > 1)
+    if not (found := _read(counts, items, config, layout, jpeg)):
+        raise _misfit(counts, items, config, layout, jpeg)
+    classes, indices, note = found
+    values, by_class = config.data.mask_values, sorted((index, value) for value, index in indices.items() if index != VOID)
+    if layout.classes is None and len(by_class) == max(classes, 2) and not set(indices) <= {0, 1, VOID}:
+        values = Values(value for _, value in by_class)
+        values = values if values != tuple(range(len(values))) else None
+    smeared = jpeg & (np.count_nonzero(counts, axis=1) > 1)
     # of black and white JPEG leaves enough, and a smeared colour has no name
     if smeared.any() and not config.data.colors and len(indices) < 256 and set(indices) != {0, VOID}:
         raise UserError(
@@ -58,11 +55,11 @@ def mask_meaning(counts, items, config, layout):
             "a mask's values, save it as PNG from the original; black and white, 0 and 255, could be read"
         )
     if void is None and any(index == VOID and held[value] for value, index in indices.items()):
-        void = shown = VOID
+        void = VOID
     table = np.full(256, VOID, np.uint8)
     table[list(indices)] = list(indices.values())
-    if shown is not None:
-        table[shown] = VOID
+    if void is not None:
+        table[_as_read(void, layout)] = VOID
         note += f", {'the rest' if len(indices) == 256 and layout.classes else void} is void"
     if config.network.classes is None and len(set(table[held]) - {VOID}) < 2:
         learnt = held & (table != VOID)
@@ -75,13 +72,20 @@ def mask_meaning(counts, items, config, layout):
     return Meaning(table, classes, void, note, values)
 
 
-def _fixed(present, items, config, layout):
-    """What a layout or --mask-values says about masks -> (classes, {value: class index}, note)."""
-    values = config.data.mask_values
-    classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout.classes
-    known = classes if layout.objects else {**classes, config.data.void_label: VOID}
-    n = 1 + max(index for index in known.values() if index != VOID)
-    wrong = _without(present, [value for value in known if value is not None])
+def _as_read(void, layout):
+    """The value that the reader of the masks makes of --void-label, as an index; of None there is none."""
+    return [] if void is None else [VOID if layout.objects or not 0 <= void <= 255 else void]
+
+
+def _read(counts, items, config, layout, jpeg):
+    """-> (classes, {value: class index}, note), or None for values that are no class indices. Raises: UserError."""
+    values, layout_has = config.data.mask_values, layout.classes
+    counts = _without(counts, _as_read(config.data.void_label, layout))
+    if layout_has is None and not values:
+        return _found(counts, items, config, jpeg)
+    classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout_has
+    n = 1 + max(index for index in classes.values() if index != VOID)
+    wrong = _without(counts, list(classes)) > 0
     if wrong.any():
         item, allowed = items[int(wrong.any(axis=1).argmax())], ", ".join(map(str, sorted(classes)))
         raise UserError(
@@ -95,7 +99,7 @@ def _fixed(present, items, config, layout):
 
 
 def _found(counts, items, config, jpeg):
-    """What the values of the masks say -> (classes, {value: class index}, note). `counts` is without --void-label.
+    """What the values of the masks say, as `_read`. `counts` is without --void-label.
 
     The first of the `_ways` that takes all masks; but what JPEG or smoothing has made of black and white is no class indices.
     """
@@ -103,8 +107,7 @@ def _found(counts, items, config, jpeg):
     values, classes = set(np.flatnonzero(present.any(axis=0)).tolist()), config.network.classes
     if classes is None and len(values) < 2:  # `mask_meaning` says so
         return 1, dict.fromkeys(values, 0), ""
-    ways = _ways(present, config)
-    words, standing, beside = next((way for way in ways if values <= {*way[1], *way[2]}), ("", [], []))
+    words, standing, beside = next((way for way in _ways(present, config) if values <= {*way[1], *way[2]}), ("", [], []))
     if standing in ([0, 1], [0, VOID]):
         note = "mask values 0/1" if standing == [0, 1] else "mask values 0/255 read as 0/1"
         return classes or 1, {standing[0]: 0, standing[1]: 1}, note
@@ -117,7 +120,7 @@ def _found(counts, items, config, jpeg):
             return classes or 1, {value: value // 128 for value in range(256)}, f"{what} read as 0 below 128 and 1 above"
     indices = sorted(values - {*beside})
     if not standing or len(indices) < 2 and VOID in values:  # 0 and 255 are no two classes of many
-        raise _misfit(present, items, config, jpeg, ways)
+        return None
     n, absent = len(standing), [str(value) for value in standing if value not in values]
     note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
     if not classes:
@@ -151,9 +154,9 @@ def _ways(present, config):
 
 
 def _without(present, values):
-    """bool [n, 256], the values that each mask holds beside `values`."""
+    """[n, 256], what each mask holds beside `values`."""
     beside = present.copy()
-    beside[:, values] = False
+    beside[:, values] = 0
     return beside
 
 
@@ -170,48 +173,57 @@ def _of_all(odd):
     return f"{odd.sum()} of {len(odd)} masks: " if len(odd) > 1 else ""
 
 
-def _misfit(present, items, config, jpeg, ways):
-    """The `UserError` for values that are no class indices, about the masks that are unlike the others."""
-    classes = config.network.classes
+def _misfit(counts, items, config, layout, jpeg):
+    """The `UserError` for values that are no class indices: what the odd masks hold, what fits, and options that were tried."""
+    classes, void = config.network.classes, config.data.void_label
+    present = _without(counts, _as_read(void, layout)) > 0
+    ways = _ways(present, config)
     outside = {words: _without(present, [*standing, *beside]).any(axis=1) for words, standing, beside in ways}
     most = min(outside, key=lambda words: outside[words].sum())  # what most masks hold
-    odd = outside[most]
+    odd = outside[most] if outside[most].any() else ~outside[most]  # 0 and 255 fit many classes, and are none
     few = 0 < 2 * odd.sum() < present[:, 1:].any(axis=1).sum()  # a mask of 0 alone fits any reading
-    first = int(odd.argmax())
-    values = set(np.flatnonzero(present.any(axis=0)).tolist())
-    held = np.flatnonzero(present[first]).tolist()
-    shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
-    top, void = max(values - {VOID}, default=0), config.data.void_label
-    stray = values - set(np.flatnonzero(present[~odd].any(axis=0)).tolist())
-    allowed = "but masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
+    mask, held = items[int(odd.argmax())].mask, np.flatnonzero(present[odd.argmax()]).tolist()
+    takes = "masks hold 0/1, 0/255, or class indices 0, 1, 2 and so on"
     if classes:
-        takes = "0/1 or 0/255, the same in all masks" if classes <= 2 else ways[-1][0]
-        allowed = f"but --classes {classes} takes {takes}"
-    if few:
-        allowed += f", and the other {len(odd) - odd.sum()} hold {most}"
-    needed = top + 1 - (void is not None and void <= top)
-    these = ",".join(map(str, sorted(values - {VOID})))
-    void_of = "--void-label {} if that marks what nobody labelled"
-    if jpeg[first]:
-        advice = "JPEG does not keep a mask's values, save it as PNG"
-    elif void is None and values <= {0, 1, VOID} and classes in (None, 1, 2):
-        advice = f"1 and 255 both occur in the masks; {void_of.format(255)}"
-    elif void is None and classes and top < max(classes, 2):
-        advice = f"255 is foreground only with --classes 1 or 2; {void_of.format(255)}"
-    elif top < 200 and len(values - {VOID}) >= (top + 1) / 2 and needed != classes:  # else most of them would not occur
-        advice = f"if they are class indices, set --classes {needed}, otherwise mend the mask"
-    elif len(values) > 32:
-        advice = "save it without smoothed edges"
-    elif few or len(values - {VOID}) < 2:
-        advice = "mend the mask" + (f", or {void_of.format(*stray)}" if len(stray) == 1 and void is None else "")
-    else:
-        advice = f"--classes {needed} if they are class indices of which some do not occur, or --mask-values {these} if these "
-        advice += "alone stand for the classes; --colors FILE names them"
-    if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not jpeg[first] and not classes:
-        advice += ", or --objects if each number is an object"
-    return UserError(
-        f"{_of_all(odd) if few else ''}{items[first].mask} holds {len(held)} values ({shown}), {allowed}: {advice}"
-    )
+        takes = f"--classes {classes} takes {'0/1 or 0/255, the same in all masks' if classes <= 2 else ways[-1][0]}"
+    if present[~odd][:, 1:].any():
+        takes += f", and the other {np.count_nonzero(~odd)} hold {most}"
+
+    *indices, top = sorted({0, *np.flatnonzero(present[:, :VOID].any(axis=0)).tolist()})
+    stray, offers = np.flatnonzero(present[odd].any(axis=0) & ~present[~odd].any(axis=0)).tolist(), {}
+    if len(stray) == 1 or not few and VOID in stray:
+        offers[f"--void-label {stray[-1]} if that marks what nobody labelled"] = dict(void_label=stray[-1])
+    if not few:
+        needed, these = top + 1 - (void is not None and void <= top), Values([*indices, top])
+        offers[f"--classes {needed} if they are class indices"] = dict(classes=needed)
+        offers[f"--mask-values {these} if these alone stand for the classes, --colors FILE to name them"] = dict(
+            mask_values=these
+        )
+    advice = [words for words, options in offers.items() if _works(counts, items, config, layout, jpeg, options)]
+    if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not classes:
+        advice.append("--objects if each number is an object")
+    advice.append("or mend the mask" if advice else "mend the mask")
+    if jpeg[odd.argmax()]:
+        advice = ["JPEG does not keep a mask's values, save it as PNG"]
+    elif len(indices) >= 32 and (top >= 200 or 2 * len(indices) < top):
+        advice = ["save it without smoothed edges"]
+    shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
+    holds = f"{_of_all(odd) if few else ''}{mask} holds {len(held)} values ({shown})"
+    return UserError(f"{holds}, but {takes}: {', '.join(advice)}")
+
+
+def _works(counts, items, config, layout, jpeg, options):
+    """Whether other `options` than those that are given make classes of the masks."""
+    given = config.flat
+    if any(given[name] == value or name == "void_label" and given[name] is not None for name, value in options.items()):
+        return False
+    try:
+        changed = config.replace(**options)
+        found = _read(counts, items, changed, layout, jpeg)
+    except UserError:
+        return False
+    learnt = {found[1].get(value, VOID) for value in np.flatnonzero(counts.any(axis=0)).tolist()} if found else ()
+    return len({*learnt} - {VOID}) > (config.network.classes is None)
 
 
 def doubt(config, index):

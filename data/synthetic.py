@@ -10,7 +10,8 @@ Ronneberger et al. 2015 want it.
 
 import contextlib
 import multiprocessing
-import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from common.config import Size, UserError
 from common.shapes import margin
@@ -38,23 +39,20 @@ def make_cells(n, size, seed, classes=1, channels=1):
 
     Raises: UserError for more classes or other channels than there are to draw, and for more images than memory holds.
     """
-    _check(classes, channels)
-    found = None
-    if ahead := _ahead.pop((n, *size, seed, channels), None):
-        with contextlib.suppress(EOFError, OSError):  # the other process has died
-            found = ahead.recv()
-    images, masks = found or _drawn(n, size, seed, channels)
+    images = masks = None
+    with contextlib.suppress(KeyError, BrokenProcessPool):  # nothing is drawn ahead; the other process has died
+        images, masks = _ahead.pop((n, *size, seed, channels)).result()
+    if masks is None:
+        images, masks = _drawn(n, size, seed, classes, channels)
     return images, np.minimum(masks, max(classes - 1, 1))
 
 
-def _check(classes, channels):
+def _drawn(n, size, seed, classes, channels):
+    """`make_cells` with all of the classes."""
     if classes > 3:
         raise UserError(f"synthetic cells have at most 3 classes (background, cell, nucleus), got --classes {classes}")
     if channels not in (1, 3):
         raise UserError(f"synthetic cells are gray or RGB, got --channels {channels}: 1 or 3")
-
-
-def _drawn(n, size, seed, channels):
     try:
         images, masks = np.empty((n, *size, channels), np.uint8), np.empty((n, *size), np.uint8)
     except (MemoryError, ValueError):
@@ -78,27 +76,14 @@ def asked_for(config):
     return dict(n=config.data.images, size=size, seed=config.seed, classes=network.classes, channels=network.channels)
 
 
-_ahead = {}  # what is drawn -> the end of a pipe through which it comes
+_ahead = {}  # what is drawn -> its future
 
 
 def draw_ahead(n, size, seed, classes, channels):
-    """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5.
-
-    Raises: UserError, as `make_cells`.
-    """
-    _check(classes, channels)
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-
-    def draw():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-        receiver.close()  # or it would wait for itself to read, where the other process has died
-        with contextlib.suppress(Exception):  # `make_cells` will meet it again
-            sender.send(_drawn(n, size, seed, channels))
-
+    """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5."""
     with contextlib.suppress(OSError):  # no more processes: `make_cells` draws
-        multiprocessing.get_context("fork").Process(target=draw, daemon=True).start()
-        _ahead[(n, *size, seed, channels)] = receiver
-    sender.close()
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+        _ahead[n, *size, seed, channels] = pool.submit(_drawn, n, size, seed, classes, channels)
 
 
 def scene(size, rng):
