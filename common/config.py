@@ -195,8 +195,8 @@ class Training:
 
 FOLDER = ("dataset", "folder")
 COLORED = (*FOLDER, "voc", "camvid", "cityscapes")  # masks may hold colours
-PAIRED = (*COLORED, "carvana", "oxford_pet", "dsb2018")  # by two patterns
-ON_DISK = (*PAIRED, "isbi", "nyuv2")
+PAIRED = (*COLORED, "carvana", "oxford_pet", "dsb2018", "isbi")  # by two patterns
+ON_DISK = (*PAIRED, "nyuv2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `data.meaning` knows what the numbers in the masks of all others mean.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ class Published(NamedTuple):
     names: str = ""  # of the classes, in order
     values: str = ""  # that stand for them, where not 0, 1, 2 and so on; others are void
     lists: str = ""  # files that list the names of each part, see `LISTS`; other images need no masks
+    colors: str = ""  # of the masks, as `class_list` reads them with ; between the lines; others are void
 
 
 CITYSCAPES = "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
@@ -82,6 +84,7 @@ DATASETS = {  # name -> how it is published, one or several ways
     "carvana": [Published("train/{group}_{name}.*", "train_masks/{group}_{name}_mask.*", "background,car")],
     "oxford_pet": [Published("images/{name}.jpg", "annotations/trimaps/{name}.png", lists="annotations/{name}.txt")],
     "dsb2018": [Published("**/{name}/images/*", "**/{name}/masks/*", "background,nucleus")],
+    "isbi": [Published("{part}-volume.tif", "{part}-labels.tif", "membrane,cell")],  # a slice on every page
     "cityscapes": [
         Published(
             "**/leftImg8bit/{part}/*/{name}_leftImg8bit.png", "**/gtFine/{part}/*/{name}_gtFine_labelIds.png",
@@ -92,8 +95,8 @@ DATASETS = {  # name -> how it is published, one or several ways
         Published("**/JPEGImages/{name}.*", "**/SegmentationClass/{name}.png", VOC, "", "**/ImageSets/Segmentation/{name}.txt")
     ],
     "camvid": [
-        Published("**/701_StillsRaw_full/{name}.png", "**/LabeledApproved_full/{name}_L.png"),
-        Published("**/{part}/{name}.png", "**/{part}_labels/{name}_L.png"),
+        Published("**/701_StillsRaw_full/{name}.png", "**/LabeledApproved_full/{name}_L.png", colors=CAMVID),
+        Published("**/{part}/{name}.png", "**/{part}_labels/{name}_L.png", colors=CAMVID),
         Published("**/{part}/{name}.png", "**/{part}annot/{name}.png", CAMVID_11, "0,1,2,3,4,5,6,7,8,9,10"),
     ],
 }  # fmt: skip
@@ -114,7 +117,7 @@ def find_layout(config):
             return _nyuv2(config)
         if not data_dir.is_dir():
             raise UserError(f"--data-dir {data_dir} is a file: name the folder that the images and masks lie below")
-        return _isbi(config) if config.data.dataset == "isbi" else _pairs(config)
+        return _pairs(config)
     except OSError as error:
         reason = f"{error.strerror}; check the path and its permissions"
         raise UserError(f"cannot read {error.filename or data_dir}: {reason}") from None
@@ -132,19 +135,19 @@ def masks_of(config, way):
 
     Raises: UserError for a list of classes that makes none.
     """
-    data, classes = config.data, config.network.classes
-    rest_is_void = data.void_label is not None
+    data, classes, void = config.data, config.network.classes, config.data.void_label
+    names = Names((way.names if way and way.names else "background,object").split(","))
     if data.objects:
-        return None, OBJECTS, Names((way.names if way else "background,object").split(","))
+        return None, OBJECTS, names
     if data.dataset == "oxford_pet":  # the outline is a class, counts as background, or is void
         if classes not in (None, 1, 2, 3):
             raise UserError(f"--dataset oxford_pet has 3 classes, or the pet alone with --classes 1; got --classes {classes}")
-        outline = classes in (1, 2) or classes is None and data.void_label == 3
+        outline = classes in (1, 2) or classes is None and void == 3
         return None, {2: 0, 1: 1, 3: 0 if outline else 2}, Names(("background", "pet", *([] if outline else ["outline"])))
-    listing, path = (data.colors, data.colors.path) if data.colors is not None else (None, "of CamVid")
-    if way and not way.names and listing is None:
-        listing, rest_is_void = CAMVID.replace("\n", " ").replace(";", "\n"), True
-    if listing is not None:
+    if data.colors is not None or way and way.colors:
+        path = "of CamVid" if data.colors is None else data.colors.path
+        listing = way.colors.replace(";", "\n") if data.colors is None else data.colors
+        rest_is_void = data.colors is None or void is not None
         names, indices = class_list(listing, f"--colors {path}")
         if not 2 <= len(names) <= VOID:
             raise UserError(f"--colors {path} names {len(names)} classes: it takes 2 to {VOID}, a line for each")
@@ -152,14 +155,11 @@ def masks_of(config, way):
             raise UserError(f"--colors {path} names {len(names)} classes, but --classes is {classes}: leave --classes out")
         if not all(isinstance(key, int) for key in indices):
             return Colors(path, indices, rest_is_void), by_index(len(names)), names
-        rest = range(256) if rest_is_void else [VOID]
-        return None, {**dict.fromkeys(rest, VOID), **indices}, names
+        return None, {**dict.fromkeys(range(256) if rest_is_void else [VOID], VOID), **indices}, names
     if not way:
         return None, None, None
-    names = Names.parse(way.names)
     if way.values:
-        values = map(int, way.values.split(","))
-        return None, {**dict.fromkeys(range(256), VOID), **dict(zip(values, range(len(names))))}, names
+        return None, {**dict.fromkeys(range(256), VOID), **dict(zip(map(int, way.values.split(",")), range(VOID)))}, names
     return None, by_index(len(names)) if len(names) > 2 else None, names
 
 
@@ -170,57 +170,50 @@ def by_index(n):
 
 def _pairs(config):
     """The `Layout` of whatever two patterns name: those of the command line, of whoever published the data, or guessed."""
-    data = config.data
-    run_dir = config.training.run_dir
+    data, run_dir = config.data, config.training.run_dir
     own = [data.cache, run_dir if run_dir and (run_dir / "config.json").is_file() else None]  # may lie there, too
     everything = walk(data.data_dir, [path.resolve() for path in own if path])
     files = [file for file in everything if is_image(data.data_dir, file)]
     way = published(config, lambda pattern: any(next(readings(pattern, file), None) for file in files))
     patterns = data.image_files or way and way.images, data.mask_files or way and way.masks
-    there = f"below {data.data_dir} lie {inventory(everything) or 'no files'}"
+    there = "; ".join(filter(None, [f"below {data.data_dir} lie {inventory(everything) or 'no files'}", outlines(everything)]))
     if not all(patterns):
         patterns, enough = guess(files)
         if not enough:
-            near = patterns or ("images/{name}.*", "masks/{name}.*")
-            raise UserError("; ".join(filter(None, [f"nothing says which file is whose mask: {there}", outlines(everything),
-                f"say it with --image-files '{near[0]}' --mask-files '{near[1]}', or what is right"])))  # fmt: skip
+            images, masks = patterns or ("images/{name}.*", "masks/{name}.*")
+            say_it = f"say it with --image-files '{images}' --mask-files '{masks}', or what is right"
+            raise UserError(f"nothing says which file is whose mask: {there}; {say_it}")
     found = pair(*patterns, files)
-    masked, alone, note = {**found.masks}, found.alone, ""
-    asked = f"--image-files {quote(patterns[0])} --mask-files {quote(patterns[1])}"
+    masked, alone, note, lists = found.masks, found.alone, "", []
     parts = {file: fields.get("part", "") for file, fields in found.fields.items()}
-    lists = []
     if way and way.lists:  # not all images have masks
         lists = [file for file in everything if (name := next(readings(way.lists, file), {})) and name["name"] in LISTS]
         by_name = {fields["name"]: file for file, fields in found.fields.items()}
         listed_parts, alone = _listed(data.data_dir, lists, by_name, masked)
         parts |= listed_parts
-        if only := set(listed_parts.values()) - {"test"}:
-            masked = {file: masks for file, masks in masked.items() if file in listed_parts}
+        only = set(listed_parts.values()) - {"test"}
+        masked = {file: masks for file, masks in masked.items() if file in listed_parts or not only}
         note = f"{len(masked)} of {len(found.fields)} images have a mask{' and are listed' if only else ''}"
-    apart = [file for file in found.fields if parts[file] == "test" and file not in masked]
+    asked = f"--image-files {quote(patterns[0])} --mask-files {quote(patterns[1])}"
     if not masked:
-        what = listed(alone, 4) if alone else "no file fits"
-        raise UserError("; ".join(filter(None, [f"by {asked} {what}: {there}", outlines(everything)])))
+        raise UserError(f"by {asked} {listed(alone, 4) or 'no file fits'}: {there}")
     image, mask = (Path(text).name.replace("{name}", "STEM") for text in patterns)
     words = f"{mask} is the mask of {image}, by" if "STEM" in mask and "STEM" in image else "images and masks by"
     over = [f"{words} {asked}"]  # to paste and change
-    over += [f"{len(apart)} images of the test part have no masks: left alone"] if apart else []
+    if apart := sum(parts[file] == "test" and file not in masked for file in found.fields):
+        over.append(f"{apart} images of the test part have no masks: left alone")
     used = {*found.fields, *lists, *(mask for masks in found.masks.values() for mask in masks)}
-    used |= {
-        file for file in everything if data.colors is not None and Path(data.data_dir, file) == Path(str(data.colors.path))
-    }
+    used |= {file for file in everything if data.colors and Path(data.data_dir, file) == Path(data.colors.path)}
     if rest := unused(everything, used):
-        over.append(f"not used in {data.data_dir}: {listed(rest, 20)}")
-        over += filter(None, [outlines([file for file in everything if file not in used])])
+        over += [f"not used in {data.data_dir}: {listed(rest, 20)}", outlines(set(everything) - used)]
+        over = [line for line in over if line]
     if alone and not data.skip_bad:
         raise UserError("; ".join([f"by {asked} {listed(alone)} (--skip-bad goes on without)", *over[1:]]))
     items = []
     for file, masks in masked.items():
         image, first, *further = (data.data_dir / name for name in (file, *masks))
-        item = Item(file, image, first, None, found.fields[file].get("group", ""), parts[file], tuple(further))
-        items += _pages(item)
-    stacks = {item.image for item in items if item.page is not None}
-    if len(stacks) > 1:  # the slices of a stack are alike
+        items += _pages(Item(file, image, first, None, found.fields[file].get("group", ""), parts[file], tuple(further)))
+    if len({item.image for item in items if item.page is not None}) > 1:  # the slices of a stack are alike
         items = [item if item.page is None else replace(item, group=item.group or item.image.name) for item in items]
     colors, classes, names = masks_of(config, way)
 
@@ -255,33 +248,15 @@ def _listed(folder, lists, images, masked):
 
 def _pages(item):
     """The item, or one for each image of its file, whose masks are as many. Raises: UserError for other numbers of masks."""
-    if item.image.suffix.lower() not in (".tif", ".tiff"):
-        return [item]
-    try:
-        pages, n = count_pages(item.image), 1
-        if pages > 1:
-            n = count_pages(item.mask)
-    except UserError:  # said when it is read
-        return [item]
-    if pages == 1:
-        return [item]
+    n = pages = 1
+    if item.image.suffix.lower() in (".tif", ".tiff"):
+        with contextlib.suppress(UserError):  # said when it is read
+            found = count_pages(item.image)
+            n, pages = found, found if found == 1 else count_pages(item.mask)
     if pages != n:
-        raise UserError(f"{item.image} has {pages} pages, but {item.mask} has {n}: they must be of one stack")
-    digits = len(str(pages - 1))  # so that names sort as pages do
-    return [replace(item, name=f"{item.name}[{page:0{digits}}]", page=page) for page in range(pages)]
-
-
-def _isbi(config):
-    """train-volume.tif and train-labels.tif: a slice on every page; labels are 255 in the cells and 0 on their membranes."""
-    volume, labels = config.data.data_dir / "train-volume.tif", config.data.data_dir / "train-labels.tif"
-    for path in (volume, labels):
-        if not path.is_file():
-            raise UserError(f"{path} is missing: --dataset isbi needs {volume.name} and {labels.name} in --data-dir")
-
-    def read(item, channels, size):
-        return read_pair(item.image, item.masks, channels, size, item.page)
-
-    return Layout(_pages(Item(volume.name, volume, labels)), read, class_names=Names(("membrane", "cell")))
+        raise UserError(f"{item.image} has {n} pages, but {item.mask} has {pages}: they must be of one stack")
+    digits = len(str(n - 1))  # so that names sort as pages do
+    return [item] if n == 1 else [replace(item, name=f"{item.name}[{k:0{digits}}]", page=k) for k in range(n)]
 
 
 def _nyuv2(config):

@@ -22,8 +22,8 @@ from data.borders import border_weights, part_touching
 from data.cache import prepare
 from data.files import TOP, on_scale, stretched
 from data.layouts import Item, Layout, find_channels, find_layout
-from data.meaning import as_classes, check_classes, doubt, filled_in, mask_meaning
-from data.splits import split
+from data.meaning import as_classes, check_classes, class_pixels, doubt, filled_in, mask_meaning
+from data.splits import split, torn_sequences
 from data.synthetic import asked_for, make_cells
 
 import cv2
@@ -80,14 +80,13 @@ def load_examples(config):
     meaning = mask_meaning(index["counts"][good], usable, config, layout)
     white, depth = find_white(index[good], usable, config)
     config = filled_in(config, layout, meaning).replace(white=white, channels=channels)
-    table = meaning.table
 
     def image(k):
         values = on_scale(prepared.image(k), white, items[k].name)
         return stretched(values, config.data.scale) if config.data.stretch else values
 
     def mask(k):
-        return cv2.LUT(as_classes(prepared.mask(k)), table)  # ten times as fast as table[...]
+        return cv2.LUT(as_classes(prepared.mask(k)), meaning.table)  # ten times as fast as table[...]
 
     left_out, chosen = [*layout.left_out, *prepared.left_out.values()], []
     for part, wanted in parts.items():
@@ -100,27 +99,22 @@ def load_examples(config):
         objects = Stored(prepared.mask, numbers) if layout.objects else ()
         chosen.append(Examples(names, Stored(image, numbers), Stored(mask, numbers), sizes, left_out, checksums, objects))
     training, validation = chosen
-    counts = [np.zeros((len(part.names), 256), np.int64) for part in chosen]  # pixels of the classes in each mask
-    for part, found in zip(chosen, counts):
-        np.add.at(found, (slice(None), table), index["counts"][part.images.numbers])
-    counts = [found[:, : max(config.network.classes, 2)] for found in counts]
+    counts = [class_pixels(index["counts"][part.images.numbers], meaning) for part in chosen]
     check_classes(config, *(found.any(axis=0) for found in counts))
     if config.training.class_weights == Weights():
         config = config.replace(class_weights=balanced_weights(counts[0]))
     _check_sizes(config, training, validation)
-    heights, widths = zip(*training.sizes, *validation.sizes)
-    small, large = Size(min(heights), min(widths)), Size(max(heights), max(widths))
+    small, large = (Size(*limit(training.sizes + validation.sizes, axis=0).tolist()) for limit in (np.min, np.max))
     fitted = {grow(config, size, fits=True) for size in training.sizes}
     mirrored = not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}
-    n_objects, apart = index["objects"], sum(item.part == "test" for item in layout.items)
-    groups = {item.group for item in items} - {""}
+    apart, groups = sum(item.part == "test" for item in layout.items), {item.group for item in items} - {""}
     notes = [
         f"{len(training.names)} images to train on, {len(validation.names)} to validate",
         f"{small if small == large else f'{small} to {large}'} {config.network.bands}",
         depth,
         meaning.note,
         layout.note,
-        layout.objects and f"{n_objects.sum():,} objects",
+        layout.objects and f"{index['objects'].sum():,} objects",
         doubt(config, index[good]),
         groups and f"{len(groups)} groups, each on one side",
         apart and f"{apart} of the test part left alone",
@@ -128,7 +122,7 @@ def load_examples(config):
         mirrored and f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times",
     ]
     say(f"{data_dir or 'synthetic cells'}: {', '.join(filter(None, notes))}")
-    for line in [*layout.over, *(f"left out: {line}" for line in left_out)]:
+    for line in [*layout.over, *torn_sequences(layout, parts), *(f"left out: {line}" for line in left_out)]:
         say(line)
     return config, training, validation
 
@@ -164,13 +158,12 @@ def find_white(index, items, config):
         if white:
             raise UserError(f"--white {white:g} is for images of 16 bits or floats, and all have 8 bits: leave it out")
         return None, ""
-    if floats.any() and (whole := deep & ~floats).any():
+    whole = deep & ~floats
+    if floats.any() and whole.any():
         few, what = (floats, "floats") if floats.sum() <= whole.sum() else (whole, "whole numbers of 16 bits")
         names = listed([item.name for item, odd in zip(items, few) if odd], 3)
-        raise UserError(
-            f"{few.sum()} of {deep.sum()} images hold {what}, and the others do not, so they have no white in common: save "
-            f"{names} as the others are"
-        )
+        what = f"{few.sum()} of {deep.sum()} images hold {what}, and the others do not"
+        raise UserError(f"{what}, so they have no white in common: save {names} as the others are")
     top = float(peaks[deep].max())
     if floats.any():
         little, problem = f"of which little is left with {white or 1:g} as white: ", ""
@@ -182,9 +175,8 @@ def find_white(index, items, config):
             problem = f"{little}most are above it"
         if problem:
             darkest, name = float(index["darkest"][floats].min()), items[int(np.where(deep, peaks, -1).argmax())].name
-            raise UserError(
-                f"the images hold floats of {darkest:.6g} to {top:.6g}, as in {name}, {problem}: name it with --white {top:.6g}"
-            )
+            held = f"the images hold floats of {darkest:.6g} to {top:.6g}, as in {name}"
+            raise UserError(f"{held}, {problem}: name it with --white {top:.6g}")
         white = float(white or top)
     elif white and (white != int(white) or white > 65535):
         raise UserError(f"--white {white:g} is no value of images of 16 bits, which hold 1 to 65535: leave it out")
@@ -203,40 +195,36 @@ def _check_run_dir(config, layout):
     run_dir, data_dir, cache = config.training.run_dir, config.data.data_dir, config.data.cache
     if not run_dir or not data_dir:
         return
-    if cache and cache.resolve().is_relative_to(run_dir.resolve()):
+    run = run_dir.resolve()
+    if cache and cache.resolve().is_relative_to(run):
         raise UserError(f"--cache {cache} lies in --run-dir {run_dir}, which holds a run alone: name a folder elsewhere")
-    run_dir, data_dir = run_dir.resolve(), (data_dir.parent if data_dir.is_file() else data_dir).resolve()
-    paths = {path.parent for item in layout.items for path in (item.image, *item.masks)}
-    for folder in {path.resolve() for path in paths}:
-        if run_dir == folder or folder != data_dir and run_dir.is_relative_to(folder):
-            raise UserError(f"--run-dir {config.training.run_dir} lies among the images, in {folder}: name a folder elsewhere")
+    top = (data_dir.parent if data_dir.is_file() else data_dir).resolve()
+    for folder in {path.parent.resolve() for item in layout.items for path in (item.image, *item.masks)}:
+        if run == folder or folder != top and run.is_relative_to(folder):
+            raise UserError(f"--run-dir {run_dir} lies among the images, in {folder}: name a folder elsewhere")
 
 
 def _check_sizes(config, training, validation):
     """Raises: UserError for too few images, and for the first image that is too small or unlike the others."""
-    n = len(training.names)
-    if n < config.training.batch_size:
-        raise UserError(
-            f"{n} images to train on, but --batch-size is {config.training.batch_size}: use a smaller batch or more images"
-        )
-    smallest, crop = min_size(config.network), config.data.crop_size or Size(0, 0)
+    n, batch, kind = len(training.names), config.training.batch_size, config.data.augment
+    if n < batch:
+        raise UserError(f"{n} images to train on, but --batch-size is {batch}: use a smaller batch or more images")
+    smallest, crop, first = min_size(config.network), config.data.crop_size, training.sizes[0]
     for name, size in zip(training.names + validation.names, training.sizes + validation.sizes):
         grown = grow(config, size)
         if min(grown) < smallest:
-            raise UserError(
-                f"{name} is {size} pixels, but {needs(config.network)}: use a smaller --depth or a larger --image-size"
-            )
-        if grown.height < crop.height or grown.width < crop.width:
+            needed = f"but {needs(config.network)}: use a smaller --depth or a larger --image-size"
+            raise UserError(f"{name} is {size} pixels, {needed}")
+        if crop and (grown.height < crop.height or grown.width < crop.width):
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
-    first, kind = training.sizes[0], config.data.augment
     for name, size in zip(training.names, training.sizes):
-        whole = kind in ("elastic", "mirror", "paper") or kind == "recolor" and not config.data.crop_size
-        if whole and max(grow(config, size, fits=not config.data.crop_size)) > LONGEST:
+        whole = kind in ("elastic", "mirror", "paper") or kind == "recolor" and not crop
+        if whole and max(grow(config, size, fits=not crop)) > LONGEST:
             raise UserError(
                 f"{name} is {size} pixels, and --augment {kind} takes sides of {LONGEST} at most, mirrored borders too: cut it "
                 "into parts, or use --augment flips"
             )
-        if size != first and config.data.crop_size is None:
+        if size != first and not crop:
             raise UserError(
                 f"the images of a batch need one size, but {training.names[0]} is {first} pixels and {name} is "
                 f"{size}: use --crop-size to train on windows of one size, or --image-size to resize them all"

@@ -247,6 +247,11 @@ def as_classes(mask):
     return mask if mask.dtype == np.uint8 else np.where(mask < 0, VOID, mask > 0).astype(np.uint8)
 
 
+def class_pixels(counts, meaning):
+    """int [n, 256], how many pixels of n masks have each value -> [n, classes], how many are of each class."""
+    return np.stack([counts[:, meaning.table == k].sum(axis=1) for k in range(max(meaning.classes, 2))], axis=1)
+
+
 def filled_in(config, layout, meaning):
     """The config with what was found out about the masks.
 

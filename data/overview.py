@@ -6,6 +6,8 @@ Takes the options of the train scripts. Prints what it finds and writes overview
 with 1 if something is wrong with the images, each of which is named, and with 2 if they make no data set at all.
 """
 
+import contextlib
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,8 +23,8 @@ from data.cache import decode
 from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, grow, open_layout
-from data.meaning import as_classes, doubt, filled_in, mask_meaning
-from data.splits import split
+from data.meaning import as_classes, class_pixels, doubt, filled_in, mask_meaning
+from data.splits import split, torn_sequences
 
 import numpy as np
 from PIL import Image
@@ -54,11 +56,17 @@ def overlay(image, mask, classes):
     return image + opacity[..., None] * (mask_colors(as_classes(mask), max(classes, 2)) - image)
 
 
-def _legend(names, config, seen=None):
+def _labelled(name, image, mask, config):
+    """(label, `overlay`) of an image [H, W, C] on the scale of the data set. mask: the values of the classes, or objects."""
+    shown = in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
+    return name, overlay(shown, mask, config.network.classes or 256)
+
+
+def _legend(config, seen=None):
     """`legend` of overlays, which leave class 0 as it is: of the classes, of many those that are `seen`, and of VOID."""
     values = [*config.shown_values, *([] if config.data.void_label is None else [VOID])]
     values = values if seen is None or len(values) <= LEGEND else [value for value in values if value in seen]
-    entries = list(zip(values, legend(names, values)))[:LEGEND]
+    entries = list(zip(values, legend(names_of_values(config), values)))[:LEGEND]
     more = [(f"and {len(values) - LEGEND} more", "none")] * (len(values) > LEGEND)
     return [entry if value else (f"{entry[0]} (not tinted)", "none") for value, entry in entries] + more
 
@@ -68,24 +76,15 @@ def draw_augmentations(path, training, config):
 
     training: `Examples`. config: with what `load_examples` found filled in.
     """
-
-    def picture(image, mask):
-        mask = mask if config.data.objects else in_values(mask, config)
-        return overlay(for_the_eye(image, config), mask, config.network.classes)
-
     rows = []
     for i in _spread(len(training.names), ROWS):
-        image, mask = training.images[i], training.masks[i]
-        row = [(f"{training.names[i]}\n{Size(*mask.shape)}", picture(image, mask))]
-        row += [(f"in epoch {epoch + 1}", picture(*augmented(config, training, epoch, i))) for epoch in range(VERSIONS)]
-        rows.append(row)
+        label = f"{training.names[i]}\n{Size(*training.masks[i].shape)}"
+        versions = [(f"in epoch {epoch + 1}", *augmented(config, training, epoch, i)) for epoch in range(VERSIONS)]
+        rows.append([(label, training.images[i], training.masks[i]), *versions])
+    values = np.asarray if config.data.objects else functools.partial(in_values, config=config)
+    rows = [[_labelled(name, image, values(mask), config) for name, image, mask in row] for row in rows]
     title = f"Training images, and what the network sees of them with --augment {config.data.augment}"
-    draw_grid(path, rows, title, _legend(names_of_values(config), config))
-
-
-def for_the_eye(image, config):
-    """[H, W, C] on the scale of the data set -> the bands to show, uint8 [H, W, 3]."""
-    return in_8_bits(shown_bands(image, config.data.show_bands), config.data.scale)
+    draw_grid(path, rows, title, _legend(config))
 
 
 def _spread(n, most):
@@ -98,30 +97,26 @@ def draw_overview(path, layout, items, meaning, values, config):
 
     meaning: of the mask `values` that occur; None if it is unclear. config: with what `survey` found filled in.
     """
-    chosen = [items[i] for i in _spread(len(items), PICTURES)]
-    if meaning:
-        table, classes, note, names = in_values(meaning.table, config), meaning.classes, meaning.note, names_of_values(config)
-    else:
-        table, classes, note, names = np.arange(256, dtype=np.uint8), 256, "mask values as they are", None
-    pictures, seen = [], set()
-    for item in tqdm(chosen, "drawing", unit=" images", delay=1, leave=False, disable=None):
-        image, mask = layout.read(item, read_as(config.network.channels), None)
-        image = on_scale(image, config.data.white, item.name)
-        image = for_the_eye(stretched(image, config.data.scale) if config.data.stretch else image, config)
-        shown = mask if layout.objects else table[mask]
-        seen |= set(np.unique(as_classes(shown)).tolist())
-        pictures.append((f"{item.name}\n{Size(*mask.shape)}", overlay(image, shown, classes)))
+    table = in_values(meaning.table, config) if meaning else np.arange(256, dtype=np.uint8)
+    pictures, seen, note = [], set(), meaning.note if meaning else "mask values as they are"
+    for i in tqdm(_spread(len(items), PICTURES), "drawing", unit=" images", delay=1, leave=False, disable=None):
+        image, mask = layout.read(items[i], _as_seen(config), None)
+        image = on_scale(image, config.data.white, items[i].name)
+        image = stretched(image, config.data.scale) if config.data.stretch else image
+        mask = mask if layout.objects else table[mask]
+        seen |= set(np.unique(as_classes(mask)).tolist())
+        pictures.append(_labelled(f"{items[i].name}\n{Size(*mask.shape)}", image, mask, config))
     rows = [pictures[k : k + COLUMNS] for k in range(0, len(pictures), COLUMNS)]
-    explained = _legend(names, config, seen) if meaning else legend({v: str(v) for v in values}, values[:LEGEND])
-    draw_grid(path, rows, f"{_source(config)}: {len(chosen)} of {len(items)} images, {note}", explained)
+    explained = _legend(config, seen) if meaning else legend({v: str(v) for v in values}, values[:LEGEND])
+    draw_grid(path, rows, f"{_source(config)}: {len(pictures)} of {len(items)} images, {note}", explained)
 
 
 # --- what there is ---
 
 
-def read_as(channels):
-    """How many channels to look at where the network reads so many: the colour of what it reads as gray, too."""
-    return 3 if channels == 1 else channels
+def _as_seen(config):
+    """How many channels to look at: the colour of what the network reads as gray, too."""
+    return 3 if config.network.channels == 1 else config.network.channels
 
 
 def survey(layout, config):
@@ -132,39 +127,34 @@ def survey(layout, config):
 
     Raises: UserError if no image can be read.
     """
-    channels = config.network.channels
-    index, left_out = decode(layout, layout.items, read_as(channels), None, skip_bad=True)
+    channels, batch = config.network.channels, config.training.batch_size
+    index, left_out = decode(layout, layout.items, _as_seen(config), None, skip_bad=True)
     problems = [*layout.left_out, *left_out.values()]
     good = [k for k in range(len(index)) if k not in left_out]
-    items, index = [layout.items[k] for k in good], index[good]
-    sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
-
-    def told(function, *args):
-        """What it returns, or None and a line among the problems."""
-        try:
-            return function(*args)
-        except UserError as error:
-            problems.append(str(error))
-
-    parts = told(split, layout.items, config) or {}  # with those that cannot be read: so does the loader
-    seen = {layout.items[i].name for part in parts.values() for i in part}  # what decides, as in the training
-    seen = [i for i, item in enumerate(items) if item.name in seen or not parts]
+    items, index, parts, meaning = [layout.items[k] for k in good], index[good], {}, None
+    with _told(problems):  # with those that cannot be read: so does the loader
+        parts = split(layout.items, config)
+    side = {layout.items[i].name: part for part, indices in parts.items() for i in indices}
+    seen = [i for i, item in enumerate(items) if item.name in side or not parts]  # what decides, as in the training
     white, depth = find_white(index[seen], [items[i] for i in seen], config)
     found = config.replace(white=white)
-    if meaning := told(mask_meaning, counts[seen], [items[i] for i in seen], config, layout):
+    with _told(problems):
+        meaning = mask_meaning(index["counts"][seen], [items[i] for i in seen], config, layout)
+    if meaning:
         found = filled_in(found, layout, meaning)
-    for item, row in zip(items, index):
-        if row["darkest"] == row["brightest"]:
-            problems.append(f"{item.name}: all pixels of the image are equal")
+    even = index["darkest"] == index["brightest"]
+    problems += [f"{item.name}: all pixels of the image are equal" for item, row in zip(items, even) if row]
+    sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
     too_small, advice = size_advice([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    advice = [*layout.over, *filter(None, [layout.note, doubt(config, index[seen])]), *advice]
+    over = [*layout.over, *torn_sequences(layout, parts), layout.note, doubt(config, index[seen])]
+    advice = [*filter(None, over), *advice]
     alike = Counter(int(row.argmax()) for row in counts if np.count_nonzero(row) == 1)
     advice += [f"{n} of {len(items)} masks ({n / len(items):.1%}) hold only the value {value}" for value, n in alike.items()]
-    if parts and (n := len(parts["train"])) < (batch := config.training.batch_size):
+    if parts and (n := len(parts["train"])) < batch:
         advice.append(f"{n} images to train on do not fill a batch of {batch}: use --batch-size {n} or less")
     colored = int(index["color"].sum())
-    if channels in (1, 3) and 0 < colored < len(items):
+    if channels == 3 and 0 < colored < len(items):
         advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
 
     groups = [item.group for item in layout.items if item.part != "test"] if parts else []
@@ -177,6 +167,7 @@ def survey(layout, config):
         "split": {part: len(indices) for part, indices in parts.items()},
         "groups": dict(Counter(filter(None, groups))),
         "sizes": {str(size): n for size, n in Counter(sizes).most_common()},
+        **{name: str(_size(of, sizes)) for name, of in dict(smallest=np.min, median=np.median, largest=np.max).items()},
         "color_images": colored,
         "channels": channels,
         "white": white,
@@ -188,28 +179,37 @@ def survey(layout, config):
         "advice": advice,
         "problems": problems,
     }
-    for label, function in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
-        summary[label] = str(Size(*function(sizes, axis=0).astype(int)))
     if meaning:
-        training = {layout.items[i].name for i in parts.get("train", ())}
-        training = [i for i, item in enumerate(items) if item.name in training]
-        n = max(meaning.classes, 2)
-        pixels = np.stack([counts[:, meaning.table == c].sum(axis=1) for c in range(n)], axis=1)  # [images, classes]
-        weights = [None] * n
-        if pixels[training].any():  # else nothing is labelled
-            weights = list(balanced_weights(pixels[training]))  # which the images to train on decide
+        pixels = class_pixels(counts, meaning)
+        training = pixels[[side.get(item.name) == "train" for item in items]]
+        weights = balanced_weights(training) if training.any() else [None] * len(pixels[0])  # else nothing is labelled
+        names = class_names(found.data.class_names, len(pixels[0]))
         shares, images = pixels.sum(axis=0) / max(pixels.sum(), 1), np.count_nonzero(pixels, axis=0)
-        rows = zip(class_names(found.data.class_names, n), shares.tolist(), images.tolist(), weights, strict=True)
+        rows = zip(names, shares.tolist(), images.tolist(), weights, strict=True)
         summary["void_pixels"] = float(1 - pixels.sum() / counts.sum())
         summary["class_frequencies"] = [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows]
     return summary, items, meaning, found
+
+
+@contextlib.contextmanager
+def _told(problems):
+    """A mistake becomes one of the `problems`."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(str(error))
+
+
+def _size(of, sizes):
+    """The `Size` of all heights and of all widths."""
+    return Size(*of(sizes, axis=0).astype(int).tolist())
 
 
 def size_advice(sizes, names, config):
     """What the network asks of images of these sizes: (problems, advice), lines for the user."""
     problems, advice = [], []
     step, crop = 2**config.network.depth, config.data.crop_size
-    low, middle, high = (Size(*function(sizes, axis=0).astype(int).tolist()) for function in (np.min, np.median, np.max))
+    low, middle, high = (_size(of, sizes) for of in (np.min, np.median, np.max))
     smallest = crop or Size(min_size(config.network), min_size(config.network))
     small = [f"{name} ({size})" for name, size in zip(names, sizes) if any(n < m for n, m in zip(grow(config, size), smallest))]
     if small:

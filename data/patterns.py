@@ -77,7 +77,7 @@ def _compiled(pattern, longest):
         else:
             text += f"(?P<{field}>{kinds[field]})"
             seen.add(field)
-    if "name" not in seen:
+    if not seen & {"name", "part"}:
         raise UserError(f"the pattern '{pattern}' lacks {{name}}, which an image and its mask have in common")
     return re.compile(text)
 
@@ -85,12 +85,12 @@ def _compiled(pattern, longest):
 def readings(pattern, file):
     """What the fields of `pattern` may be in `file`, the longest {name} first; nothing where it does not fit."""
     longest = len(file := unicodedata.normalize("NFC", file))  # macOS may store é as e and an accent
-    while longest and pattern and (match := _compiled(unicodedata.normalize("NFC", pattern), longest).fullmatch(file)):
+    while longest > 0 and pattern and (match := _compiled(unicodedata.normalize("NFC", pattern), longest).fullmatch(file)):
         fields = match.groupdict()
         if "part" in fields:
             fields["part"] = PARTS[fields["part"].lower()]
         yield fields
-        longest = len(fields["name"]) - 1
+        longest = len(fields.get("name", "")) - 1
 
 
 def pair(images, masks, files, mask_files=None):

@@ -1,13 +1,19 @@
 """Which images train and which validate. Whatever is random follows from the seed; groups are never torn apart."""
 
 import json
+import os
+import re
+from collections import defaultdict
 
-from common.config import UserError
+from common.config import UserError, flag
 from common.output import write_text
 from common.streams import SPLIT, generator
 from common.text import listed
 
+import numpy as np
+
 SIDES = ("train", "val")
+FRAME = re.compile(r"(.*[-_. ])[^-_. \d]*(\d{3,})")  # 0001TP_006690, 0006R0_f00930
 
 
 def split(items, config):
@@ -64,6 +70,33 @@ def _drawn(items, config):
                 held_back, left = held_back + unit, left - 1
         held_back = held_back or min(order, key=len)
     return {"train": sorted(set(usable) - set(held_back)), "val": sorted(held_back)}
+
+
+def torn_sequences(layout, parts):
+    """[A line] where a split by `split` has frames of one video or slices of one volume on both sides, or [].
+
+    Taken for sequences are images that are numbered evenly, with zeros before, under one of several names.
+    """
+    frames = defaultdict(list)  # the name -> [(number, side)]
+    for side, indices in parts.items():
+        for item in (layout.items[i] for i in indices):
+            if not item.group and (name := FRAME.fullmatch(os.path.splitext(os.path.basename(item.name))[0])):
+                frames[name[1]].append((name[2], side))
+    torn = []
+    for name, found in frames.items():
+        numbers, sides = zip(*found)
+        steps = np.diff(sorted(map(int, numbers)))
+        even = len(steps) > 3 and np.mean(steps == np.median(steps)) >= 0.5 and any(number[0] == "0" for number in numbers)
+        torn += [name] * (even and len(set(sides)) > 1)
+    if not torn or len(frames) < 2 or not all("{name}" in text for text in layout.patterns.values()):
+        return []
+    pattern = f"{{group}}{torn[0][-1]}{{name}}"
+    asked = [f"{flag(kind)} '{text.replace('{name}', pattern)}'" for kind, text in layout.patterns.items()]
+    asked += [f"--folds {min(len(frames), 5)}"] * any(item.part == "val" for item in layout.items)
+    return [
+        f"frames of one sequence, such as {torn[0]}*, are on both sides of the split, and neighbours are alike, which flatters "
+        f"the validation; {' '.join(asked)} keeps each sequence on one side"
+    ]
 
 
 def _read(path):

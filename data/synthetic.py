@@ -83,7 +83,7 @@ def draw_ahead(n, size, seed, classes, channels):
     """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5."""
     with contextlib.suppress(OSError):  # no more processes: `make_cells` draws
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
-        _ahead[n, *size, seed, channels] = pool.submit(_drawn, n, size, seed, classes, channels)
+        _ahead[(n, *size, seed, channels)] = pool.submit(_drawn, n, size, seed, classes, channels)
 
 
 def scene(size, rng):

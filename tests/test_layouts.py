@@ -271,7 +271,7 @@ def test_isbi_reads_pages(tmp_path):
     with refused("train-volume.tif has 11 pages", "train-labels.tif has 9"):
         layout_of("isbi", tmp_path)
     (tmp_path / "train-labels.tif").unlink()
-    with refused("train-labels.tif is missing", "isbi"):
+    with refused("train-volume.tif has no mask", "isbi"):
         layout_of("isbi", tmp_path)
 
 
