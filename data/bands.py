@@ -89,16 +89,8 @@ def images_in(path):
 
 def _check_size(path, width, height, bands):
     if width * height * bands > MAX_VALUES:
-        raise UserError(
-            f"{path} is {width}x{height} pixels of {counted(bands)} by its header, more than {MAX_VALUES // 10**6} million "
-            "values: cut it into tiles, or remove it if it is damaged"
-        )
-
-
-def _check_png(path):
-    """Raises: SyntaxError for a wrong byte, which decoders let pass: 1 in 10 would draw another picture."""
-    with Image.open(path, formats=["PNG"]) as image:
-        image.verify()
+        size = f"{width}x{height} pixels of {counted(bands)} by its header, more than {MAX_VALUES // 10**6} million values"
+        raise UserError(f"{path} is {size}: cut it into tiles, or remove it if it is damaged")
 
 
 def _check_alpha(path, bands, alpha):
@@ -123,8 +115,8 @@ def _open_by_pillow(path, page, deep):
         with opened() as image:
             image.filename = ""  # else Pillow maps a gray TIFF into memory, and does not turn it
             jpeg, box = image.format in ("JPEG", "MPO"), None
-            if image.format == "PNG":
-                _check_png(path)
+            if image.format == "PNG":  # a wrong byte, which decoders let pass: 1 in 10 would draw another picture
+                Image.open(path).verify()
             if not jpeg:
                 image.load()  # PNG may hold its orientation at the end; TIFF comes upright
             orientation = image.getexif().get(ExifTags.Base.Orientation)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import CORES
 from common.config import VOID, Size, UserError
-from common.output import try_lock
+from common.output import refuse_file, try_lock
 from common.text import listed
 from data.borders import part_touching
 from data.files import has_color, nearest, numbered, resized
@@ -109,6 +109,7 @@ def prepare(layout, items, channels, config):
     part, lock = folder.with_suffix(".part"), folder.with_suffix(".lock")
     if found := _kept(folder, layout, items, channels, mask_type, data.image_size):
         return found
+    refuse_file(data.cache, "--cache ")
     with _explained(data.cache):
         data.cache.mkdir(parents=True, exist_ok=True)
         with try_lock(lock) or _wait_for(lock):
@@ -252,9 +253,6 @@ def _explained(folder):
     try:
         yield
     except OSError as error:
-        if isinstance(error, (FileExistsError, NotADirectoryError)):
-            there = next(path for path in (Path(folder), *Path(folder).parents) if path.is_file())
-            raise UserError(f"--cache {folder}: {there} is a file: name a folder") from None
         free = shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
         raise UserError(
             f"cannot keep the decoded images in {folder}: {error.strerror}; {free / 2**30:.1f} GiB are free there: "

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -43,17 +42,13 @@ def read_pair(image_path, mask_paths, channels, size=None, page=None, colors=Non
 
     Raises: UserError for what cannot be read, and for a mask that is not as large as its image.
     """
-    image, image_size, stored = _read_image(image_path, channels, size, page)
-    read = (lambda: read_objects(mask_paths, page, void)) if objects else (lambda: read_masks(mask_paths, page, colors, void))
-    mask = read()
-    if image_size != (mask_size := Size(*mask.shape)):
-        turned = "they must have one size"
-        if mask_size == stored:
-            turned = (
-                f"the photo is stored as {stored} and turned by its EXIF orientation, the mask is drawn on it unturned; "
-                "turn the mask, or save the photo without the orientation"
-            )
-        raise UserError(f"{image_path} is {image_size} pixels, but its mask {mask_paths[0]} is {mask_size}: {turned}")
+    image, size_of_image, stored = _read_image(image_path, channels, size, page)
+    mask = read_objects(mask_paths, page, void) if objects else read_masks(mask_paths, page, colors, void)
+    if size_of_image != (size_of_mask := Size(*mask.shape)):
+        remedy = "they must have one size"
+        if size_of_mask == stored:
+            remedy = "the photo is turned by its EXIF orientation, and the mask is not: turn it, or save the photo without that"
+        raise UserError(f"{image_path} is {size_of_image} pixels, but its mask {mask_paths[0]} is {size_of_mask}: {remedy}")
     return image, mask
 
 
@@ -105,10 +100,9 @@ def on_scale(image, white, name):
     if white is None:
         if image.dtype == np.uint8:
             return image
-        raise UserError(
-            f"{name} has {'16 bits' if image.dtype == np.uint16 else 'floats'}, but the images to train on had 8 bits, so "
-            "nothing says what is white in it: save it with 8 bits as they were, or train with such images"
-        )
+        kind = "16 bits" if image.dtype == np.uint16 else "floats"
+        only = "but the images to train on had 8 bits, so nothing says what is white in it"
+        raise UserError(f"{name} has {kind}, {only}: save it with 8 bits as they were, or train with such images")
     top = TOP if isinstance(white, float) else white
     kind = np.uint8 if top <= 255 else np.uint16
     if image.dtype == np.uint8:
@@ -187,18 +181,6 @@ def read_masks(paths, page=None, colors=None, void=None):
     return _merged(paths, lambda path: read_mask(path, page, colors, void), np.maximum)
 
 
-def _merged(paths, read, merge):
-    """Masks of one image as one. Raises: UserError where their sizes differ."""
-    found = read(paths[0])
-    for path in paths[1:]:
-        mask = read(path)
-        if mask.shape != found.shape:
-            sizes = f"{Size(*mask.shape)} pixels, but {paths[0]} is {Size(*found.shape)}"
-            raise UserError(f"{path} is {sizes}: masks of one image must have one size")
-        found = merge(found, mask)
-    return found
-
-
 def read_objects(paths, page=None, void=None):
     """Which object each pixel belongs to: int32 [H, W], 0 the background, their numbers above, -1 what is `void`.
 
@@ -209,20 +191,32 @@ def read_objects(paths, page=None, void=None):
     Raises: UserError for what cannot be read, for values that number nothing, and for masks of several sizes.
     """
 
-    def read_one(path):
-        mask = read_mask(path, page)
-        if (held := np.count_nonzero(np.bincount(mask.ravel()))) > 2:
-            raise UserError(f"{path} holds {held} values: the mask of one object holds 0 and 255")
-        return (mask > 0).astype(np.int32)
+    def read(path):
+        values = _read_values(path, page)
+        if ((values != 0) & (values != values.max())).any():
+            raise UserError(f"{path} holds {len(np.unique(values))} values: the mask of one object holds 0 and 255")
+        return (values > 0).astype(np.int32)
 
     if len(paths) > 1:
-        return _merged(paths, read_one, lambda a, b: np.where((b > 0) & (a == 0), a.max() + 1, a))
+        return _merged(paths, read, lambda a, b: np.where((b > 0) & (a == 0), a.max() + 1, a))
     values = _read_values(paths[0], page)
     is_void = values == void  # all False without one
     least, most = np.min(values, where=~is_void, initial=0), np.max(values, where=~is_void, initial=0)
     if not (least >= 0 and most < MAX_NUMBER) or values.dtype.kind == "f" and (values != np.rint(values)).any():
         raise UserError(f"{paths[0]} holds values of {least} to {most}: with --objects a mask holds 0, 1, 2 and so on")
     return np.where(is_void, -1, values.astype(np.int32))
+
+
+def _merged(paths, read, merge):
+    """Masks of one image as one. Raises: UserError where their sizes differ."""
+    found = read(paths[0])
+    for path in paths[1:]:
+        mask = read(path)
+        if mask.shape != found.shape:
+            size, first = Size(*mask.shape), f"{paths[0]} is {Size(*found.shape)}"
+            raise UserError(f"{path} is {size} pixels, but {first}: masks of one image must have one size")
+        found = merge(found, mask)
+    return found
 
 
 def numbered(objects):
@@ -246,11 +240,6 @@ def count_pages(path):
         return 1 if str(path).endswith(".npy") else len(images_in(path))
 
 
-def is_meant(path):
-    """Whether a person has put it there, and not a file manager."""
-    return not path.name.startswith(".") and path.name.lower() not in ("thumbs.db", "desktop.ini")
-
-
 @contextlib.contextmanager
 def readable(path):
     """Turns whatever a damaged file raises in a decoder, which can be nearly anything, into one line that says what to do."""
@@ -263,24 +252,21 @@ def readable(path):
     except UserError:
         raise
     except MemoryError:
-        raise UserError(
-            f"out of memory while {path} was read: close other programs, or cut the image into smaller ones"
-        ) from None
+        remedy = "close other programs, or cut the image into smaller ones"
+        raise UserError(f"out of memory while {path} was read: {remedy}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}; check the file and its permissions"
-        elif Path(path).stat().st_size == 0:
+        elif not (start := Path(path).read_bytes()[:40]):
             reason = "it is empty, 0 bytes; replace or remove it"
-        elif Path(path).read_bytes()[:40].startswith(b"version https://git-lfs"):
+        elif start.startswith(b"version https://git-lfs"):
             reason = "it is a pointer of Git LFS and not yet the file: git lfs pull fetches it"
         elif isinstance(error, UnidentifiedImageError):
-            known = f"known are {', '.join(FORMATS)}"
-            known += " and not HEIC" * (Path(path).suffix.lower() in (".heic", ".heif"))
-            reason = f"it is cut short, or no image of a known kind ({known}); save it again as PNG, or remove it"
+            known = ", ".join(FORMATS) + " and not HEIC" * (Path(path).suffix.lower() in (".heic", ".heif"))
+            reason = f"it is cut short, or no image of a known kind (known are {known}); save it again as PNG, or remove it"
         else:
-            text = re.sub(r"\s+", " ", str(error)) or type(error).__name__
-            text = text[0].lower() + text[1:]
-            reason = f"it is damaged or cut short ({text}); replace or remove it"
+            text = " ".join(str(error).split()) or type(error).__name__
+            reason = f"it is damaged or cut short ({text[0].lower()}{text[1:]}); replace or remove it"
         raise UserError(f"cannot read {path}: {reason}") from error
 
 
@@ -319,9 +305,8 @@ def _read_image(path, channels, size, page):
     if held == channels:
         return pixels, whole, stored
     if {held, channels} != {1, 3}:
-        raise UserError(
-            f"{path} holds {counted(held)}, but the network reads {channels}: all images of a network must have the same bands"
-        )
+        other = f"{counted(held)}, but the network reads {channels}"
+        raise UserError(f"{path} holds {other}: all images of a network must have the same bands")
     return np.repeat(pixels, 3, axis=-1) if channels == 3 else to_gray(pixels), whole, stored
 
 
@@ -334,10 +319,8 @@ def _read_values(path, page, colors=None):
         values = values >> 8 if values.dtype == np.uint16 else _as_stored(path, values)
         return _class_of_colors(np.broadcast_to(values, (*values.shape[:2], 3)), path, colors)
     if (values[..., 1:] != values[..., :1]).any():
-        raise UserError(
-            f"{path} is a colour image, a mask is gray: its values are class indices, or 0 and 255; "
-            "if its colours stand for classes, name them with --colors FILE"
-        )
+        form = "a mask is gray: its values are class indices, or 0 and 255"
+        raise UserError(f"{path} is a colour image, {form}; if its colours stand for classes, name them with --colors FILE")
     return np.array(values[..., 0]) * np.uint8(255) if values.dtype.kind == "b" else np.array(values[..., 0])
 
 
@@ -355,9 +338,7 @@ def _class_of_colors(rgb, path, colors):
         advice = "add a line for it, or take what is not named for void with --void-label 255"
         if is_jpeg(path):
             advice = "JPEG does not keep a mask's colours, save it as PNG"
-        raise UserError(
-            f"{path} has {counts.max()} pixels of the colour {red} {rest // 256} {rest % 256}{more}, which "
-            f"{colors.path} does not name: {advice}"
-        )
+        color = f"the colour {red} {rest // 256} {rest % 256}{more}, which {colors.path} does not name"
+        raise UserError(f"{path} has {counts.max()} pixels of {color}: {advice}")
     found[unknown] = VOID
     return found

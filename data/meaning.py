@@ -125,9 +125,6 @@ def _found(counts, items, config, jpeg):
     note = f"{n} classes from mask values {standing[0]} to {max(indices, default=0)}"
     if not classes:
         note += f" without {listed(absent, 3)}" if absent else ""
-        single = [value for value in indices if present[:, value].sum() == 1] if len(items) >= 10 else []
-        # a class that one mask has may be a slip of the pen
-        note += "".join(f", {value} in {items[present[:, value].argmax()].mask.name} alone" for value in single[:3])
     return classes or (1 if n == 2 else n), {**{value: i for i, value in enumerate(standing)}, VOID: VOID}, note
 
 
@@ -193,9 +190,10 @@ def _misfit(counts, items, config, layout, jpeg):
     stray, offers = np.flatnonzero(present[odd].any(axis=0) & ~present[~odd].any(axis=0)).tolist(), {}
     if len(stray) == 1 or not few and VOID in stray:
         offers[f"--void-label {stray[-1]} if that marks what nobody labelled"] = dict(void_label=stray[-1])
-    if not few:
-        needed, these = top + 1 - (void is not None and void <= top), Values([*indices, top])
+    gaps, needed, these = 2 * len(indices) < top, top + 1 - (void is not None and void <= top), Values([*indices, top])
+    if not few or not gaps:
         offers[f"--classes {needed} if they are class indices"] = dict(classes=needed)
+    if not few:
         offers[f"--mask-values {these} if these alone stand for the classes, --colors FILE to name them"] = dict(
             mask_values=these
         )
@@ -205,7 +203,7 @@ def _misfit(counts, items, config, layout, jpeg):
     advice.append("or mend the mask" if advice else "mend the mask")
     if jpeg[odd.argmax()]:
         advice = ["JPEG does not keep a mask's values, save it as PNG"]
-    elif len(indices) >= 32 and (top >= 200 or 2 * len(indices) < top):
+    elif len(indices) >= 32 and (top >= 200 or gaps):
         advice = ["save it without smoothed edges"]
     shown = ", ".join(map(str, held if len(held) <= 8 else [*held[:6], "...", held[-1]]))
     holds = f"{_of_all(odd) if few else ''}{mask} holds {len(held)} values ({shown})"

@@ -127,7 +127,7 @@ def survey(layout, config):
 
     Raises: UserError if no image can be read.
     """
-    channels, batch = config.network.channels, config.training.batch_size
+    channels = config.network.channels
     index, left_out = decode(layout, layout.items, _as_seen(config), None, skip_bad=True)
     problems = [*layout.left_out, *left_out.values()]
     good = [k for k in range(len(index)) if k not in left_out]
@@ -151,12 +151,7 @@ def survey(layout, config):
     advice = [*filter(None, over), *advice]
     alike = Counter(int(row.argmax()) for row in counts if np.count_nonzero(row) == 1)
     advice += [f"{n} of {len(items)} masks ({n / len(items):.1%}) hold only the value {value}" for value, n in alike.items()]
-    if parts and (n := len(parts["train"])) < batch:
-        advice.append(f"{n} images to train on do not fill a batch of {batch}: use --batch-size {n} or less")
     colored = int(index["color"].sum())
-    if channels == 3 and 0 < colored < len(items):
-        advice.append(f"{colored} images have colour and {len(items) - colored} are gray; --channels 1 reads all as gray")
-
     groups = [item.group for item in layout.items if item.part != "test"] if parts else []
     summary = {
         "dataset": config.data.dataset,
@@ -229,10 +224,6 @@ def size_advice(sizes, names, config):
             f"a step on whole images is {times} times the work of one on 128x128: shrink them, --image-size {resized}, "
             f"or train on windows, --crop-size {window}"
         )
-    padded = [size for size in sizes if grow(config, size) != grow(config, size, fits=True)]
-    if padded:
-        example = f"{padded[0]} to {grow(config, padded[0], fits=True)}"
-        advice.append(f"{len(padded)} of {len(sizes)} images are padded by reflection, such as {example}")
     return problems, advice
 
 

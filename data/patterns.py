@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from common.config import UserError
 from common.text import listed
-from data.files import EXTENSIONS, is_meant
+from data.files import EXTENSIONS
 
 PARTS = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val"}
 PARTS |= {"testing": "test", "test": "test"}
@@ -46,12 +46,13 @@ def walk(folder, but=()):
 
     found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if is_meant(Path(name)))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if (real := os.path.realpath(root)) in seen or Path(real) in but:  # seen: a link that leads up
             folders.clear()
             continue
         seen.add(real)
-        found += [os.path.relpath(os.path.join(root, name), folder) for name in names if is_meant(Path(name))]
+        names = [name for name in names if not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini")]
+        found += [os.path.relpath(os.path.join(root, name), folder) for name in names]
     return sorted(name.replace(os.sep, "/") for name in found)
 
 
@@ -241,11 +242,7 @@ def _affixes(images, masks):
     """What all names of images begin and end with, and all of masks, beyond what both have in common."""
     before = [re.sub(r"\d+$", "", os.path.commonprefix(names)) for names in (images, masks)]
     after = [re.sub(r"^\d+", "", os.path.commonprefix([name[::-1] for name in names])[::-1]) for names in (images, masks)]
-    shared = os.path.commonprefix([text[::-1] for text in before])[::-1]
-    shared = re.sub(
-        r"^[^-_. ]*[-_. ]?", "", shared
-    )  # _patch_ of red_patch_1 and gt_patch_1 belongs to the name, its _ does not
-    before = [text.removesuffix(shared) for text in before] if before[0] != before[1] else ["", ""]
+    before = before if before[0] != before[1] else ["", ""]
     after = after if after[0] != after[1] else ["", ""]
     return before[0], after[0], before[1], after[1]
 

@@ -38,10 +38,8 @@ def read_outlines(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
-        reason = f"{type(error).__name__} {error}"[:200]
-        raise UserError(
-            f"{path} is no COCO or LabelMe JSON ({reason}): save its masks as PNG with the tool that drew them"
-        ) from None
+        what = f"no COCO or LabelMe JSON ({type(error).__name__} {str(error)[:200]})"
+        raise UserError(f"{path} is {what}: save its masks as PNG with the tool that drew them") from None
 
 
 def _coco(found):
@@ -99,11 +97,11 @@ def _labelme(found, path):
     for drawn in found["shapes"]:
         kind, points = drawn.get("shape_type") or "polygon", np.reshape(drawn["points"], (-1, 2)).astype(float)
         region = np.zeros(shape, bool)
-        if kind == "polygon":
-            region = _ring(points, shape)
-        elif kind == "rectangle":
+        if kind == "rectangle":
             (left, top), (right, bottom) = np.sort(points, axis=0)
-            region = _ring([(left, top), (right, top), (right, bottom), (left, bottom)], shape)
+            points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        if kind in ("polygon", "rectangle"):
+            region = _ring(points, shape)
         elif kind == "circle":
             region[disk(points[0, ::-1] - 0.5, np.hypot(*(points[1] - points[0])), shape=shape)] = True
         elif kind == "mask":  # a picture of the part within its corners

@@ -34,11 +34,9 @@ def split(items, config):
         raise UserError(f"{data.data_dir} has images to validate on, but none to train on in train/")
     train, val = ({items[i].group for i in given[part]} - {""} for part in SIDES)
     if both := sorted(train & val):
-        raise UserError(
-            f"{f'--split {data.split} puts' if data.split else 'the published parts put'} {len(both)} of {len(train | val)} "
-            f"groups on both sides: {listed(both, 3)}; --folds N splits anew and keeps groups together, patterns without "
-            "{group} let them be torn"
-        )
+        torn = f"{len(both)} of {len(train | val)} groups on both sides: {listed(both, 3)}"
+        remedy = "--folds N splits anew and keeps groups together, patterns without {group} let them be torn"
+        raise UserError(f"{f'--split {data.split} puts' if data.split else 'the published parts put'} {torn}; {remedy}")
     return given
 
 
@@ -52,10 +50,9 @@ def _drawn(items, config):
     if len(usable) < 2:
         raise UserError(f"{data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate")
     if len(units) < (folds or 2):
-        raise UserError(
-            f"{len(units)} {'groups' if len(units) < len(usable) else 'images'} do not make {folds or 2} parts: "
-            "use fewer --folds, or patterns without {group}"
-        )
+        kind, fewer = "groups" if len(units) < len(usable) else "images", ["fewer --folds"] * bool(folds)
+        remedy = " or ".join(fewer + ["patterns without {group}"] * (kind == "groups"))
+        raise UserError(f"{len(units)} {kind} do not make {folds or 2} parts: use {remedy}")
     order = [list(units.values())[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
     held_back = []
     if folds:  # with nearly as many images each: the largest unit first, always to the smallest fold
@@ -159,15 +156,13 @@ def check_split(path, training, validation):
         before = had["checksums"].items()
     except (OSError, ValueError, KeyError, AttributeError):
         raise UserError(f"{path} cannot be read, and --resume needs the images that it lists: start a new run") from None
-    now = _listed(training, validation)
+    now, run = _listed(training, validation), path.parent
     if any(had[part] != now[part] for part in SIDES):
         raise UserError(f"the images are not those of {path}: --resume needs the data as it was")
     if changed := [name for name, checksum in now["checksums"].items() if (name, checksum) not in before]:
-        raise UserError(
-            f"{len(changed)} of {len(now['checksums'])} images, or their masks, are not as they were in the run of "
-            f"{path.parent}: {listed(changed, 3)}; --resume needs the data as it was; --checkpoint "
-            f"{path.parent / 'last.safetensors'} with another --run-dir starts a new run from its weights"
-        )
+        what = f"{len(changed)} of {len(now['checksums'])} images, or their masks, are not as they were in the run of {run}"
+        remedy = f"--checkpoint {run / 'last.safetensors'} with another --run-dir starts a new run from its weights"
+        raise UserError(f"{what}: {listed(changed, 3)}; --resume needs the data as it was; {remedy}")
 
 
 def write_split(path, training, validation):

@@ -880,12 +880,6 @@ def test_the_odd_mask_is_blamed_and_the_advice_trains(common, stray):
             assert found.classes == max(len(common), 2) - (len(common) == 2) and found.table[stray[0]] == VOID
 
 
-def test_what_is_odd_about_classes_is_said():
-    """A class of a single mask."""
-    assert "2 in 7.png alone" in meaning(*[[0, 1]] * 7, [0, 2], *[[0, 1]] * 4).note
-    assert "alone" not in meaning(*[[0, 1, 2]] * 12).note
-
-
 SMOOTH = {0: 5000, **{value: 5 for value in range(20, 240, 10)}, 255: 4000}  # edges of a few pixels
 
 

@@ -47,7 +47,7 @@ def test_a_good_folder(tmp_path, capsys):
     assert island["balanced_weight"] == pytest.approx(2, rel=0.1)  # (3/4 + 1/4) / 2 over 1/4; one image is smaller
     for text in ("10 images", "8 to train on, 2 to validate", "44x32 to 48x40", "10 RGB", "0/255 read as 0/1", "no problems"):
         assert text in printed
-    assert "--crop-size 32" in printed and "10 of 10 images are padded" in printed
+    assert "--crop-size 32" in printed
 
 
 def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, capsys):
@@ -136,14 +136,12 @@ def test_unusable_input_is_one_line(tmp_path):
     "sizes, options, problems, advice",
     [
         ([(64, 64)] * 3, {}, [], []),
-        ([(64, 60)] * 3, {}, [], ["3 of 3 images are padded by reflection, such as 60x64 to 64x64"]),
         ([(64, 64), (80, 96)], {}, [], ["one size: train on windows, --crop-size 64, or resize all, --image-size 80x64"]),
         ([(64, 64), (80, 96)], {"crop_size": Size(64, 64)}, [], []),
         ([(1280, 1920)], {}, [], ["150 times the work of one on 128x128: shrink them, --image-size 512x336, or"]),
-        ([(64, 8), (64, 64)], {}, ["1 images are smaller than 16x16, the least for --depth 4"], ["one size", "padded"]),
+        ([(64, 8), (64, 64)], {}, ["1 images are smaller than 16x16, the least for --depth 4"], ["one size"]),
         ([(64, 64), (32, 64)], {"crop_size": Size(48, 48)}, ["1 images are smaller than --crop-size 48x48: b (64x32)"], []),
         ([(388, 388)], {"padding": "valid", "crop_size": Size(572, 572)}, [], []),  # which is mirrored up to 572
-        ([(128, 128)], {"padding": "valid"}, [], ["1 of 1 images are padded by reflection, such as 128x128 to 316x316"]),
     ],
 )
 def test_what_the_network_needs(sizes, options, problems, advice):
