@@ -146,7 +146,7 @@ def masks_of(config, way):
         return None, {2: 0, 1: 1, 3: 0 if outline else 2}, Names(("background", "pet", *([] if outline else ["outline"])))
     if data.colors is not None or way and way.colors:
         path = "of CamVid" if data.colors is None else data.colors.path
-        listing = way.colors.replace(";", "\n") if data.colors is None else data.colors
+        listing = way.colors.replace("\n", " ").replace(";", "\n") if data.colors is None else data.colors
         rest_is_void = data.colors is None or void is not None
         names, indices = class_list(listing, f"--colors {path}")
         if not 2 <= len(names) <= VOID:

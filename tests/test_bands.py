@@ -56,7 +56,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("channels", [2, 4, 12])
+@pytest.mark.parametrize("channels", [2, 12])
 @pytest.mark.parametrize("way", WAYS)
 def test_bands_come_as_they_are_stored(tmp_path, way, channels):
     suffix, options = WAYS[way]
@@ -147,12 +147,6 @@ def test_arrays_and_bands_that_are_refused(tmp_path, case):
         read_image(path, 12)
 
 
-def test_masks_below_0_are_refused(tmp_path):
-    for values in (np.full((24, 32), -1, np.int8), np.full((24, 32), -300)):
-        with pytest.raises(UserError, match="holds the value -"):
-            read_mask(write(tmp_path / "a.npy", values))
-
-
 @pytest.mark.parametrize(
     "error", [ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"), KeyError("imagecodecs")]
 )
@@ -166,17 +160,6 @@ def test_compressions_that_take_a_package_say_so(tmp_path, monkeypatch, error):
         read_image(path, 12)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow's, as in tests/test_layouts.py
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
-def test_damaged_bands(tmp_path, suffix):
-    path = write(tmp_path / f"a{suffix}", DEEP)
-    content = path.read_bytes()
-    for spoilt in (content[: len(content) // 2], content[:30], b""):
-        path.write_bytes(spoilt)
-        with refused("cannot read"):
-            read_image(path, 12)
-
-
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])
 def test_memory_is_known_before_bands_are_read(tmp_path, monkeypatch, suffix):
     path = write(tmp_path / f"a{suffix}", DEEP)
@@ -188,7 +171,7 @@ def test_memory_is_known_before_bands_are_read(tmp_path, monkeypatch, suffix):
 
 @pytest.mark.parametrize(
     "channels, suffix, cache",
-    [(1, ".npy", None), (2, ".tif", None), (3, ".npy", None), (3, ".tif", None), (4, ".npy", "cache"), (12, ".tif", "cache")],
+    [(1, ".npy", None), (3, ".tif", None), (12, ".tif", "cache")],
 )
 def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
     config = Config.of(
@@ -203,8 +186,7 @@ def test_bands_reach_the_network(tmp_path, capsys, channels, suffix, cache):
             np.testing.assert_allclose(next(iter(batches))[0][0] * 10_000, DEEP[..., :channels], atol=0.01)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 12])
-@pytest.mark.parametrize("suffix", [".tif", ".npy"])
+@pytest.mark.parametrize("suffix, channels", [(".tif", 3), (".npy", 12)])
 def test_floats_have_one_white_in_a_data_set(tmp_path, suffix, channels):
     """What lies above is white, in training and in prediction; without it such floats are refused."""
     data_set(tmp_path, suffix, channels, DEEP / np.float32(4))  # 0 to 2500
@@ -229,12 +211,11 @@ def floats_of(folder, *tops, suffix=".npy"):
     return Config.of(dataset="folder", data_dir=folder, depth=2, batch_size=2, epochs=1, augment="none", classes=1)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".tif"])
-def test_floats_beside_whole_numbers_are_refused(tmp_path, suffix):
-    with pytest.raises(UserError, match=r"1 of 4 images hold floats.* save images/2\.\w+ as the others are"):
-        load_examples(floats_of(tmp_path / "a", 4095, 4000, 1.0, 4095, suffix=suffix))
-    with pytest.raises(UserError, match=r"1 of 4 images hold whole numbers of 16 bits.* save images/3"):
-        load_examples(floats_of(tmp_path / "b", 0.9, 1.0, 1.0, 4095, suffix=suffix))
+def test_floats_beside_whole_numbers_are_refused(tmp_path):
+    with refused("1 of 4 images hold floats", " save images/2.npy as the others are"):
+        load_examples(floats_of(tmp_path / "a", 4095, 4000, 1.0, 4095))
+    with refused("1 of 4 images hold whole numbers of 16 bits", " save images/3.tif"):
+        load_examples(floats_of(tmp_path / "b", 0.9, 1.0, 1.0, 4095, suffix=".tif"))
 
 
 def test_prediction_takes_the_kind_of_the_training(tmp_path):
@@ -286,7 +267,7 @@ def test_files_of_other_bands_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
-@pytest.mark.parametrize("channels", [2, 4, 5, 12, 13])
+@pytest.mark.parametrize("channels", [2, 13])
 def test_light_changes_every_band_alike(kind, channels):
     """A band that is darker than the others stays a picture of the scene: its contrast is about its own mean."""
     image = np.ascontiguousarray(DEEP[..., :1] // np.array([1, *[50] * (channels - 1)], np.uint16))

@@ -161,21 +161,6 @@ def test_damaged_pixels_are_noticed(tmp_path):
             prepare(layout, layout.items, 1, config(tmp_path))
 
 
-def test_a_damaged_index_is_one_line_or_the_same_pixels(tmp_path):
-    good, folder = kept(tmp_path)
-    content, rng = (folder / "index.npz").read_bytes(), np.random.default_rng(0)
-    for k in range(100):
-        spoilt = bytearray(content)
-        spoilt[rng.integers(len(spoilt))] ^= 1 << rng.integers(8)
-        (folder / "index.npz").write_bytes(spoilt if k % 2 else spoilt[: rng.integers(len(spoilt))])
-        try:
-            prepared = prepare(good, good.items, 1, config(tmp_path))
-        except UserError as error:
-            assert "is damaged" in str(error) and "\n" not in str(error)
-        else:
-            np.testing.assert_array_equal(prepared.image(3), good.read(good.items[3], 1, None)[0])
-
-
 def test_what_could_not_be_read_is_tried_again(tmp_path):
     """Memory was short, or a permission was missing: nothing in the files tells."""
     good, short = layout_of(tmp_path / "files"), ["images/1.bin"]

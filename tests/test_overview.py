@@ -1,6 +1,7 @@
 """The overview of a data set: it counts right, names every problem, and its pictures show the mask where it lies."""
 
 import json
+from pathlib import Path
 
 from common.config import VOID, Config, Size
 from data import overview
@@ -11,6 +12,7 @@ from tests.helpers import refused
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 HALF = np.repeat([[0] * 36 + [1] * 12], 40, axis=0).astype(np.uint8)  # a quarter of it foreground
@@ -23,15 +25,21 @@ def examples(*images):
     return Examples(names, images, masks, sizes)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Where the numbers are looked at: a figure takes a second."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+
+
 def run(capsys, folder, *options, dataset="folder"):
     """-> (exit code, what was printed, overview.json)"""
     output = folder.parent / "output"
     code = main(["--dataset", dataset, "--data-dir", str(folder), "--output", str(output), "--overwrite", *options])
-    assert (output / "overview.png").stat().st_size > 10_000
+    assert (output / "overview.png").exists()
     return code, capsys.readouterr().out, json.loads((output / "overview.json").read_text(encoding="utf-8"))
 
 
-def test_a_good_folder(tmp_path, capsys):
+def test_a_good_folder(tmp_path, capsys, no_figures):
     folder = save_pairs(tmp_path / "data", [255 * HALF] * 9 + [255 * HALF[:32, 4:]], NOISE)
     code, printed, summary = run(capsys, folder, "--class-names", "sea,island", "--batch-size", "4")
     assert code == 0 and summary["problems"] == []
@@ -50,7 +58,7 @@ def test_a_good_folder(tmp_path, capsys):
     assert "--crop-size 32" in printed
 
 
-def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, capsys):
+def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, capsys, no_figures):
     folder = save_pairs(tmp_path / "data", [HALF] * 8, NOISE)
     (folder / "images/0.png").write_bytes(b"no image")
     save(folder / "masks/1.png", HALF[:, :40])
@@ -71,7 +79,7 @@ def test_every_problem_has_its_line_and_the_rest_is_still_counted(tmp_path, caps
     assert summary["class_frequencies"][1]["pixels"] == pytest.approx(5 / 6 / 4)
 
 
-def test_masks_that_mean_nothing_clear(tmp_path, capsys):
+def test_masks_that_mean_nothing_clear(tmp_path, capsys, no_figures):
     folder = save_pairs(tmp_path / "data", [100 * HALF, 37 * HALF, HALF])
     code, printed, summary = run(capsys, folder)
     assert code == 1 and summary["classes"] is None and len(summary["problems"]) == 1
@@ -79,7 +87,7 @@ def test_masks_that_mean_nothing_clear(tmp_path, capsys):
     assert summary["mask_values"] == {"0": 3 * 36 * 40, "1": 12 * 40, "37": 12 * 40, "100": 12 * 40}
 
 
-def test_classes_void_and_a_class_that_never_occurs(tmp_path, capsys):
+def test_classes_void_and_a_class_that_never_occurs(tmp_path, capsys, no_figures):
     masks = [HALF * 4, np.where(HALF, 2, 3).astype(np.uint8), np.where(HALF, 255, 1).astype(np.uint8)]
     code, printed, summary = run(capsys, save_pairs(tmp_path / "data", masks), "--classes", "6")
     assert code == 0 and [row["images"] for row in summary["class_frequencies"]] == [1, 1, 1, 1, 1, 0]
@@ -101,7 +109,7 @@ def test_the_sheet_of_many_classes_names_those_that_it_shows(tmp_path, monkeypat
     assert len(shown[1]) == 41 and shown[1][-1] == (f"and {1 + 3 * 36 - 41} more", "none")
 
 
-def test_parts_and_groups(tmp_path, capsys):
+def test_parts_and_groups(tmp_path, capsys, no_figures):
     for part, n in (("train", 3), ("val", 2), ("test", 1)):
         save_pairs(tmp_path / "data" / part, [HALF if part == "train" else 1 - HALF] * n)
     _, printed, summary = run(capsys, tmp_path / "data")
@@ -197,7 +205,7 @@ def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
         assert sheet.width > sheet.height > 800  # six columns, four rows
 
 
-def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys):
+def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys, no_figures):
     folder = tmp_path / "data"
     for i in range(3):
         save(folder / f"{i}.png", NOISE[..., 0].astype(np.uint16) * (i + 1))

@@ -1,12 +1,17 @@
 """Which images train and which validate: shares, groups, folds, lists."""
 
+import itertools
 import json
+import shlex
 from pathlib import Path
 
+from common.cli import make_parser, parse, read_config
 from common.config import Config, UserError
+from data import overview
 from data.layouts import Item
-from data.loader import Examples
+from data.loader import Examples, load_examples
 from data.splits import check_split, split, write_split
+from tests.drawn import BLOBS, save
 from tests.helpers import refused
 
 import pytest
@@ -130,6 +135,29 @@ def test_a_group_that_a_given_split_tears_is_refused(tmp_path):
     write_split(tmp_path / "split.json", *(Examples([of[i].name for i in side], [], [], []) for side in ([0, 2], [1, 3])))
     with refused("--split ", "split.json puts 2 of 2 groups on both sides: a, b"):
         split(of, config(split=tmp_path / "split.json"))
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("",)])
+def test_frames_of_one_sequence_on_both_sides_are_pointed_out(parts, tmp_path, capsys):
+    """By the overview and the training, in one line; with the options that it names each drive lies on one side."""
+    for k, (drive, n) in enumerate(itertools.product(("0001TP_", "0006R0_f", "pet_"), range(90, 120, 3))):
+        for kind in ("images", "masks"):  # pets are numbered without zeros
+            number = n // 3 if drive == "pet_" else f"{n:05}"
+            save(tmp_path / parts[k % len(parts)] / f"{kind}/{drive}{number}.png", BLOBS)
+    command = ["--dataset", "folder", "--data-dir", str(tmp_path), "--depth", "1", "--batch-size", "2"]
+
+    def read(*options):
+        args = parse(make_parser("train", ""), [*command, *options])
+        _, *sides = load_examples(read_config(args))
+        drives = [{Path(name).name.partition("_")[0] for name in side.names} for side in sides]
+        return drives, [line for line in capsys.readouterr().out.splitlines() if line.startswith("frames of one")]
+
+    (train, val), (line,) = read()
+    assert train & val and "0001TP_*" in line and ("--folds 3" in line) == ("val" in parts)
+    overview.main([*command, "--output", str(tmp_path / "o")])
+    assert line in capsys.readouterr().out
+    (train, val), lines = read(*shlex.split(line.partition("; ")[2].partition(" keeps")[0]))
+    assert not train & val and not lines
 
 
 def test_what_a_run_had_is_compared_by_content(tmp_path):

@@ -1,11 +1,16 @@
 """Data sets as they are published: trees of the same names with a few drawn images, from the overview to a prediction."""
 
 import json
+import re
 from pathlib import Path
 
 import lowlevel.train
 import predict
+from common.cli import make_parser, parse, read_config
 from data import overview, polygons
+from data.loader import load_examples
+from prediction.evaluation import find_masks, truth_reader
+from prediction.images import find_images
 from tests.drawn import RNG, save
 
 import numpy as np
@@ -246,29 +251,43 @@ TREES = {  # what builds it -> (the command, images to train on and to validate,
 }  # fmt: skip
 
 
-FIRST = (cityscapes, voc, roboflow, busi, tracking, slices)  # a kind each; the others take half a minute
-MARKED = [pytest.param(tree, marks=[] if tree in FIRST else pytest.mark.slow, id=tree.__name__) for tree in TREES]
+def prepared(tree, folder):
+    """Builds the tree. Returns: (its folder, the options that name it)"""
+    (folder / "data").mkdir()
+    tree(folder / "data")
+    return folder / "data", [*TREES[tree][0].replace("DATA", str(folder / "data")).split(), "--data-dir", str(folder / "data")]
 
 
-@pytest.mark.parametrize("tree", MARKED)
-def test_published_trees(tree, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
+def test_published_trees(tree, tmp_path, capsys):
+    """What a training reads, and which files `predict.py` takes for images and for true masks, with what the run has stored."""
+    data, options = prepared(tree, tmp_path)
+    _, sides, classes, images, masks, word = TREES[tree]
+    parser = make_parser("train", "")
+    config, *parts = load_examples(read_config(parse(parser, [*options, *SMALL])))
+    assert tuple(len(part.names) for part in parts) == sides and config.network.classes == classes
+    assert word in (told := capsys.readouterr().out), told
+    sources = find_images([data / images], config)
+    found = find_masks(data / masks, sources, config)
+    assert found and not [source for source in sources if {"mask", "manual"} & {*re.split(r"[_.\d]", source.path.name)}]
+    truth = truth_reader(found, config, False)
+    for source in [source for source in sources if source.stem in found][:2]:
+        held = np.unique(truth(source))
+        assert len(held) > 1 and set(held) <= {*range(max(classes, 2)), 255}
+
+
+@pytest.mark.parametrize("tree", [busi, *(pytest.param(tree, marks=pytest.mark.slow) for tree in TREES if tree is not busi)])
+def test_from_the_overview_to_an_evaluation(tree, tmp_path, monkeypatch):
     """The same command for overview and training, and nothing but the checkpoint to predict and to evaluate."""
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())  # 9 s of 10: others look at pictures
-    command, sides, classes, images, masks, word = TREES[tree]
-    data, run = tmp_path / "data", tmp_path / "run"
-    data.mkdir()
-    tree(data)
-    options = [*command.replace("DATA", str(data)).split(), "--data-dir", str(data), *SMALL]
+    data, options = prepared(tree, tmp_path)
+    _, sides, classes, images, masks, _ = TREES[tree]
+    run, options = tmp_path / "run", [*options, *SMALL]
     assert overview.main([*options, "--output", str(tmp_path / "o")]) == 0 or "--skip-bad" in options
     summary = json.loads((tmp_path / "o/overview.json").read_text())
     assert tuple(summary["split"].values()) == sides and summary["classes"] == classes
     assert lowlevel.train.main([*options, "--run-dir", str(run)]) in (None, 0)
-    told = capsys.readouterr()
-    assert word in told.out, told.out
-    assert f"{sides[0]} images to train on, {sides[1]} to validate" in told.out
     command = ["--checkpoint", str(run / "best.safetensors"), str(data / images), "--output", str(tmp_path / "p")]
     assert predict.main([*command, "--evaluate", str(data / masks)]) == 0
-    told = capsys.readouterr()
     rows = (tmp_path / "p/metrics.csv").read_text().splitlines()
     assert len(rows) > 3 and "dice" in rows[0] and "nan" not in rows[-1].split(",")[1]
-    assert not [row for row in rows if "mask" in row.split(",")[0] or "manual" in row.split(",")[0]], "a mask is no image"
