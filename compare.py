@@ -34,7 +34,7 @@ def read_command_line(argv):
     """
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if name and name not in COMMANDS:
-        raise UserError(f"compare.py {name}: the commands are {', '.join(COMMANDS)}")
+        raise UserError(f"compare.py {name[:60]}: the commands are {', '.join(COMMANDS)}")
     room = "benchmark" if name == "bench" else "proof"
     command = importlib.import_module(f"comparison.{room}.{name}") if name else None
     sets = command.SETS if name else {"jit", "deterministic", "epochs"}

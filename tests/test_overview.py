@@ -205,23 +205,6 @@ def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
         assert sheet.width > sheet.height > 800  # six columns, four rows
 
 
-def test_16_bits_suffixes_and_what_was_passed_over(tmp_path, capsys, no_figures):
-    folder = tmp_path / "data"
-    for i in range(3):
-        save(folder / f"{i}.png", NOISE[..., 0].astype(np.uint16) * (i + 1))
-        save(folder / f"{i}-seg.png", HALF)
-    (folder / "notes.docx").write_bytes(b"")
-    code, printed, summary = run(capsys, folder)
-    assert code == 0 and summary["white"] == 3 * 255
-    assert f"16 bits with {summary['white']} as white" in printed
-    assert "STEM-seg.png is the mask of STEM.png, by --image-files '{name}.png'" in printed and "data: notes.docx" in printed
-    save(folder / "3.png", NOISE[..., 0])
-    with refused("3.png has no mask"):
-        main(["--dataset", "folder", "--data-dir", str(folder), "--output", str(tmp_path / "output"), "--overwrite"])
-    code, printed, summary = run(capsys, folder, "--skip-bad")
-    assert code == 1 and "3.png has no mask" in summary["problems"][0] and summary["images"] == 3
-
-
 def test_names_that_are_no_text(tmp_path, capsys):
     folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for kind in ("images", "masks"):

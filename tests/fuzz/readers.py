@@ -123,26 +123,22 @@ def damaged(data, rng):
     """One to four changes of the kind that disks, networks and editors make, and malice."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        i = rng.randrange(len(data) + 1)
+        i, n = rng.randrange(len(data) + 1), rng.choice((1, 2, 4, 8, 64))
         if rng.random() < 0.5:
             i = min(i, rng.randrange(200))  # headers say the most
-        n = rng.choice((1, 2, 4, 8, 64))
-        kind = rng.randrange(7)
-        if kind == 0:
-            data[i : i + 1] = bytes(b ^ 1 << rng.randrange(8) for b in data[i : i + 1])
-        elif kind == 1:
-            data[i : i + n] = rng.randbytes(n)
-        elif kind == 2:
-            del data[i : i + n]
-        elif kind == 3:
-            data[i:i] = data[i : i + n] * rng.randint(1, 3)
-        elif kind == 4:
-            del data[i:]
-        elif kind == 5:
-            number = rng.choice((0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1))
-            data[i : i + 4] = struct.pack(rng.choice("<>") + "I", number)
-        else:
-            data[i : i + n] = bytes([rng.choice((0, 255, 127, 34, 123, 91))]) * n
+        number = rng.choice((0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1))
+        start, length, new = rng.choice(
+            (
+                (i, 1, bytes(b ^ 1 << rng.randrange(8) for b in data[i : i + 1])),
+                (i, n, rng.randbytes(n)),
+                (i, n, b""),
+                (i, 0, data[i : i + n] * rng.randint(1, 3)),
+                (i, len(data), b""),
+                (i, 4, struct.pack(rng.choice("<>") + "I", number)),
+                (i, n, bytes([rng.choice((0, 255, 127, 34, 123, 91))]) * n),
+            )
+        )
+        data[start : start + length] = new
     return bytes(mended(data) if data[:4] == b"\x89PNG" and rng.random() < 0.7 else data)
 
 
@@ -360,24 +356,23 @@ def try_cache(tried, rng, inputs):
         path.write_bytes(seeds[path])
 
 
-WORDS = [
-    "",
-    "0",
-    "-1",
-    "1e400",
-    "nan",
-    "9" * 400,
-    "\x1b[2J",
-    "a\nb",
-    "é",
-    "\udcff",
-    "--",
-    "=1+1",
-    "../..",
-    "/dev/null",
+WORDS = ["", "0", "-1", "1e400", "nan", "9" * 400, "\x1b[2J", "a\nb", "é", "\udcff", "--", "=1+1", "../..", "/dev/null", "8x8"]
+WORDS += [
     "16x16",
+    "lowlevel",
+    "folder",
+    "balanced",
+    "1epoch",
+    "x" * 5000,
+    "[(",
+    "1,2,3",
+    "%s",
+    "{}",
+    "3",
+    "0.5",
+    "paper",
+    "same",
 ]
-WORDS += ["lowlevel", "folder", "balanced", "1epoch", "x" * 5000, "[(", "1,2,3", "%s", "{}", "3", "0.5", "paper", "same"]
 
 
 def try_command_lines(tried, rng, inputs):
