@@ -57,13 +57,11 @@ def open_raster(path, page=None):
     with open(path, "rb") as file:
         start = file.read(26)
     if start.startswith(np.lib.format.MAGIC_PREFIX):
-        found, pages = _open_array(path), [0]
-    else:
-        pages = images_in(path)
-        deep = start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED
-        found = start[:4] in TIFF and _open_tiff(path, pages[page or 0], len(pages) == 1)
-        found = found or _open_by_pillow(path, pages[page or 0], deep)
-    _check_size(path, found.width, found.height, found.count)
+        return _open_array(path)
+    pages = images_in(path)
+    deep = start.startswith(b"\x89PNG") and len(start) == 26 and start[24] == 16 and start[25] in COLORED
+    found = start[:4] in TIFF and _open_tiff(path, pages[page or 0], len(pages) == 1)
+    found = found or _open_by_pillow(path, pages[page or 0], deep)
 
     def refuse(*_):
         raise UserError(f"{path} holds {len(pages)} images: save each as a file of its own")
@@ -96,10 +94,9 @@ def _check_size(path, width, height, bands):
 def _check_alpha(path, bands, alpha):
     """alpha: the values of the band that is transparency among so many, or the least and the largest of them."""
     if np.ptp(alpha):
-        raise UserError(
-            f"{path} has {counted(bands)}, and one is not the same everywhere: as transparency it would be dropped; "
-            "save the image without it, as gray or RGB; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
-        )
+        remedy = "save the image without it, as gray or RGB; if it is a band, as TIFF with ExtraSamples 0, or as .npy"
+        one = "one is not the same everywhere: as transparency it would be dropped"
+        raise UserError(f"{path} has {counted(bands)}, and {one}; {remedy}")
 
 
 def _open_by_pillow(path, page, deep):
@@ -154,6 +151,7 @@ def _open_array(path):
         raise UserError(f"{path} holds {array.dtype} {list(array.shape)}: an image is [H, W] or [H, W, bands], of numbers")
     if shape[0] < min(shape[1:]):  # no image of several bands is as narrow as that
         raise UserError(f"{path} is {list(shape)}: bands come last, [H, W, bands]; save np.moveaxis(array, 0, -1)")
+    _check_size(path, *shape[1::-1], shape[2])
     return Raster(*shape, lambda *_: (array.reshape(shape), None, None))
 
 
@@ -184,10 +182,10 @@ def _open_tiff(path, number, alone):
     if kind == "c":
         raise UserError(f"{path} holds {counted(bands)} of {dtype}: save it with 8 or 16 bits, or as 32-bit floats")
     is_pillows = 0 not in extra and bands in (1, 3) and (itemsize == 1 or samples == 1 and itemsize <= 4)
-    if kind == "f" and photometric == WHITE_IS_0:
-        is_pillows = False  # it would not turn them around
+    is_pillows = is_pillows and not (kind == "f" and photometric == WHITE_IS_0)  # it would not turn them around
     if is_pillows or photometric == CMYK or kind not in "uif":
         return None
+    _check_size(path, width, height, bands)
 
     def read(*_):
         if photometric == WHITE_IS_0:
@@ -200,10 +198,8 @@ def _open_tiff(path, number, alone):
                 raise
             if (bands, dtype, planar, alone) == (3, np.uint16, False, True):
                 return _by_opencv(path), None, None  # which turns it, too
-            raise UserError(
-                f"{path} is compressed in a way that takes one more package: pip install imagecodecs, or save it with another "
-                "compression, such as deflate"
-            ) from None
+            remedy = "pip install imagecodecs, or save it with another compression, such as deflate"
+            raise UserError(f"{path} is compressed in a way that takes one more package: {remedy}") from None
         values = np.moveaxis(values, 0, -1) if planar and samples > 1 else values.reshape(height, width, samples)
         for k in alpha:
             _check_alpha(path, samples, values[..., k])
@@ -216,11 +212,9 @@ def upright(values, orientation):
     """[H, W, ...] turned as its EXIF orientation says, 1 to 8; others, and None, are 1."""
     if orientation not in range(2, 9):
         return values
-    if orientation in SIDEWAYS:
-        values = values.swapaxes(0, 1)
-    return np.ascontiguousarray(
-        values[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-    )
+    values = values.swapaxes(0, 1) if orientation in SIDEWAYS else values
+    down, right = -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(values[::down, ::right])
 
 
 def counted(bands):

@@ -278,9 +278,8 @@ def _nyuv2(config):
         n, _, width, height = shape = images.shape
         if not n or shape != (n, 3, width, height) or labels.shape != (n, width, height):
             raise UserError(f"{path} has images {shape} and labels {labels.shape}, not [N, 3, W, H] and [N, W, H]")
-        starts = range(0, n, 8)  # 20 MB at a time
-        for start in tqdm(starts, desc="counting labels", unit=" images", unit_scale=8, delay=1, leave=False, disable=None):
-            counts += np.bincount(labels[start : start + 8].ravel(), minlength=len(counts))
+        for image in tqdm(labels, desc="counting labels", unit=" images", delay=1, leave=False, disable=None):
+            counts += np.bincount(image.ravel(), minlength=len(counts))
         counts[0] = 0  # unlabelled
         frequent = np.argsort(-counts, kind="stable")[:wanted]
         frequent = frequent[counts[frequent] > 0]
@@ -308,18 +307,12 @@ def find_channels(layout):
     if layout.channels:
         return layout.channels
     n = len(layout.items)
-    for i in sorted({k * (n - 1) // 63 for k in range(64)}):
-        item = layout.items[i]
-        try:
+    for item in (layout.items[i] for i in sorted({k * (n - 1) // 63 for k in range(64)})):
+        with contextlib.suppress(UserError):
             bands = count_bands(item.image)
-            if bands == 1:
-                continue
-            if bands != 3:
+            if bands not in (1, 3):
                 return bands
             # a JPEG is decoded no larger, which saves most of it
-            image = read_image(item.image, 3, Size(256, 256), item.page)
-        except UserError:
-            continue
-        if has_color(image):
-            return 3
+            if bands == 3 and has_color(read_image(item.image, 3, Size(256, 256), item.page)):
+                return 3
     return 1
