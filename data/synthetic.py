@@ -39,20 +39,24 @@ def make_cells(n, size, seed, classes=1, channels=1):
 
     Raises: UserError for more classes or other channels than there are to draw, and for more images than memory holds.
     """
+    _check(classes, channels)
     images = masks = None
     with contextlib.suppress(KeyError, BrokenProcessPool):  # nothing is drawn ahead; the other process has died
         images, masks = _ahead.pop((n, *size, seed, channels)).result()
     if masks is None:
-        images, masks = _drawn(n, size, seed, classes, channels)
+        images, masks = _drawn(n, size, seed, channels)
     return images, np.minimum(masks, max(classes - 1, 1))
 
 
-def _drawn(n, size, seed, classes, channels):
-    """`make_cells` with all of the classes."""
+def _check(classes, channels):
     if classes > 3:
         raise UserError(f"synthetic cells have at most 3 classes (background, cell, nucleus), got --classes {classes}")
     if channels not in (1, 3):
         raise UserError(f"synthetic cells are gray or RGB, got --channels {channels}: 1 or 3")
+
+
+def _drawn(n, size, seed, channels):
+    """`make_cells` with all of the classes."""
     try:
         images, masks = np.empty((n, *size, channels), np.uint8), np.empty((n, *size), np.uint8)
     except (MemoryError, ValueError):
@@ -80,10 +84,14 @@ _ahead = {}  # what is drawn -> its future
 
 
 def draw_ahead(n, size, seed, classes, channels):
-    """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5."""
+    """Lets another process draw what `make_cells` will be asked for, while this one imports TensorFlow: saves 1.2 s of 5.
+
+    Raises: UserError, as `make_cells`.
+    """
+    _check(classes, channels)
     with contextlib.suppress(OSError):  # no more processes: `make_cells` draws
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
-        _ahead[(n, *size, seed, channels)] = pool.submit(_drawn, n, size, seed, classes, channels)
+        _ahead[(n, *size, seed, channels)] = pool.submit(_drawn, n, size, seed, channels)
 
 
 def scene(size, rng):
