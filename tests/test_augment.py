@@ -165,8 +165,7 @@ def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
     assert -25.5 <= light.min() < -25 and 25 < light.max() <= 25.5
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("cut", [0, 1])
+@pytest.mark.parametrize("cut, channels", [(0, 1), (1, 3)])
 def test_every_region_has_colours_of_its_own(monkeypatch, cut, channels):
     """A pixel's new value follows from its old one and its region alone, void too; half of the regions stay as they are."""
     left = np.arange(LABELS.shape[1]) < 28

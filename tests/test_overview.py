@@ -183,14 +183,12 @@ def test_overlay_tints_the_mask_where_it_lies():
     assert len(np.unique(large.reshape(-1, 3), axis=0)) == 3  # class, outline, nothing: no class 1 between 0 and 2
 
 
-@pytest.mark.parametrize("kind", ["paper", "recolor"])
-def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkeypatch, kind):
+def test_the_sheet_of_augmentations_shows_what_the_network_sees(tmp_path, monkeypatch, no_figures):
     training = examples(NOISE[:, :40])
-    config = Config.of(depth=2, batch_size=1, epochs=5, augment=kind, channels=3, classes=1, crop_size=Size(32, 32))
+    config = Config.of(depth=2, batch_size=1, epochs=5, augment="paper", channels=3, classes=1, crop_size=Size(32, 32))
     shown = []
     monkeypatch.setattr(overview, "overlay", lambda *args: shown.append(args) or overlay(*args))
     draw_augmentations(tmp_path / "augmentations.png", training, config)
-    assert (tmp_path / "augmentations.png").stat().st_size > 10_000
     assert len(shown) == 6 and shown[0][0] is training.images[0]
     for (image, mask, _), (images, masks) in zip(shown[1:], training_batches(config, training), strict=True):
         np.testing.assert_allclose(images[0] * 255, image, atol=1e-4)  # float32 of 255
@@ -205,7 +203,7 @@ def test_the_sheet_of_augmentations_takes_many_images_of_many_sizes(tmp_path):
         assert sheet.width > sheet.height > 800  # six columns, four rows
 
 
-def test_names_that_are_no_text(tmp_path, capsys):
+def test_names_that_are_no_text(tmp_path, capsys, no_figures):
     folder = save_pairs(tmp_path / "data", [HALF] * 3)
     for kind in ("images", "masks"):
         (folder / kind / "0.png").rename(folder / kind / "\x1b[2J\udcff$x$.png")

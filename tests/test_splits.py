@@ -138,12 +138,13 @@ def test_a_group_that_a_given_split_tears_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("parts", [("train", "val"), ("",)])
-def test_frames_of_one_sequence_on_both_sides_are_pointed_out(parts, tmp_path, capsys):
+def test_frames_of_one_sequence_on_both_sides_are_pointed_out(parts, tmp_path, capsys, monkeypatch):
     """By the overview and the training, in one line; with the options that it names each drive lies on one side."""
+    small = BLOBS[:16, :16]
     for k, (drive, n) in enumerate(itertools.product(("0001TP_", "0006R0_f", "pet_"), range(90, 120, 3))):
         for kind in ("images", "masks"):  # pets are numbered without zeros
             number = n + 100 if drive == "pet_" else f"{n:05}"
-            save(tmp_path / parts[k % len(parts)] / f"{kind}/{drive}{number}.png", BLOBS)
+            save(tmp_path / parts[k % len(parts)] / f"{kind}/{drive}{number}.png", small)
     command = ["--dataset", "folder", "--data-dir", str(tmp_path), "--depth", "1", "--batch-size", "2"]
 
     def read(*options):
@@ -154,6 +155,7 @@ def test_frames_of_one_sequence_on_both_sides_are_pointed_out(parts, tmp_path, c
 
     (train, val), (line,) = read()
     assert train & val and "such as 000" in line and ("--folds 3" in line) == ("val" in parts)
+    monkeypatch.setattr(overview, "draw_overview", lambda *_: None)
     overview.main([*command, "--output", str(tmp_path / "o")])
     assert line in capsys.readouterr().out
     (train, val), lines = read(*shlex.split(line.partition("; ")[2].partition(" keeps")[0]))
