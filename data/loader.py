@@ -122,7 +122,7 @@ def load_examples(config):
         mirrored and f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times",
     ]
     say(f"{data_dir or 'synthetic cells'}: {', '.join(filter(None, notes))}")
-    for line in [*layout.over, *torn_sequences(layout, parts), *(f"left out: {line}" for line in left_out)]:
+    for line in [*layout.over, *torn_sequences(layout, parts, config), *(f"left out: {line}" for line in left_out)]:
         say(line)
     return config, training, validation
 

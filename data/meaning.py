@@ -79,11 +79,11 @@ def _as_read(void, layout):
 
 def _read(counts, items, config, layout, jpeg):
     """-> (classes, {value: class index}, note), or None for values that are no class indices. Raises: UserError."""
-    values, layout_has = config.data.mask_values, layout.classes
+    values = config.data.mask_values
     counts = _without(counts, _as_read(config.data.void_label, layout))
-    if layout_has is None and not values:
+    if layout.classes is None and not values:
         return _found(counts, items, config, jpeg)
-    classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout_has
+    classes = {**dict(zip(values, range(len(values)))), VOID: VOID} if values else layout.classes
     n = 1 + max(index for index in classes.values() if index != VOID)
     wrong = _without(counts, list(classes)) > 0
     if wrong.any():
@@ -194,9 +194,8 @@ def _misfit(counts, items, config, layout, jpeg):
     if not few or not gaps:
         offers[f"--classes {needed} if they are class indices"] = dict(classes=needed)
     if not few:
-        offers[f"--mask-values {these} if these alone stand for the classes, --colors FILE to name them"] = dict(
-            mask_values=these
-        )
+        named = f"--mask-values {these} if these alone stand for the classes, --colors FILE to name them"
+        offers[named] = dict(mask_values=these)
     advice = [words for words, options in offers.items() if _works(counts, items, config, layout, jpeg, options)]
     if config.data.dataset == "folder" and len(held) > 3 and VOID not in held and not classes:
         advice.append("--objects if each number is an object")

@@ -147,7 +147,7 @@ def survey(layout, config):
     sizes, counts = [Size(*size) for size in index["size"].tolist()], index["counts"]  # [n, 256]
     too_small, advice = size_advice([config.data.image_size or size for size in sizes], [item.name for item in items], config)
     problems += too_small
-    over = [*layout.over, *torn_sequences(layout, parts), layout.note, doubt(config, index[seen])]
+    over = [*layout.over, *torn_sequences(layout, parts, config), layout.note, doubt(config, index[seen])]
     advice = [*filter(None, over), *advice]
     alike = Counter(int(row.argmax()) for row in counts if np.count_nonzero(row) == 1)
     advice += [f"{n} of {len(items)} masks ({n / len(items):.1%}) hold only the value {value}" for value, n in alike.items()]

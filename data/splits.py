@@ -5,7 +5,7 @@ import os
 import re
 from collections import defaultdict
 
-from common.config import UserError, flag
+from common.config import UserError
 from common.output import write_text
 from common.streams import SPLIT, generator
 from common.text import listed
@@ -69,27 +69,37 @@ def _drawn(items, config):
     return {"train": sorted(set(usable) - set(held_back)), "val": sorted(held_back)}
 
 
-def torn_sequences(layout, parts):
-    """[A line] where a split by `split` has frames of one video or slices of one volume on both sides, or [].
+def torn_sequences(layout, parts, config):
+    """[A line] where `parts`, a split by `split`, have frames of one video or slices of one volume on both sides, or [].
 
-    Taken for sequences are images that are numbered evenly, with zeros before, under one of several names.
+    Taken for sequences are images that are numbered evenly, with zeros before, under one of several names. What --split says is
+    not questioned.
     """
-    frames = defaultdict(list)  # the name -> [(number, side)]
+    frames, torn, folds = defaultdict(list), [], config.data.folds  # frames: the name -> [(number, side)]
     for side, indices in parts.items():
         for item in (layout.items[i] for i in indices):
             if not item.group and (name := FRAME.fullmatch(os.path.splitext(os.path.basename(item.name))[0])):
                 frames[name[1]].append((name[2], side))
-    torn = []
     for name, found in frames.items():
         numbers, sides = zip(*found)
         steps = np.diff(sorted(map(int, numbers)))
         even = len(steps) > 3 and np.mean(steps == np.median(steps)) >= 0.5 and any(number[0] == "0" for number in numbers)
         torn += [name] * (even and len(set(sides)) > 1)
-    if not torn or len(frames) < 2 or not all("{name}" in text for text in layout.patterns.values()):
+    patterns = [text for text in layout.patterns.values() if "{name}" in text]
+    if (
+        not torn
+        or len(frames) < 2
+        or len(patterns) < 2
+        or sum(map(len, frames.values())) < len(layout.items)
+        or config.data.split
+    ):
         return []
-    pattern = f"{{group}}{torn[0][-1]}{{name}}"
-    asked = [f"{flag(kind)} '{text.replace('{name}', pattern)}'" for kind, text in layout.patterns.items()]
-    asked += [f"--folds {min(len(frames), 5)}"] * any(item.part == "val" for item in layout.items)
+    pairs = zip(
+        ("--image-files", "--mask-files"), (text.replace("{name}", f"{{group}}{torn[0][-1]}{{name}}") for text in patterns)
+    )
+    asked = [f"{option} '{text}'" for option, text in pairs]
+    if folds and folds > len(frames) or not folds and any(item.part == "val" for item in layout.items):
+        asked.append(f"--folds {min(len(frames), 5)}")  # published parts would tear them again
     return [
         f"frames of one sequence, such as {torn[0]}*, are on both sides of the split, and neighbours are alike, which flatters "
         f"the validation; {' '.join(asked)} keeps each sequence on one side"
