@@ -151,6 +151,8 @@ def survey(layout, config):
     advice = [*filter(None, over), *advice]
     alike = Counter(int(row.argmax()) for row in counts if np.count_nonzero(row) == 1)
     advice += [f"{n} of {len(items)} masks ({n / len(items):.1%}) hold only the value {value}" for value, n in alike.items()]
+    if parts and (n := len(parts["train"])) < (batch := config.training.batch_size):
+        advice.append(f"{n} images to train on do not fill a batch of {batch}: use --batch-size {n} or less")
     colored = int(index["color"].sum())
     groups = [item.group for item in layout.items if item.part != "test"] if parts else []
     summary = {

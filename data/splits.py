@@ -85,24 +85,22 @@ def torn_sequences(layout, parts, config):
         steps = np.diff(sorted(map(int, numbers)))
         even = len(steps) > 3 and np.mean(steps == np.median(steps)) >= 0.5 and any(number[0] == "0" for number in numbers)
         torn += [name] * (even and len(set(sides)) > 1)
-    patterns = [text for text in layout.patterns.values() if "{name}" in text]
+    fits = sum(map(len, frames.values())) == sum(map(len, parts.values())) and len(frames) > 1
     if (
         not torn
-        or len(frames) < 2
-        or len(patterns) < 2
-        or sum(map(len, frames.values())) < len(layout.items)
+        or not fits
         or config.data.split
+        or not layout.patterns
+        or not all("{name}" in p for p in layout.patterns.values())
     ):
         return []
-    pairs = zip(
-        ("--image-files", "--mask-files"), (text.replace("{name}", f"{{group}}{torn[0][-1]}{{name}}") for text in patterns)
-    )
-    asked = [f"{option} '{text}'" for option, text in pairs]
+    images, masks = (text.replace("{name}", f"{{group}}{torn[0][-1]}{{name}}") for text in layout.patterns.values())
+    asked = f"--image-files '{images}' --mask-files '{masks}'"
     if folds and folds > len(frames) or not folds and any(item.part == "val" for item in layout.items):
-        asked.append(f"--folds {min(len(frames), 5)}")  # published parts would tear them again
+        asked += f" --folds {min(len(frames), 5)}"  # published parts would tear them again
     return [
         f"frames of one sequence, such as {torn[0]}*, are on both sides of the split, and neighbours are alike, which flatters "
-        f"the validation; {' '.join(asked)} keeps each sequence on one side"
+        f"the validation; {asked} keeps each sequence on one side"
     ]
 
 
