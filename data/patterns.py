@@ -195,8 +195,10 @@ def _candidates(folders):
         stems, ends = zip(*(_split(folders[folder]) for folder in (images, masks)))
         if images == masks:
             affixes = [("", "", *affix) for affix in _beside(*stems)]
-            if ".*" in ends:
-                yield from _twins(images, folders[images])
+            kinds = {os.path.splitext(name)[1] for name in folders[images]}
+            jpeg = sorted(kind for kind in kinds if kind.lower() in (".jpg", ".jpeg"))
+            for one in itertools.product(jpeg, sorted(kinds.difference(jpeg))):  # photos as JPEG, and masks of another kind
+                yield tuple(_joined(images, f"{{name}}{kind}") for kind in one)
         else:
             only = [" ".join(set(a.split("/")) - set(b.split("/"))) for a, b in ((images, masks), (masks, images))]
             if not (MASKS.search(only[1]) or IMAGES.search(only[0])) or MASKS.search(only[0]) and not IMAGES.search(only[0]):
@@ -218,13 +220,6 @@ def _split(names):
     """-> the stems of names, and their extension, ".*" if there are several"""
     ends = {os.path.splitext(name)[1] for name in names}
     return sorted({os.path.splitext(name)[0] for name in names}), ends.pop() if len(ends) == 1 else ".*"
-
-
-def _twins(folder, names):
-    """Photos as JPEG and masks of the same names of another kind."""
-    for photo, mask in itertools.permutations(sorted({os.path.splitext(name)[1] for name in names}), 2):
-        if photo.lower() in (".jpg", ".jpeg") and mask.lower() not in (".jpg", ".jpeg"):
-            yield _joined(folder, f"{{name}}{photo}"), _joined(folder, f"{{name}}{mask}")
 
 
 def _beside(images, masks):
@@ -254,13 +249,11 @@ def unused(files, used):
     """The `files` that are not `used`, each folder or kind of file once: ["extra/ (12 files)", "images/*.txt (3)", "a.pdf"]."""
     busy = {parent for file in used for parent in _parents(file)} | {""}
     idle, kinds = Counter(), defaultdict(list)
-    for file in files:
-        if file not in used:
-            top = next((parent for parent in _parents(file) if parent not in busy), None)
-            if top:
-                idle[top] += 1
-            else:
-                kinds[os.path.dirname(file), os.path.splitext(file)[1]].append(file)
+    for file in (file for file in files if file not in used):
+        if top := next((parent for parent in _parents(file) if parent not in busy), None):
+            idle[top] += 1
+        else:
+            kinds[os.path.dirname(file), os.path.splitext(file)[1]].append(file)
     found = [f"{folder}/ ({n} file{'s' * (n > 1)})" for folder, n in idle.items()]
     for (folder, kind), names in kinds.items():
         found += names if len(names) < 3 else [f"{_joined(folder, '*')}{kind} ({len(names)})"]
