@@ -10,8 +10,7 @@ Ronneberger et al. 2015 want it.
 
 import contextlib
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import signal
 
 from common.config import Size, UserError
 from common.shapes import margin
@@ -40,11 +39,11 @@ def make_cells(n, size, seed, classes=1, channels=1):
     Raises: UserError for more classes or other channels than there are to draw, and for more images than memory holds.
     """
     _check(classes, channels)
-    images = masks = None
-    with contextlib.suppress(KeyError, BrokenProcessPool):  # nothing is drawn ahead; the other process has died
-        images, masks = _ahead.pop((n, *size, seed, channels)).result()
-    if masks is None:
-        images, masks = _drawn(n, size, seed, channels)
+    found = None
+    if ahead := _ahead.pop((n, *size, seed, channels), None):
+        with contextlib.suppress(EOFError, OSError):  # the other process has died
+            found = ahead.recv()
+    images, masks = found or _drawn(n, size, seed, channels)
     return images, np.minimum(masks, max(classes - 1, 1))
 
 
@@ -56,7 +55,6 @@ def _check(classes, channels):
 
 
 def _drawn(n, size, seed, channels):
-    """`make_cells` with all of the classes."""
     try:
         images, masks = np.empty((n, *size, channels), np.uint8), np.empty((n, *size), np.uint8)
     except (MemoryError, ValueError):
@@ -80,7 +78,7 @@ def asked_for(config):
     return dict(n=config.data.images, size=size, seed=config.seed, classes=network.classes, channels=network.channels)
 
 
-_ahead = {}  # what is drawn -> its future
+_ahead = {}  # what is drawn -> the end of a pipe through which it comes
 
 
 def draw_ahead(n, size, seed, classes, channels):
@@ -89,9 +87,18 @@ def draw_ahead(n, size, seed, classes, channels):
     Raises: UserError, as `make_cells`.
     """
     _check(classes, channels)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def draw():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+        receiver.close()  # or it would wait for itself to read, where the other process has died
+        with contextlib.suppress(Exception):  # `make_cells` will meet it again
+            sender.send(_drawn(n, size, seed, channels))
+
     with contextlib.suppress(OSError):  # no more processes: `make_cells` draws
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
-        _ahead[(n, *size, seed, channels)] = pool.submit(_drawn, n, size, seed, channels)
+        multiprocessing.get_context("fork").Process(target=draw, daemon=True).start()
+        _ahead[(n, *size, seed, channels)] = receiver
+    sender.close()
 
 
 def scene(size, rng):
