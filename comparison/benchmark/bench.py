@@ -3,12 +3,13 @@
 import collections
 import contextlib
 import importlib
+import io
+import itertools
 import json
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
+from typing import NamedTuple
 
 from common import CORES, asks_for_gpu
 from common.cli import count
@@ -16,9 +17,9 @@ from common.config import Size, UserError, flag
 from common.output import write_text
 from comparison import columns
 from comparison.benchmark import cells, roofline, scaling, speeds
-from comparison.benchmark.cells import LIMIT, MODES
+from comparison.benchmark.cells import LIMIT
+from comparison.benchmark.roofline import MODES
 
-import numpy as np
 from tqdm import tqdm
 
 MATRICES = {"quick": "small images, without XLA on a CPU, 2 minutes", "full": "other batch and image sizes too, hours on a CPU"}
@@ -69,168 +70,144 @@ def run(config, args):
     return True
 
 
+class Measured(NamedTuple):
+    """What is known of a cell. size: (height, width) that the network sees; imported: seconds until its process was there."""
+
+    size: tuple
+    imported: float
+    first: dict  # mode -> {"build", "trace", "compile", "warm": seconds}
+    times: dict  # mode -> [seconds of a step, in each round]
+    peak: int | None = None  # bytes
+
+
 class Workers:
-    """The processes that hold the cells, up and waiting so that they can take turns; and what they measured.
+    """The processes of the implementations, each with the cell of one setting, up and waiting so that they can take turns.
 
-    On a CPU a cell has a process of its own. On a GPU, where starting takes longest, a column has one for all of its cells.
-
-    first: cell -> seconds of what it did first. times: (cell, mode) -> [seconds of a step]. peaks: cell -> bytes.
-    sizes: cell -> (height, width) that the network sees. failed: cell -> why it could not be measured.
+    A process ends when nobody holds the other end of its connection any more. failed: cell -> why it could not be measured.
     """
 
-    def __init__(self, shared=False, modes=tuple(MODES)):
-        self.config, self.shared, self.modes, self.up = None, shared, modes, {}
-        self.first, self.times, self.peaks, self.sizes, self.failed = {}, collections.defaultdict(list), {}, {}, {}
-        self.folder, self.files, self.batches = tempfile.TemporaryDirectory(), {}, {}
+    def __init__(self, batch_size, modes=tuple(MODES), seconds=TURN_SECONDS):
+        self.batch_size, self.modes, self.seconds, self.up, self.failed = batch_size, modes, seconds, {}, {}
+        self.images, self.batches = {}, {}  # by variant and image size
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in self.up.values():  # nobody waits for them
-            process.connection.close()
-        self.folder.cleanup()
-
-    def key(self, cell):
-        return cell.column if self.shared else cell
-
-    def start(self, cell):
-        """The process of `cell`; it may take a while until it answers."""
-        if self.key(cell) not in self.up:
-            arguments = "comparison.benchmark.worker.work", cell.column, time.time()
-            self.up[self.key(cell)] = columns.Process(cell.title, *arguments)
-        return self.up[self.key(cell)]
+    def start(self, implementation):
+        """Its process; it may take a while until it answers."""
+        if implementation not in self.up:
+            column = implementation.partition(",")[0]
+            work = columns.Process(implementation, "comparison.benchmark.worker.work", column, time.time())
+            self.up[implementation] = work
+        return self.up[implementation]
 
     def ask(self, cell, *request):
         """The answer of the cell's process to `request`, if any; None where there is none, and `failed` says why."""
-        if not (process := self.up.get(self.key(cell))):
-            self.failed[cell] = f"{cell.title}: its process has ended with another cell"
-            return None
         try:
-            return process.ask(*request)
+            return self.start(cell.implementation).ask(*request)
         except UserError as error:
             self.failed[cell] = f"{cell.title}: {error}"
-            if not process.process.is_alive():
-                self.up.pop(self.key(cell)).end()
+            if not self.up[cell.implementation].process.is_alive():
+                self.end(cell)
 
-    def file(self, cell):
-        """Of the images and masks of `cell`, some of them: what it lacks comes more than once."""
-        from comparison.benchmark.worker import draw_batch
+    def end(self, cell):
+        self.up.pop(cell.implementation).end()
 
-        key, config = (cell.image_size, cell.changes), cell.config(self.config)
-        if key not in self.files:
-            size = dict(image_size=cell.image_size) if config.data.dataset == "synthetic" and not config.data.crop_size else {}
-            images, masks = draw_batch(config.replace(batch_size=self.config.training.batch_size, **size))
-            path = Path(self.folder.name) / f"{len(self.files)}.npz"
-            np.savez(path, images=images, masks=masks)
-            self.files[key] = path, images.shape[1:3]  # with "valid" padding the loader has mirrored a margin around it
-        return self.files[key]
+    def arrays(self, cell):
+        """Images and masks for `cell`, some of them: what it lacks comes more than once."""
+        from comparison.benchmark.worker import load_batch
+
+        key = cell.variant, cell.image_size
+        if key not in self.images:
+            with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
+                _, *self.images[key] = load_batch(cell.config.replace(batch_size=self.batch_size))
+        return self.images[key]
 
     def with_batch(self, group):
         """The cells of one setting with the batch that lowlevel finds, once for all arithmetic in 16 bits."""
         cell = next(cell for cell in group if cell.implementation != LIMIT)
-        if cell.batch_size:
+        if not cell.doubles:
             return group
         width = "16 bits" if "16" in cell.precision else cell.precision
         key = cell.variant, cell.image_size, width
         if key not in self.batches:
-            self.start(cell)
-            found = self.ask(cell, ("batches", cell._replace(jit=False), self.config, self.file(cell)[0])) or []
+            searched = cell._replace(config=cell.config.replace(jit=False))
+            found = self.ask(cell, ("batches", searched, self.arrays(cell))) or []
             self.batches[key] = cells.chosen(found)
-            if self.key(cell) in self.up and not all(rate for _, rate in found):
-                self.up.pop(self.key(cell)).end()  # with which its memory is free for the others
+            if cell.implementation in self.up and not all(rate for _, rate in found):
+                self.end(cell)  # with which its memory is free for the others
             rates = ", ".join(f"{size}: {f'{rate:.0f}' if rate else 'does not fit'}" for size, rate in found)
             what = ", ".join(filter(None, [cell.variant, width, f"{cell.image_size} pixels"]))
             print(f"\nimages/s in training by batch size, lowlevel, {what}: {rates}")
-        return [cell._replace(batch_size=size) for cell in group for size in self.batches[key]]
+        return [cell._replace(config=cell.config.replace(batch_size=n)) for n in self.batches[key] for cell in group]
 
-    def prepare(self, group):
-        """Builds and traces the cells `group`, each in its process, some at a time: one alone on few cores of a CPU."""
-        together = len(group) if self.shared else STARTING
-        for k in tqdm(range(0, len(group), together), desc="starting", leave=False, disable=None):
-            for cell in group[k : k + together]:
-                path, self.sizes[cell] = self.file(cell)
+    def measure(self, group, rounds):
+        """{cell: `Measured`} of the cells of one setting, which are built some at a time, and timed in turns."""
+        found = {}
+        for k in tqdm(range(0, len(group), STARTING), desc="starting", leave=False, disable=None):
+            for cell in group[k : k + STARTING]:
+                self.start(cell.implementation)
+            for cell in group[k : k + STARTING]:
                 with contextlib.suppress(ConnectionError):  # it has died, which `ask` will say
-                    self.start(cell).connection.send(("prepare", cell, self.config, path, self.modes))
-            for cell in group[k : k + together]:
-                if first := self.ask(cell):
-                    self.first[cell] = first
+                    self.start(cell.implementation).connection.send(("prepare", cell, self.arrays(cell), self.modes))
+            for cell in group[k : k + STARTING]:
+                if answer := self.ask(cell):
+                    size = self.arrays(cell)[0].shape[1:3]  # with "valid" padding the loader has mirrored a margin around it
+                    found[cell] = Measured(size, *answer, collections.defaultdict(list))
 
-    def turns(self, group):
-        """[(cell, mode, steps)]: a turn of each cell in each of its modes."""
-        seconds = TURN_SECONDS / 2 if self.shared else TURN_SECONDS
-        firsts = [(cell, what, warm) for cell in group for what, warm in self.first.get(cell, {}).items()]
-        return [(cell, what[5:], max(2, round(seconds / warm))) for cell, what, warm in firsts if what.startswith("warm ")]
+        def take(turn):
+            """Seconds of a step are added, if the cell is still there."""
+            cell, mode = turn
+            steps = max(2, round(self.seconds / found[cell].first[mode]["warm"]))
+            if cell not in self.failed and (second := self.ask(cell, ("time", mode, steps))):
+                found[cell].times[mode].append(second)
 
-    def take_turn(self, turn):
-        """Adds the seconds of one step to `times`, if the cell is still there."""
-        cell, mode, steps = turn
-        if cell not in self.failed and (found := self.ask(cell, ("time", cell, mode, steps))):
-            self.times[cell, mode].append(found)
-
-    def end(self, group):
-        """Asks for the `peaks`. On a CPU the processes end."""
-        for cell in group:
-            if cell in self.first and cell not in self.failed:
-                self.peaks[cell] = self.ask(cell, ("end", cell))
-            if not self.shared and (process := self.up.pop(cell, None)):
-                process.end()
+        columns.in_turns([(cell, mode) for cell in found for mode in found[cell].first], rounds, "bench", take)
+        return {
+            cell: known if cell in self.failed else known._replace(peak=self.ask(cell, ("end",)))
+            for cell, known in found.items()
+        }
 
 
 def run_matrix(config, given, matrix, rounds, path, gpu=False, own=None):
-    """Measures the `matrix`, that of a GPU if there is one or `gpu`; prints the table and writes JSON to `path`, a group at a
+    """Measures the `matrix`, that of a GPU if there is one or `gpu`; prints the table and writes JSON to `path`, a setting at a
     time; at last the roofline, beside it.
 
     given: names of the options that the user has set. own: the folder of a column of the reader's own.
 
     Raises: UserError when no cell could be measured.
     """
-    shared = gpu or asks_for_gpu()
-    with Workers(shared, [mode for mode in MODES if not shared or matrix != "quick" or mode != "folded"]) as workers:
-        if shared:  # all at once, while this process imports TensorFlow itself
-            for column in (LIMIT, *columns.IMPLEMENTATIONS):
-                workers.start(cells.Cell("float32", False, None, None, column))
-            from common.device import tf
-
-            if not gpu and not tf.config.list_physical_devices("GPU"):
-                raise UserError(
-                    "there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU"
-                )
-        _run_matrix(workers, config, given, matrix, rounds, path, own)
-
-
-def _run_matrix(workers, config, given, matrix, rounds, path, own):
+    on_gpu = gpu or asks_for_gpu()
+    modes = [mode for mode in MODES if not (on_gpu and matrix == "quick" and mode == "folded")]
+    workers = Workers(config.training.batch_size, modes, TURN_SECONDS / 2 if on_gpu else TURN_SECONDS)
+    if on_gpu:  # where starting takes longest: all at once, while TensorFlow is imported here too
+        for implementation in (LIMIT, *columns.IMPLEMENTATIONS):
+            workers.start(implementation)
+    from common.device import tf
     from comparison.benchmark.worker import peak_work
     from comparison.machine import described, environment, has_tf32
     from data.loader import load_examples
 
+    if on_gpu and not gpu and not tf.config.list_physical_devices("GPU"):
+        raise UserError("there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU")
     config, training, _ = load_examples(config)
-    workers.config = config
     image_size = config.data.crop_size or Size(*training.sizes[0])
-    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if workers.shared else "CPU", has_tf32(), own)
+    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if on_gpu else "CPU", has_tf32(), own)
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
     about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)
-    together, too_large = cells.by_setting(todo), []
-    if not workers.shared:
-        together, too_large = cells.groups(todo, config, 0.75 * cells.available_bytes())
-    workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in too_large}
     work, limits, records = peak_work(), {}, []
-    for group in together:
-        group, of_group = workers.with_batch(group), {}
-        workers.prepare(group)
-        columns.in_turns(workers.turns(group), rounds, "bench", workers.take_turn)
-        workers.end(group)
-        for cell in group:
-            if cell.implementation == LIMIT and all(workers.times.get((cell, step)) for step in work):
-                of_group[cell.precision] = {s: work[s] / statistics.median(workers.times[cell, s]) for s in work}
-        limits |= of_group
-        done = [(cell, mode) for mode in MODES for cell in group if cell.implementation != LIMIT]
-        done = [(cell, mode) for cell, mode in done if workers.times.get((cell, mode))]
-        new = [speeds.record(cell, mode, workers, config, limits.get(cell.precision)) for cell, mode in done]
-        speeds.print_table(new, of_group, first=not records)
+    for _, group in itertools.groupby(todo, lambda cell: (cell.setting, cell.doubles)):
+        if not (group := workers.with_batch(list(group))):
+            continue  # no batch fits, which has been said
+        if not on_gpu and sum(map(cells.expected_bytes, group)) > 0.75 * cells.available_bytes():
+            workers.failed |= {cell: f"{cell.title} would not fit into memory" for cell in group}
+            continue
+        found, limit = workers.measure(group, rounds), None
+        for cell, known in found.items():
+            if cell.implementation == LIMIT and known.times.keys() == work.keys():
+                limit = limits[cell.precision] = {step: work[step] / statistics.median(known.times[step]) for step in work}
+        new = [speeds.record(cell, mode, found[cell], limit) for mode in MODES for cell in found if found[cell].times[mode]]
+        speeds.print_table(group, new, limit, first=not records)
         records += new
         whole = {
             **dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, limits=limits),
@@ -242,10 +219,5 @@ def _run_matrix(workers, config, given, matrix, rounds, path, own):
         raise UserError("; ".join(workers.failed.values()))
     for why in workers.failed.values():
         print(f"\n{why}")
-    points = [
-        (MODES[r["mode"]] + (", XLA" if r["jit"] else ""), r["implementation"], r["precision"])
-        + (r["flops"] / r["least_bytes"], r["flops_per_second"])
-        for r in records
-    ]
-    roofline.draw(points, limits, what, path.with_name("roofline.png"))
+    roofline.draw(records, limits, what, path.with_name("roofline.png"))
     print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {path.with_name('roofline.png')}")

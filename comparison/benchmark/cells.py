@@ -1,4 +1,4 @@
-"""What `compare.py bench` measures, cell by cell, and which cells are up at a time."""
+"""What `compare.py bench` measures, cell by cell, in order."""
 
 import itertools
 import re
@@ -6,64 +6,55 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import shapes
-from common.config import PRESETS, Size
+from common.config import PRESETS, Config, Size
 from comparison import columns
 from comparison.benchmark import roofline
 
 import numpy as np
 
-MODES = {"train": "training", "infer": "inference", "folded": "inference, batch norm folded"}
 LIMIT = "limit"  # stands for an implementation: what the device can do at best
 # with --batch-norm fused keras_impl has v1's kernel for the normalization: this is what Keras has by itself
 STOCK = "keras_impl, stock batch normalization"
-ROWS = (*columns.IMPLEMENTATIONS, STOCK)
 PROCESS_BYTES = 800 * 2**20  # of a process with TensorFlow in it, before the first image
 ENOUGH = 1.05  # a batch that is twice as large has to bring so much more, or it is not taken
 # networks beside the user's own; the paper's sees 572 pixels of an image of 388 that is mirrored around its border
 VARIANTS = {"": {}, "ReLU": dict(activation="relu")}
 VARIANTS["paper"] = PRESETS["paper"] | dict(crop_size=None, image_size=Size(388, 388))
+VARIANTS["paper"].pop("batch_size")
+PUBLISHED = {("train", 8): 119, ("infer", 16): 424}  # NVIDIA's of the paper's network, float16 with XLA on one A100: images/s
 
 
 class Cell(NamedTuple):
-    """What is measured by itself: one of `ROWS`, or `LIMIT`, in one setting."""
+    """What is measured by itself: an implementation, `STOCK` or `LIMIT`, in one setting."""
 
-    precision: str  # as in `Config`, or "tf32"
-    jit: bool
-    batch_size: int | None  # None: to be found by `doubled`
-    image_size: Size
     implementation: str
+    config: Config
+    image_size: Size
+    precision: str = "float32"  # as in `config`, or "tf32"
     variant: str = ""  # of `VARIANTS`
-    changes: tuple = ()  # its options, but for those that the user has set: (name, value)
-
-    def config(self, config):
-        changes = dict(self.changes) | dict(jit=self.jit, batch_size=self.batch_size or config.training.batch_size)
-        changes["precision"] = "float32" if self.precision == "tf32" else self.precision
-        if self.implementation == STOCK:
-            changes["batch_norm"] = "explicit"
-        return config.replace(**changes)
-
-    def published(self, mode):
-        """What NVIDIA has measured, None if not this: images per second in float16 with XLA on one A100."""
-        same = self.variant == "paper" and self.changes == changes_of("paper", set())
-        return {("train", 8): 119, ("infer", 16): 424}.get((mode, self.batch_size)) if same else None
+    doubles: bool = False  # whether the batch is to be found by `doubled`
 
     @property
     def column(self):
         return self.implementation.partition(",")[0]
 
     @property
+    def batch_size(self):
+        return self.config.training.batch_size
+
+    @property
     def setting(self):
-        how = f"{self.precision}{', XLA' if self.jit else ''}, batch {self.batch_size}, {self.image_size} pixels"
+        how = f"{self.precision}{', XLA' * self.config.training.jit}, batch {self.batch_size}, {self.image_size} pixels"
         return f"{self.variant}, {how}" if self.variant else how
 
     @property
     def title(self):
         return f"{self.implementation}, {self.setting}"
 
-
-def changes_of(variant, given):
-    """The options of a variant, but for those `given` by the user, and for the batch."""
-    return tuple((name, value) for name, value in VARIANTS[variant].items() if name not in {"batch_size", *given})
+    def published(self, mode):
+        """What NVIDIA has measured of this network, None if not of this: images per second."""
+        same = self.variant == "paper" and VARIANTS["paper"].items() <= self.config.flat.items()
+        return PUBLISHED.get((mode, self.batch_size)) if same else None
 
 
 def settings_of_cpu(matrix, precisions, batch_size, sizes):
@@ -105,18 +96,17 @@ def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False, ow
         settings = settings_of_gpu(matrix, precisions, sizes, variants)
     else:
         settings = settings_of_cpu(matrix, precisions, batch_size, sizes)
-    found, limited = [], set()
+    found = []
     for variant, size, batch, precision, compiled in settings:
-        changes = changes_of(variant, given)
-        size = size or dict(changes).get("image_size", image_size)
-        if "batch_size" in given:
-            batch = batch_size
-        if "jit" in given:
-            compiled = config.training.jit
-        fused = config.replace(**dict(changes)).network.batch_norm == "fused" and (kind == "CPU" or matrix != "quick")
-        rows = [LIMIT] * (precision not in limited) + [row for row in ROWS if row != STOCK or fused] + [own] * bool(own)
-        limited.add(precision)
-        found += [Cell(precision, compiled, batch, size, row, variant, changes) for row in rows]
+        options = dict(precision=precision.replace("tf32", "float32"), jit=compiled, batch_size=batch or batch_size)
+        options |= dict(image_size=size or image_size) if drawn else {}
+        options |= VARIANTS[variant]
+        of_setting = config.replace(**{name: value for name, value in options.items() if name not in given})
+        fused = of_setting.network.batch_norm == "fused" and (kind == "CPU" or matrix != "quick")
+        for row in (LIMIT, *columns.IMPLEMENTATIONS, *[STOCK] * fused, *[own] * bool(own)):
+            of_row = of_setting.replace(batch_norm="explicit") if row == STOCK else of_setting
+            pixels = of_row.data.image_size if drawn else image_size
+            found.append(Cell(row, of_row, pixels, precision, variant, batch is None and "batch_size" not in given))
     return list(dict.fromkeys(found))
 
 
@@ -143,17 +133,15 @@ def chosen(found):
     return sizes[-2:-1]
 
 
-def expected_bytes(cell, config):
+def expected_bytes(cell):
     """A generous estimate of the memory that the cell needs: a number must not take the machine down."""
     if cell.implementation == LIMIT:
         return PROCESS_BYTES
-    network = config.network
-    found = roofline.convolutions(network, *(side + shapes.margin(network.depth, network.padding) for side in cell.image_size))
-    # every number between two operations is kept for the gradient: of a convolution, a normalization and an activation
-    numbers = 3 * cell.batch_size * sum(c.inputs + c.outputs for c in found) * roofline.BYTES[cell.precision]
-    # in float32 or wider: weights, two moments and gradients, and what becomes of them in an update; the folded copy
-    weights = 10 * sum(c.kernel for c in found) * max(4, roofline.BYTES[cell.precision])
-    return PROCESS_BYTES + numbers * (2 if cell.jit else 1) + weights
+    network, config = cell.config.network, cell.config
+    size = (side + shapes.margin(network.depth, network.padding) for side in cell.image_size)
+    # what a step moves is kept for the way back, in some form; XLA holds more of it at a time
+    moved = roofline.least_bytes(config, cell.precision, cell.batch_size, *size)[1]
+    return PROCESS_BYTES + (2 if config.training.jit else 1) * moved
 
 
 def available_bytes():
@@ -162,27 +150,3 @@ def available_bytes():
         return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
     except (OSError, TypeError):
         return np.inf
-
-
-def by_setting(cells):
-    """Lists of the cells of one setting, in order."""
-    return [list(group) for _, group in itertools.groupby(cells, lambda cell: cell._replace(implementation=""))]
-
-
-def groups(cells, config, memory):
-    """Lists of cells whose processes can be up at a time; with them those that alone are too much for `memory` bytes."""
-    limits = [cell for cell in cells if cell.implementation == LIMIT]
-    need = {cell: expected_bytes(cell, cell.config(config)) for cell in cells}
-    start = used = sum(need[cell] for cell in limits)
-    too_large, found = [], []
-    for of_setting in by_setting(cell for cell in cells if cell.implementation != LIMIT):
-        together = sum(need[cell] for cell in of_setting)
-        if start + together > memory:
-            too_large += of_setting
-            continue
-        if not found or used + together > memory:
-            found.append(list(limits))
-            used = start
-        found[-1] += of_setting
-        used += together
-    return found, too_large

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+MODES = {"train": "training", "infer": "inference", "folded": "inference, batch norm folded"}
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float64": 8}  # of an activation
 
 
@@ -74,26 +75,27 @@ def least_bytes(config, precision, batch_size, height, width):
 
 
 @styled
-def draw(points, peaks, title, path):
+def draw(records, peaks, title, path):
     """A panel for every mode: the roofs that the device sets in every precision, and what the implementations reached below.
 
     Under a panel stands how much of its roof each precision reaches: of the arithmetic, or of what memory moves.
 
-    points: [(label, implementation, precision, operations per byte, operations per second)]; a label is a mode, or one and
-    ", XLA". peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
+    records: of `speeds.record`. peaks: precision -> {"convolution": operations per second, "copy": bytes per second}.
     """
-    points = [(label.removesuffix(", XLA"), label.endswith(", XLA"), *rest) for label, *rest in points]
-    modes, _, implementations, precisions, x, y = (list(dict.fromkeys(column)) for column in zip(*points))
+    modes, implementations, precisions = (
+        list(dict.fromkeys(row[name] for row in records)) for name in ("mode", "implementation", "precision")
+    )
     # often they are equally fast: the markers, the largest first, lie within each other
     markers, sizes = (dict(zip(implementations, each)) for each in ("os^D", (13, 9, 6, 3)))
-    x += [peak["convolution"] / peak["copy"] for peak in peaks.values()]  # where a roof bends
-    y += [peak["convolution"] for peak in peaks.values()]
+    # of the points, and of where a roof bends
+    x = [row["flops"] / row["least_bytes"] for row in records] + [p["convolution"] / p["copy"] for p in peaks.values()]
+    y = [row["flops_per_second"] for row in records] + [peak["convolution"] for peak in peaks.values()]
     x, ylim = np.geomspace(min(x) / 2, max(x) * 2, 200), (min(y) / 1.5e9, max(y) * 1.5 / 1e9)
 
     figure = Figure(figsize=(4.2 * len(modes), 4.6))
     panels = figure.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
     for mode, axes in zip(modes, panels):
-        axes.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=ylim, title=mode)
+        axes.set(xscale="log", yscale="log", xlim=x[[0, -1]], ylim=ylim, title=MODES[mode])
         axes.set_xlabel("operations of the convolutions per byte that must be moved")
         axes.grid()
         for k, precision in enumerate(precisions):
@@ -101,14 +103,14 @@ def draw(points, peaks, title, path):
             if peak:
                 roof = np.minimum(peak["convolution"], x * peak["copy"])
                 axes.plot(x, roof / 1e9, color=color, lw=(4, 2.2, 1, 1)[k])  # roofs may lie on each other
-            for _, jit, implementation, _, intensity, speed in (p for p in points if (p[0], p[3]) == (mode, precision)):
-                style = dict(marker=markers[implementation], ms=sizes[implementation], color=color)
-                style |= dict(mec="white") if jit else dict(mfc="none")
-                axes.plot(intensity, speed / 1e9, **style)
+            for row in (row for row in records if (row["mode"], row["precision"]) == (mode, precision)):
+                name, intensity, speed = row["implementation"], row["flops"] / row["least_bytes"], row["flops_per_second"]
+                style = dict(mec="white") if row["jit"] else dict(mfc="none")
+                axes.plot(intensity, speed / 1e9, marker=markers[name], ms=sizes[name], color=color, **style)
                 if peak:
                     roof, unit = min((peak["convolution"], "GFLOP/s"), (intensity * peak["copy"], "GB/s"))
                     limits[f"{peak['convolution' if unit == 'GFLOP/s' else 'copy'] / 1e9:,.0f} {unit}"] = None
-                    shares.setdefault("with XLA " if jit else "", []).append(f"{100 * speed / roof:.0f}")
+                    shares.setdefault("with XLA " * row["jit"], []).append(f"{100 * speed / roof:.0f}")
             words = [how + " to ".join(dict.fromkeys((min(s, key=int), max(s, key=int)))) for how, s in shares.items()]
             words = f"{' %, '.join(words)} % of {' and '.join(limits)}" if peak else "its limit was not measured"
             axes.text(0, -0.25 - 0.065 * k, f"{precision}: {words}", color=color, fontsize=8, transform=axes.transAxes)

@@ -57,16 +57,17 @@ def measure(implementation, config, counts, rounds):
         def add_up(shapes=shapes):
             return tf.add_n([tf.reduce_sum(x) for x in total([tf.random.uniform(shape) for shape in shapes])])
 
-        ready[n] = strategy, functools.partial(step, *batch), add_up
-        with strategy.scope():
-            float(step(*batch)), float(add_up())
-    times = {n: ([], []) for n in ready}
-    for _ in range(rounds):
-        for n, (strategy, *works) in ready.items():
-            with strategy.scope():
-                for measured, work in zip(times[n], works):
-                    begin = time.perf_counter()
-                    float(work())
-                    measured.append(time.perf_counter() - begin)
+        ready |= {(n, strategy, "step"): functools.partial(step, *batch), (n, strategy, "sum"): add_up}
+
+    def seconds(turn):
+        with turn[1].scope():
+            begin = time.perf_counter()
+            float(ready[turn]())
+            return time.perf_counter() - begin
+
+    for turn in ready:
+        seconds(turn)  # traced
+    times = columns.in_turns(list(ready), rounds, f"bench: {implementation}", seconds)
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return {n: (*map(statistics.median, measured), kind) for n, measured in times.items()}
+    found = {(n, what): statistics.median(of) for (n, _, what), of in times.items()}
+    return {n: (found[n, "step"], found[n, "sum"], kind) for n in counts}

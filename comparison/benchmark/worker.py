@@ -1,9 +1,8 @@
-"""A process that holds cells and times them on request: on a CPU one cell, so that no other shares its memory or cache."""
+"""A process that holds a cell and times it on request; another one follows when that is measured."""
 
 import contextlib
 import functools
 import gc
-import io
 import re
 import resource
 import time
@@ -19,21 +18,10 @@ from data.loader import load_examples, training_batches
 import numpy as np
 
 
-def draw_batch(config):
-    """One batch: images [N, H, W, C], masks [N, H, W, 1], numpy arrays."""
-    with contextlib.redirect_stdout(io.StringIO()):  # what the images are was said once
-        config, training, _ = load_examples(config)
-    return tuple(tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-
-
-def read_batch(path, size):
-    """`size` images and masks on the device, of those in `path`: some come more than once."""
-    with np.load(path) as found:
-        return [tf.constant(np.resize(found[name], (size, *found[name].shape[1:]))) for name in ("images", "masks")]
-
-
-def arithmetic_of(cell):
-    tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+def load_batch(config):
+    """-> (config as the data fills it in, images [N, H, W, C], masks [N, H, W, 1]): one batch of training, numpy arrays."""
+    config, training, _ = load_examples(config)
+    return config, *(tensor.numpy() for tensor in next(iter(training_batches(config, training))))
 
 
 def work(column, started, connection):
@@ -54,74 +42,79 @@ def work(column, started, connection):
 
 
 class Bench:
-    """The cells that a process holds. imported: seconds that it took to start."""
+    """The cell that a process holds. imported: seconds that it took to start."""
 
     def __init__(self, imported):
         self.imported, self.steps = imported, {}
 
-    def prepare(self, cell, config, path, modes):
-        """{what was done first: seconds}, in those of `modes` that the cell has.
+    def prepare(self, cell, arrays, modes):
+        """(`imported`, {each of `modes` that the cell has: {what was done first: seconds}}); arrays: images and masks.
 
-        With a warm-up: caches, memory pools, the choice of algorithms.
+        "warm" is the time of a step after it: caches, memory pools, the choice of algorithms.
         """
-        arithmetic_of(cell)
-        if tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.reset_memory_stats("GPU:0")
-        self.steps[cell], first = prepare(cell, config, path, modes)
-        first |= {f"warm {mode}": seconds(step, 2) for mode, step in self.steps[cell].items()}
-        return {"import": self.imported, **first}
+        forget_peak()
+        self.steps, first = prepare(cell, arrays, modes)
+        for mode, step in self.steps.items():
+            first[mode]["warm"] = seconds(step, 2)
+        return self.imported, first
 
-    def time(self, cell, mode, count):
+    def time(self, mode, count):
         """Seconds of a step."""
-        arithmetic_of(cell)
-        return seconds(self.steps[cell][mode], count)
+        return seconds(self.steps[mode], count)
 
-    def batches(self, cell, config, path):
+    def batches(self, cell, arrays):
         """`cells.doubled` of the cell in training; one graph takes batches of any size."""
-        arithmetic_of(cell)
-        step = columns.Built(cell.column, cell.config(config)).train_step
-        any_size = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in read_batch(path, 1)]
-        step = step.get_concrete_function(*any_size)
+        set_arithmetic(cell)
+        any_size = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in arrays]
+        step = columns.Built(cell.column, cell.config).train_step.get_concrete_function(*any_size)
 
         def rate(size):
             with contextlib.suppress(tf.errors.ResourceExhaustedError):
-                run = functools.partial(step, *read_batch(path, size))
+                run = functools.partial(step, *on_device(arrays, size))
                 count = max(2, round(0.1 / seconds(run, 2)))
                 return size / seconds(run, count)
 
         return doubled(rate)
 
-    def end(self, cell):
+    def end(self):
         """Bytes of the peak memory; the cell is gone."""
-        del self.steps[cell]
+        peak, self.steps = peak_memory(), {}
         gc.collect()
-        on_gpu = tf.config.list_physical_devices("GPU")
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"] if on_gpu else peak_memory()
+        return peak
 
 
-def prepare(cell, config, path, modes):
-    """-> (mode -> function without arguments that starts a step, {what was done first: seconds})."""
+def set_arithmetic(cell):
+    tf.config.experimental.enable_tensor_float_32_execution(cell.precision == "tf32")
+
+
+def on_device(arrays, size):
+    """`size` images and masks, of those in `arrays`: some come more than once."""
+    return [tf.constant(np.resize(x, (size, *x.shape[1:]))) for x in arrays]
+
+
+def prepare(cell, arrays, modes):
+    """-> (mode -> function without arguments that starts a step, mode -> {"build", "trace", "compile": seconds})."""
+    set_arithmetic(cell)
     if cell.implementation == LIMIT:
-        steps = peak_steps(cell.precision)
-        return steps, {what: seconds(step, 1) for what, step in steps.items()}
-    config = cell.config(config)
-    images, masks = read_batch(path, config.training.batch_size)  # on the device before the clock starts
+        return peak_steps(cell.precision), {step: {} for step in peak_work()}
+    config, clock = cell.config, time.perf_counter
+    images, masks = on_device(arrays, cell.batch_size)  # before the clock starts
     first, steps = {}, {}
     # folded, the stock one is what the others are; one of the reader's own may know no network without normalization
     no_more = config.network.batch_norm == "none" or cell.implementation not in columns.IMPLEMENTATIONS
     for mode in [mode for mode in modes if mode != "folded" or not no_more]:
-        begin = time.perf_counter()
+        begin = clock()
         built = columns.Built(cell.column, config)
         if mode == "train" and not built.trains:
             continue
         if mode == "folded":
             built = built.folded()
         function, arguments = (built.train_step, (images, masks)) if mode == "train" else (built.forward, (images,))
-        at_hand = time.perf_counter()
+        at_hand = clock()
         function.get_concrete_function(*arguments)
-        first[f"build {mode}"], first[f"trace {mode}"] = at_hand - begin, time.perf_counter() - at_hand
+        first[mode] = {"build": at_hand - begin, "trace": clock() - at_hand}
         steps[mode] = functools.partial(function, *arguments)
-        first[f"compile {mode}"] = seconds(steps[mode], 1)  # the graph optimizer, or XLA; and the first step itself
+        first[mode]["compile"] = seconds(steps[mode], 1)  # the graph optimizer, or XLA; and the first step itself
     return steps, first
 
 
@@ -136,8 +129,22 @@ def seconds(step, count):
     return (time.perf_counter() - begin) / count
 
 
+def on_gpu():
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def forget_peak():
+    """`peak_memory` begins anew."""
+    if on_gpu():
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    with contextlib.suppress(OSError):  # Linux, proc(5)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory():
-    """Of this process, in bytes."""
+    """On the device if that is a GPU, else of this process, in bytes."""
+    if on_gpu():
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     try:  # Linux; its getrusage would count the parent's memory, from before this process had its own program
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
     except (OSError, TypeError):
@@ -152,18 +159,21 @@ def peak_steps(precision):
 
     The convolution is 3x3 from 256 to 256 channels, which every library is made for; the copy changes the sign of 64 MiB.
     """
-    dtype, side = "float32" if precision == "tf32" else precision, peak_side()
+    dtype, side = precision.replace("tf32", "float32"), peak_side()
     rng = np.random.default_rng(0)
     images = tf.cast(tf.constant(rng.random((8, side, side, 256), np.float32)), dtype)
     kernel = tf.cast(tf.constant(rng.random((3, 3, 256, 256), np.float32)), dtype)
     numbers = tf.zeros([2**26 // BYTES[precision]], dtype)
     convolve = tf.function(lambda: tf.nn.conv2d(images, kernel, strides=1, padding="SAME"))
-    return {"convolution": convolve, "copy": tf.function(lambda: -numbers)}
+    steps = {"convolution": convolve, "copy": tf.function(lambda: -numbers)}
+    for step in steps.values():
+        step()  # traced
+    return steps
 
 
 def peak_side():
     """Height and width of the images in `peak_steps`: a step takes some 10 ms."""
-    return 128 if tf.config.list_physical_devices("GPU") else 32
+    return 128 if on_gpu() else 32
 
 
 def peak_work():
