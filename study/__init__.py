@@ -1,3 +1,1 @@
-"""The study page: the three columns row by row, and what each row becomes."""
-
-import common.device  # noqa: F401  starts TensorFlow, before any other import of it
+"""The study page, docs/study.html: the three columns row by row, and what each row becomes."""

@@ -34,17 +34,6 @@ def read_command_line(argv):
     return args, read_config(args)
 
 
-def as_text(measured):
-    """JSON with a row, a map and whatever else is named in a line of its own, so that a change shows where it is."""
-
-    def write(value, deep):
-        if not (deep and isinstance(value, dict)):
-            return json.dumps(value, separators=(",", ":"))
-        return "{\n" + ",\n".join(f"{json.dumps(key)}: {write(of, deep - 1)}" for key, of in value.items()) + "\n}"
-
-    return write(measured, 2) + "\n"
-
-
 def main(argv=None):
     args, config = read_command_line(sys.argv[1:] if argv is None else list(argv))
     if args.output.resolve() == args.measured.resolve():
@@ -59,7 +48,7 @@ def main(argv=None):
         from study.measure import measure
 
         began = time.monotonic()
-        write_text(args.measured, as_text(measure(config, args.checkpoint)))
+        write_text(args.measured, json.dumps(measure(config, args.checkpoint), separators=(",", ":")) + "\n")
         print(f"{args.measured}: measured in {time.monotonic() - began:.0f} s")
     try:
         page = make_page(json.loads(args.measured.read_text(encoding="utf-8")))

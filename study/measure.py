@@ -77,11 +77,6 @@ class Places:
         return mock.patch.object(keras.layers.Layer, "__call__", call)
 
 
-def goes_back(op):
-    """Whether an operation was made by a tape or by tf.gradients."""
-    return any(frame.filename.endswith(("/backprop.py", "/gradients_util.py")) for frame in op.traceback)
-
-
 @contextlib.contextmanager
 def watch_gradients():
     """{name of an operation: name of the one whose gradient it belongs to}, of what a tape makes while this is entered."""
@@ -170,7 +165,8 @@ def operations(implementation, config, images, masks):
         add("stablehlo", kind, name)
     totals["mathematics"] = sum(is_mathematics(*found) for found in signatures(text))
 
-    back = {name for name, op in made.items() if goes_back(op)}
+    tape = ("/backprop.py", "/gradients_util.py")  # of a tape, and of tf.gradients
+    back = {name for name, op in made.items() if any(frame.filename.endswith(tape) for frame in op.traceback)}
     kept = {tensor.name: tensor for name in back for tensor in made[name].inputs}
     kept = {n: t for n, t in kept.items() if t.op.name not in back and t.op.type not in VIEWS}
     for tensor in kept.values():
@@ -239,15 +235,12 @@ def parity(case, batches):
             if rung in ("m, 1 step", "v, 1 step"):
                 optimizer = {"adam": "Adam", "sgd": "SGD"}[case.config.training.optimizer]
                 seen[f"train/{optimizer}/apply/{rung[0]}"][f"{rung[0]}, after 1 step"] = arrays
-    first = values[IMPLEMENTATIONS[0]]
-    pairs = list(itertools.combinations(IMPLEMENTATIONS, 2))
-    answer = {}
-    for row, whats in first.items():
-        answer[row] = {}
-        for what in whats:
-            found = [difference(values[a][row][what], values[b][row][what]) for a, b in pairs]
-            answer[row][what] = [[float(f"{d:.2g}"), int(ulp), worst] for worst, d, ulp in found]
-    return answer
+
+    def apart(row, what):
+        found = (difference(values[a][row][what], values[b][row][what]) for a, b in itertools.combinations(IMPLEMENTATIONS, 2))
+        return [[float(f"{d:.2g}"), int(ulp), worst] for worst, d, ulp in found]
+
+    return {row: {what: apart(row, what) for what in whats} for row, whats in values[IMPLEMENTATIONS[0]].items()}
 
 
 def short(number):
@@ -268,45 +261,34 @@ def measure(config, checkpoint=None):
         load_checkpoint(checkpoint, config.network)
     batches = [(i.numpy(), m.numpy()) for i, m in training_batches(config, examples).take(STEPS)]
     images, masks = batches[0]
-    training = config.training
-    found = {"rows": collections.defaultdict(dict), "totals": {}}
-
-    def note(row, key, implementation, value):
-        found["rows"][row].setdefault(key, {})[implementation] = value
-
+    measured, all_totals = collections.defaultdict(dict), {}
     profiles = profile.collect(config, images, masks)
     for name in IMPLEMENTATIONS:
-        of, where, totals = operations(name, config, images, masks)
-        measured = profiles["train", name]
-        totals["ms"] = short(sum(measured["operations"].values()))
-        totals["kernels"] = len(measured["operations"])
-        totals["ms, without a row"] = short(times(of, where, measured))
-        found["totals"][name] = {key: value for key, value in totals.items()}
-        for row, stages in of.items():
+        found, where, totals = operations(name, config, images, masks)
+        timed = profiles["train", name]
+        totals["ms"] = short(sum(timed["operations"].values()))
+        totals["kernels"] = len(timed["operations"])
+        totals["ms, without a row"] = short(times(found, where, timed))
+        all_totals[name] = totals
+        for row, stages in found.items():
             for stage, counter in stages.items():
-                if stage == "kept":
-                    note(row, stage, name, counter["bytes"])
-                elif stage == "ms":
-                    note(row, stage, name, {part: short(ms) for part, ms in counter.items()})
-                else:
-                    note(row, stage, name, dict(counter.most_common()))
+                value = {kind: short(n) if stage == "ms" else n for kind, n in counter.most_common()}
+                measured[row].setdefault(stage, {})[name] = value["bytes"] if stage == "kept" else value
     tiers = {"as written": Case("", config, STEPS, exact=False)}
     tiers["to the last bit"] = Case("", config.replace(**EXACT_CONSTANTS), STEPS)
     for tier, case in tiers.items():
         for row, whats in columns.call(parity, tier, case, batches).items():
-            found["rows"][row].setdefault("parity", {})[tier] = whats
+            measured[row].setdefault("parity", {})[tier] = whats
     trained = maps.trained(config, examples, checkpoint)
-    few = config.replace(batch_size=min(training.batch_size, len(validation.names)))
+    few = config.replace(batch_size=min(config.training.batch_size, len(validation.names)))
     drawn = maps.draw(trained, next(iter(training_batches(few, validation))))
-    flat = {"filters", "depth", "activation", "padding", "batch_norm", "precision", "loss", "optimizer", "dropout", "clip_norm"}
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{processor()}, {device_name()}",
         "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
-        "config": {k: v for k, v in config.flat.items() if k in flat}
-        | {"batch_size": training.batch_size, "image": [int(n) for n in images.shape[1:]]},
-        "totals": found["totals"],
-        "rows": dict(sorted(found["rows"].items())),
+        "config": config.as_dict() | {"image": [int(n) for n in images.shape[1:]]},
+        "totals": all_totals,
+        "rows": dict(sorted(measured.items())),
         "watched": maps.watch(config, examples),
         "live": live.packed(),
         **drawn,

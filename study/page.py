@@ -48,6 +48,7 @@ STAGES = {  # stage -> (its title, the word that explains it)
     "stablehlo": ("StableHLO", "stablehlo"),
     "gradient, traced": ("its gradient", "gradient-way-back"),
 }
+CHAIN = {key: title for key, (title, _) in STAGES.items() if "gradient" not in key} | {"kernels": "kernels"}
 STEP = tuple(f"train/make_train_step/{part}" for part in ("logits", "loss", "gradients", "apply"))  # in the map, too
 PAIRS = tuple(itertools.combinations(IMPLEMENTATIONS, 2))
 TIERS = {"as written": "written", "to the last bit": "exact"}
@@ -187,10 +188,8 @@ class Figures:
         self.measured, self.totals, self.rows, self.table = measured, measured["totals"], measured["rows"], rows.all_rows()
         self.at = {row.name: row for row in self.table}
         self.sheet = struct.unpack(">II", base64.b64decode(measured["sheets"][0][:64])[16:24])  # width and height, of a PNG
-        columns = list(itertools.product(self.table, IMPLEMENTATIONS))
+        columns = itertools.product(self.table, IMPLEMENTATIONS)
         self.called = {(row.name, name): rows.called(row, name, self.table) for row, name in columns}
-        self.most = {"time": 100, "operations": max(self.traced(row, name) for row, name in columns)}
-        self.most["memory"] = max(self.of(row, "kept", name) for row, name in columns)
 
     def of(self, row, key, name, default=0):
         """One of a row's figures in the column `name`."""
@@ -240,20 +239,6 @@ class Figures:
         keys = [key for key in wanted.get(row.name, "") if key in of[IMPLEMENTATIONS[0]]]
         return {key: {name: of[name][key] for name in IMPLEMENTATIONS} for key in keys}
 
-    def chain(self, row):
-        """[(title, [a text for each column])]: from the line to its kernels, "its own + those of its gradient"."""
-        found, stages = [], {key: title for key, (title, _) in STAGES.items() if "gradient" not in key}
-        for key, title in (stages | {"kernels": "kernels"}).items():
-            cells = []
-            for name in IMPLEMENTATIONS:
-                own, back = self.of(row, key, name, {}), self.of(row, f"gradient, {key}", name, {})
-                if key == "kernels":
-                    own, back = ({"": own[part]} if part in own else {} for part in ("forward", "gradient"))
-                counts = [f"{sum(of.values()):,}" for of in (own, back)]
-                cells.append((self.total(row, name) + " + ".join(counts[: 1 + bool(back)])) if own or back else None)
-            found += [(title, cells)] * any(cells)
-        return found
-
     def proofs(self, row):
         """{tier: {what is compared: for each pair of columns (largest difference, ulp, where)}}"""
         return self.rows.get(row.name, {}).get("parity", {})
@@ -279,42 +264,38 @@ class Figures:
         return found
 
     def costs(self, row):
-        """[(title, [a text for each column])]: time and memory of a row."""
+        """[(title, [a text for each column])]: from the line to its kernels, "own + those of the gradient"; time and memory."""
+        found = []
+        for key, title in CHAIN.items():
+            cells = []
+            for name in IMPLEMENTATIONS:
+                own, back = (sum(self.of(row, of, name, {}).values()) for of in (key, f"gradient, {key}"))
+                if key == "kernels":
+                    own, back = (self.of(row, key, name, {}).get(part, 0) for part in ("forward", "gradient"))
+                counts = f"{own:,} + {back:,}" if back else f"{own:,}"
+                cells.append(self.total(row, name) + counts if own or back else None)
+            found.append((title, cells))
         own, gradient = zip(*(self.shares(row, name) for name in IMPLEMENTATIONS))
         kept = [self.of(row, "kept", name) for name in IMPLEMENTATIONS]
-        found = []
         for title, values, say in (
             ("time of its operations", own, percent),
             ("time of their gradients", gradient, percent),
             ("kept for the way back", kept, size),
         ):
-            texts = [self.total(row, name) + say(of) for name, of in zip(IMPLEMENTATIONS, values)]
-            cells = [text if of or name in row.parts else None for text, of, name in zip(texts, values, IMPLEMENTATIONS)]
-            found += [(title, cells)] * any(values)
-        return found
-
-    def held(self, row):
-        """[(name, [share in each column])] of the rows that a row holds or calls, and of all together."""
-        held = {other.name for other in self.table if other.name.startswith(row.name + "/")}
-        held = held.union(*(self.called[row.name, name] for name in row.parts))
-        leads = [other for other in self.table if other.name in held and "traced" in self.rows.get(other.name, {})]
-        found = [(other.name, [percent(of) for of in self.time(other)]) for other in leads]
-        if leads and "traced" not in self.rows.get(row.name, {}) and not any(phase(other) == "backward" for other in leads):
-            known = [[t for t in of if t is not None] for of in zip(*map(self.time, leads))]
-            found.append(("together", [percent(sum(of) if of else None) for of in known]))
-        return found
+            cells = [
+                self.total(row, name) + say(of) if any(values) and (of or name in row.parts) else None
+                for name, of in zip(IMPLEMENTATIONS, values)
+            ]
+            found.append((title, cells))
+        return [(title, cells) for title, cells in found if any(cells)]
 
     def bars(self, row, name):
         """kind -> (length from 0 to 1, text) of a cell's bars; "own": the part of the time that is no gradient's."""
         own, gradient = self.shares(row, name)
         if phase(row) == "backward":  # in the colour in which the forward rows show it
             own, gradient = 0, own
-        mark, count, kept = self.total(row, name), self.traced(row, name), self.of(row, "kept", name)
         time = own + gradient
-        values = {"time": (time, percent(time)), "operations": (count, f"{count:,}"), "memory": (kept, size(kept))}
-        shown = {kind: (value / self.most[kind], mark + text) for kind, (value, text) in values.items() if value}
-        if "time" in shown:
-            shown["own"] = own / self.most["time"], ""
+        shown = {"time": (time / 100, self.total(row, name) + percent(time)), "own": (own / 100, "")} if time else {}
         for tier, kind in TIERS.items():
             whats = self.proofs(row).get(tier)
             if whats and name != IMPLEMENTATIONS[0]:  # from the first column
@@ -324,26 +305,27 @@ class Figures:
 
     def summary(self):
         """Where the time goes, and where the three part: lines of tables."""
-        totals, found = self.totals, {"steps": [], "shares": [], "parted": []}
+
+        def line(title, key, say="{:,}".format):
+            return title, [say(self.totals[name][key]) for name in IMPLEMENTATIONS]
+
+        steps = []
         for title, key in {"as traced": "traced", "after the optimizer": "optimized", "in StableHLO": "stablehlo"}.items():
-            found["steps"].append((f"operations {title}", [f"{totals[n][key]:,}" for n in IMPLEMENTATIONS]))
-            lost = [totals[n][f"{key}, without a row"] for n in IMPLEMENTATIONS]
-            found["steps"] += [("of these, without a row", lost)] * any(lost)
-        found["steps"].append(("of StableHLO, the mathematics", [totals[n]["mathematics"] for n in IMPLEMENTATIONS]))
-        found["steps"].append(("kernels that run", [f"{totals[n]['kernels']:,}" for n in IMPLEMENTATIONS]))
-        found["steps"].append(("kept for the way back", [size(totals[n]["kept"]) for n in IMPLEMENTATIONS]))
-        found["lost"] = max(100 * totals[n]["ms, without a row"] / totals[n]["ms"] for n in IMPLEMENTATIONS)
+            lost = line("of these, without a row", f"{key}, without a row")
+            steps += [line(f"operations {title}", key), *[lost] * any(count != "0" for count in lost[1])]
+        steps += [line("of StableHLO, the mathematics", "mathematics"), line("kernels that run", "kernels")]
         ranked = self.ranking()
-        found["shares"] = [(row.name, [percent(of) for of in self.time(row)]) for row in ranked]
-        found["shares"].append(("together", [percent(sum(of)) for of in zip(*map(self.time, ranked))]))
         makers = sorted(ranked, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
-        found["makers"] = [
-            (row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers
-        ]
-        for row in self.table:
-            for what, pairs in self.proofs(row).get("as written", {}).items():
-                found["parted"] += [((row.name, what), pairs)] * any(d for d, _, _ in pairs)
-        return found
+        shares = [(row.name, self.time(row)) for row in ranked]
+        shares.append(("together", [sum(of) for of in zip(*map(self.time, ranked))]))
+        proofs = [(row.name, *of) for row in self.table for of in self.proofs(row).get("as written", {}).items()]
+        return {
+            "steps": [*steps, line("kept for the way back", "kept", size)],
+            "makers": [(row.name, [f"{self.total(row, n)}{self.traced(row, n):,}" for n in IMPLEMENTATIONS]) for row in makers],
+            "shares": [(title, list(map(percent, of))) for title, of in shares],
+            "parted": [((name, what), pairs) for name, what, pairs in proofs if any(d for d, _, _ in pairs)],
+            "lost": max(100 * totals["ms, without a row"] / totals["ms"] for totals in self.totals.values()),
+        }
 
 
 def make_page(measured):
@@ -377,6 +359,7 @@ def make_page(measured):
     operations = measured["totals"]["keras_impl"]["traced"]
     return env.get_template("page.html").render(
         columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
-        measured=measured, phases=("forward", "loss", "backward", "optimizer", "loop", "around"), matrix=list(matrix()),
+        measured=measured, summary=figures.summary(), matrix=list(matrix()),
+        phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
         questions={text.format(operations=operations): row for text, row in QUESTIONS.items()},
     )  # fmt: skip

@@ -8,6 +8,7 @@ after its function and what its statement makes, binds or calls. Nothing here kn
 import ast
 import collections
 import difflib
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -199,6 +200,7 @@ def rows(module, sources=None):
     return [row._replace(name=names[id(row)]) for row in found]
 
 
+@functools.cache
 def all_rows():
     return [row for module in MODULES for row in rows(module)]
 

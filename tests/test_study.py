@@ -27,7 +27,13 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "study.html"
 STEP = "train/make_train_step"
+TEXT = PAGE.read_text(encoding="utf-8")
 SMALL = dict(channels=1, classes=1, filters=2, depth=1, batch_size=2, image_size=Size(16, 16))
+
+
+@pytest.fixture
+def measured():
+    return json.loads(MEASURED.read_text(encoding="utf-8"))
 
 
 # --- rows ---
@@ -91,8 +97,8 @@ def test_rows_follow_the_code():
 # --- notes ---
 
 
-def test_notes_belong_to_rows_that_exist():
-    found, glossary = page.notes(json.loads(MEASURED.read_text(encoding="utf-8")))
+def test_notes_belong_to_rows_that_exist(measured):
+    found, glossary = page.notes(measured)
     assert not found.keys() - {row.name for row in rows.all_rows()}
     assert 25 <= len(found) and all(note["text"] for note in found.values()) and len(glossary) >= 8
     told = {trap for note in found.values() for trap in note["traps"]}
@@ -100,28 +106,27 @@ def test_notes_belong_to_rows_that_exist():
 
 
 def test_links_within_the_page_lead_somewhere():
-    text = PAGE.read_text(encoding="utf-8")
-    ids = set(re.findall(r'\bid="([^"]+)"', text))
-    targets = {html.unescape(target) for target in re.findall(r'href="#([^"]+)"', text)}
-    assert not targets - ids
-    assert len(re.findall(r'\bid="([^"]+)"', text)) == len(ids)
+    ids = re.findall(r'\bid="([^"]+)"', TEXT)
+    targets = {html.unescape(target) for target in re.findall(r'href="#([^"]+)"', TEXT)}
+    assert not targets - set(ids) and len(set(ids)) == len(ids)
 
 
 # --- the page ---
 
 
-def test_the_page_is_up_to_date():
+def test_the_page_is_up_to_date(measured):
     """`python -m study` writes what is committed: rows, notes, traps, and the measurements as they lie there."""
-    made = page.make_page(json.loads(MEASURED.read_text(encoding="utf-8")))
-    assert PAGE.read_text(encoding="utf-8") == made, "run python -m study"
+    made = page.make_page(measured)
+    assert made == TEXT, "run python -m study"
     assert len(made.encode()) < 1.5e6
+    # a row that was renamed would lose its figures in silence
+    assert not measured["rows"].keys() - {row.name for row in rows.all_rows()}, "run python -m study --measure"
 
 
 def test_the_sources_in_the_page_are_the_files(implementation):
     """By a way of its own: the lines of the page with their numbers, blank ones where a number is missing."""
-    text = PAGE.read_text(encoding="utf-8")
     for module in rows.MODULES:
-        section = re.search(rf'<section class="file" aria-label="{module}\.py">.*?</section>', text, re.DOTALL)[0]
+        section = re.search(rf'<section class="file" aria-label="{module}\.py">.*?</section>', TEXT, re.DOTALL)[0]
         shown = {}
         for cell in re.findall(rf'<div class="cell" data-of="{implementation}".*?</pre></div>', section, re.DOTALL):
             for n, line in re.findall(r'<span class="l" data-n="(\d+)" style="--i:\d+">(.*?)\n</span>', cell, re.DOTALL):
@@ -133,16 +138,8 @@ def test_the_sources_in_the_page_are_the_files(implementation):
 # --- the measurements ---
 
 
-def test_measured_rows_exist():
-    """A row that was renamed would lose its figures in silence."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    assert not measured["rows"].keys() - {row.name for row in rows.all_rows()}, "run python -m study --measure"
-    assert MEASURED.stat().st_size < 8e5
-
-
-def test_each_operation_is_counted_once():
+def test_each_operation_is_counted_once(measured):
     """No row takes more than the whole step, and the rows that are no total of others add up to it."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     figures = page.Figures(measured)
     for name in IMPLEMENTATIONS:
         assert max(sum(figures.shares(row, name)) for row in figures.table) < 100.1
@@ -158,15 +155,10 @@ def test_each_operation_is_counted_once():
     assert exact and not any(d for pairs in exact for d, _, _ in pairs), "the page says so"
 
 
-def test_the_result_in_the_words_is_that_of_the_results():
+def test_figures_in_the_notes_are_those_measured(measured):
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     assert re.search(r"\b53 and 122\b", results) and measured["totals"]["lowlevel"]["mathematics"] == 122
     assert "122\nin a training step" in page.notes(measured)[1]["StableHLO"]
-
-
-def test_figures_in_the_notes_are_those_measured():
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     measured["config"] |= {"depth": 2}
     measured["totals"]["keras_impl"]["traced"] = 12345
     told, _ = page.notes(measured)
@@ -187,9 +179,8 @@ def numbers(measured, key, k, image=0):
     return np.sign(root) * root**2 * of["scale"]
 
 
-def test_a_map_follows_from_the_one_before_it():
+def test_a_map_follows_from_the_one_before_it(measured):
     """The page tells of each number what it came from: the sums are those that TensorFlow makes of the same numbers."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     maps = measured["maps"]
     assert len(measured["sheets"]) == 2
     for image in range(2):
@@ -207,10 +198,9 @@ def test_a_map_follows_from_the_one_before_it():
         assert not of["from"] or of["from"] in maps, key
 
 
-def test_the_weight_that_is_watched_moves_as_adam_says():
-    watched = json.loads(MEASURED.read_text(encoding="utf-8"))["watched"]
+def test_the_weight_that_is_watched_moves_as_adam_says(measured):
     training = Config.of().training
-    for name, of in watched.items():
+    for name, of in measured["watched"].items():
         m = v = 0.0
         for t, g in enumerate(of["g"], 1):
             m, v = m + 0.1 * (g - m), v + 0.001 * (g * g - v)

@@ -10,14 +10,14 @@ from common.config import UserError
 from common.device import be_deterministic, tf
 from common.output import write_text
 from comparison import columns
+from comparison.benchmark.roofline import MODES
+from comparison.benchmark.worker import load_batch, on_gpu
 from comparison.machine import arithmetic, described
-from data.loader import load_examples, training_batches
 
 from tensorflow.tsl.profiler.protobuf import xplane_pb2  # the profiler's file format; TensorFlow's own wheel brings it
 from tqdm import tqdm
 
 WARM_UP, STEPS = 4, 10
-MODES = {"train": "training", "infer": "inference"}
 WINDOW = "profiled steps"
 WAITING = "Python and waiting"
 
@@ -156,7 +156,7 @@ def work(implementation, config, images, masks, steps):
     measured = {}
     for mode, step in (("train", lambda: built.train_step(images, masks)), ("infer", lambda: built.forward(images))):
         space = profile(step, steps)
-        if tf.config.list_physical_devices("GPU") and not gpu_planes(space):  # what is left is the CPU handing work over
+        if on_gpu() and not gpu_planes(space):  # what is left is the CPU handing work over
             advice = "its driver lets others than root profile when NVreg_RestrictProfilingToAdminUsers is 0"
             raise UserError(f"the profiler does not see the GPU: {advice}")
         measured[mode] = measure(space, steps)
@@ -174,15 +174,15 @@ def collect(config, images, masks, steps=STEPS):
 
 def print_table(mode, columns):
     """columns: implementation -> what `measure` returns."""
+    rows = [add_up(measured) for measured in columns.values()]
+    sums, walls = [sum(of.values()) for of in rows], [measured["wall"] for measured in columns.values()]
     print(f"\n{MODES[mode]:<32}" + "".join(f"{name:>20}" for name in columns))
     print(f"{'':<32}" + f"{'ms':>12}{'%':>8}" * len(columns))
-    rows = {name: add_up(measured) for name, measured in columns.items()}
     for row in ROWS:
-        if any(of[row] for of in rows.values()):
-            cells = (f"{of[row]:>12.2f}{100 * of[row] / sum(of.values()):>8.1f}" for of in rows.values())
-            print(f"{row:<32}" + "".join(cells))
-    print(f"{'sum':<32}" + "".join(f"{sum(of.values()):>12.2f}{100:>8.1f}" for of in rows.values()))
-    print(f"{'wall time of the step':<32}" + "".join(f"{measured['wall']:>12.2f}{'':>8}" for measured in columns.values()))
+        if any(of[row] for of in rows):
+            print(f"{row:<32}" + "".join(f"{of[row]:>12.2f}{100 * of[row] / whole:>8.1f}" for of, whole in zip(rows, sums)))
+    print(f"{'sum':<32}" + "".join(f"{whole:>12.2f}{100:>8.1f}" for whole in sums))
+    print(f"{'wall time of the step':<32}" + "".join(f"{wall:>12.2f}{'':>8}" for wall in walls))
 
 
 def run(config, steps, path):
@@ -195,10 +195,8 @@ def run(config, steps, path):
     batch, norm = config.training.batch_size, config.network.batch_norm
     what = f"{described(config)}, batch {batch}, {arithmetic(config)}, batch_norm {norm}"
     print(what, flush=True)
-    config, training, _ = load_examples(config)
-    images, masks = (tensor.numpy() for tensor in next(iter(training_batches(config, training))))
-    measured = collect(config, images, masks, steps)
-    for mode in MODES:
+    measured = collect(*load_batch(config), steps)
+    for mode in ("train", "infer"):
         print_table(mode, {name: measured[mode, name] for name in columns.IMPLEMENTATIONS})
     print("\nms of a step under the profiler, summed over the threads, which overlap: the sum may be longer than the step.")
     print(f"%: of that sum. {WAITING}: when no thread ran an operation. A row without a named gradient holds its")
