@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import compare
 from common.config import Config, Size, UserError
-from common.weights import assign_weights, fold_batch_norm, weight_shapes
+from common.weights import assign_weights, fold_batch_norm, is_trainable, weight_shapes
 from comparison import columns, machine
 from comparison.benchmark import bench, cells, pipeline, roofline
 from comparison.benchmark.roofline import MODES
+from tests.helpers import python, refused
 
 import numpy as np
 import pytest
@@ -53,10 +53,8 @@ def test_folding_needs_every_term():
     _, folded = fold_batch_norm(config.network, weights)
     for part in ("gamma", "beta", "moving_mean", "moving_variance"):
         _, other = fold_batch_norm(config.network, {**weights, f"down0/bn1/{part}": weights[f"down0/bn1/{part}"] + 1})
-        assert {name for name in folded if not np.array_equal(folded[name], other[name])} <= {
-            "down0/conv1/kernel",
-            "down0/conv1/bias",
-        }
+        changed = {name for name in folded if not np.array_equal(folded[name], other[name])}
+        assert changed <= {"down0/conv1/kernel", "down0/conv1/bias"}
         assert not np.array_equal(folded["down0/conv1/bias"], other["down0/conv1/bias"])
     plain = config.replace(batch_norm="none").network
     assert fold_batch_norm(plain, folded) == (plain, folded), "nothing to fold"
@@ -97,7 +95,7 @@ def test_folded_convolutions_are_one_kernel():
     And the same numbers as before in float32, with the kernels that the benchmark times; 1e-5 is some 100 roundings.
     In a process of its own: in this one other tests may have switched the graph optimizer off.
     """
-    result = subprocess.run([sys.executable, "-c", FUSED], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    result = python("-c", FUSED)
     assert result.stdout.endswith("fused\n"), result.stderr[-2000:]
 
 
@@ -121,11 +119,7 @@ def test_least_bytes_by_hand():
     kernels = 9 + 9 + 18 + 36 + 8 + 18 + 9 + 1
     assert infer == 4 * (activations + kernels)
     parameters = kernels + 2 + 2 * (1 + 1 + 2 + 2 + 1 + 1)
-    assert parameters == sum(
-        np.prod(shape)
-        for name, shape in weight_shapes(config.network).items()
-        if not name.endswith(("moving_mean", "moving_variance"))
-    )
+    assert parameters == sum(np.prod(shape) for name, shape in weight_shapes(config.network).items() if is_trainable(name))
     first = 2 * (16 + 16) + 9  # the gradient of the images: nobody asks for it
     assert train == 4 * (3 * activations + 3 * kernels - first + 7 * parameters)
     assert roofline.least_bytes(config, "bfloat16", 2, 4, 4)[0] == infer // 2
@@ -291,10 +285,9 @@ def test_several_devices_are_timed(tmp_path, monkeypatch, capsys):
     assert [row["devices"] for row in rows] == [1, 2] and all(row["step"] > 0 and row["sum"] > 0 for row in rows)
 
 
-def test_what_is_wrong_in_another_process_is_one_line(tmp_path):
-    data = ["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere")]
-    with pytest.raises(UserError, match="nowhere"):
-        compare.main(["bench", *data, "--devices", "1,2", "--run-dir", str(tmp_path / "out")])
+def test_what_is_wrong_in_another_process_is_one_line():
+    with refused("no-such"):
+        columns.call(compare.read_command_line, "a name", ["no-such"])
 
 
 IMPORTS = """
@@ -309,12 +302,11 @@ run_script(lambda: __import__("common.device"))
     ("command", "line", "delay"),
     [
         (["-c", IMPORTS], "ready", 0.5),
-        (["compare.py", "bench", *TINY, "--rounds", "10000"], "CPU (", 0.1),
-        (["compare.py", "bench", *TINY, "--rounds", "10000"], "CPU (", 3),
+        (["compare.py", "bench", *TINY, "--rounds", "10000"], "CPU (", 2),
     ],
 )
 def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
-    """Pressed while TensorFlow is imported, a batch is drawn, the first process starts; as a terminal sends it, to all."""
+    """Pressed while TensorFlow is imported, and while the first process starts; as a terminal sends it, to all."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     arguments = [*command, "--run-dir", str(tmp_path)]
     with subprocess.Popen([sys.executable, *arguments], cwd=columns.ROOT, start_new_session=True, **pipes) as process:
@@ -335,9 +327,9 @@ def test_ctrl_c_is_one_line(command, line, delay, tmp_path):
             time.sleep(0.1)
 
 
-def test_help_needs_no_tensorflow():
-    code = "import sys, comparison.benchmark.bench; sys.exit('tensorflow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=columns.ROOT, check=True)
+def test_help_and_the_page_need_no_tensorflow():
+    code = "import sys, comparison.benchmark.bench, study.page; sys.exit('tensorflow' in sys.modules)"
+    assert python("-c", code).returncode == 0
 
 
 def test_image_that_cannot_fit_is_one_line(tmp_path):

@@ -91,11 +91,8 @@ def test_commands_are_understood(page, monkeypatch):
 
 def test_commands_are_found():
     """Of every kind, on the pages where a reader looks for them."""
-    found = {
-        page.stem: [" ".join(words) for words in commands(text)]
-        for page, text in TEXTS.items()
-        if page.parent.name != "exercises"
-    }
+    pages = {page.stem: text for page, text in TEXTS.items() if page.parent.name != "exercises"}
+    found = {stem: [" ".join(words) for words in commands(text)] for stem, text in pages.items()}
     assert len(found["README"]) >= 9 and "python compare.py bench --profile" in found["README"]
     assert "python compare.py graph" in found["anatomy"], "a command in a sentence"
     assert any(line.endswith("--augment recolor") for line in found["results"]), "a command of three lines"
@@ -115,14 +112,15 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
-    known = {"--logdir", "--signal"}  # of tensorboard, and of Slurm
-    for words in (["predict.py"], ["overview"], ["study"], ["train"], *(["compare.py", name] for name in compare.COMMANDS)):
-        others = {"predict.py": predict, "overview": data.overview, "study": study.__main__}
-        others["train"] = importlib.import_module("lowlevel.train")
-        main = others.get(words[0], compare).main
+    train = importlib.import_module("lowlevel.train")
+    for main in (predict.main, data.overview.main, study.__main__.main, train.main):
         with pytest.raises(SystemExit):
-            main([*words[1:], "--help"])
-        known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+            main(["--help"])
+    for name in compare.COMMANDS:
+        with pytest.raises(SystemExit):
+            compare.main([name, "--help"])
+    known = {"--logdir", "--signal"}  # of tensorboard, and of Slurm
+    known |= set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     for page, text in TEXTS.items():
         for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)):
             unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code)) - known
@@ -191,16 +189,15 @@ MATRIX = {
 }
 
 
-@pytest.mark.parametrize("row", [*MATRIX, "lines"])
-def test_the_matrix_leads_to_the_lines(row):
-    cells = next(line for line in TEXTS[README].splitlines() if line.startswith(f"| {row} |")).split(" | ")[1:]
-    for implementation, cell, word in zip(IMPLEMENTATIONS, cells, MATRIX.get(row, 3 * [""])):
-        lines = {name: (ROOT / implementation / name).read_text().splitlines() for name in ("model.py", "train.py")}
-        if row == "lines":
-            assert cell.rstrip(" |") == str(sum(map(len, lines.values())))
-            continue
-        right = [f"{implementation}/{name}#L{k + 1}" for name, of in lines.items() for k, line in enumerate(of) if word in line]
-        assert re.search(r"\((.*)\)", cell)[1] in right, f"{row}: the line is {' or '.join(right)} now"
+@pytest.mark.parametrize("k, implementation", enumerate(IMPLEMENTATIONS))
+def test_the_matrix_leads_to_the_lines(k, implementation):
+    cells = dict(re.findall(r"^\| ([a-z ]+) \| (.*) \|$", TEXTS[README], re.MULTILINE))
+    lines = {name: (ROOT / implementation / name).read_text().splitlines() for name in ("model.py", "train.py")}
+    assert cells["lines"].split(" | ")[k] == str(sum(map(len, lines.values())))
+    for row, words in MATRIX.items():
+        places = [(f"{implementation}/{name}#L{n}", line) for name, of in lines.items() for n, line in enumerate(of, 1)]
+        right = [place for place, line in places if words[k] in line]
+        assert re.search(r"\((.*)\)", cells[row].split(" | ")[k])[1] in right, f"{row}: the line is {' or '.join(right)} now"
 
 
 # --- links ---

@@ -64,7 +64,7 @@ def lit(page):
     return page.eval_on_selector_all(".row.lit", "rows => rows.map(row => row.id)")
 
 
-def test_hovering_lights_three_columns_and_shows_the_panel(look):
+def test_hovering_lights_three_columns_and_an_arrow_begins_in_sight(look):
     page = look()
     name = "model/forward/up/concat"
     row(page, name).scroll_into_view_if_needed()
@@ -75,10 +75,17 @@ def test_hovering_lights_three_columns_and_shows_the_panel(look):
     assert row(page, name).evaluate("row => getComputedStyle(row).backgroundColor") == "rgb(253, 243, 212)"
     assert page.locator("#what").text_content() == name
     assert page.locator(".u a.here").first.get_attribute("data-part") == "skip"
+    row(page, BN).evaluate("row => row.scrollIntoView({ block: 'center' })")
+    before = page.evaluate("scrollY")
+    page.keyboard.press("ArrowDown")
+    assert len(lit(page)) == 1 and abs(page.evaluate("scrollY") - before) < 50
+    page.evaluate("document.getElementById('traps').scrollIntoView()")
+    page.wait_for_function("document.getElementById('dock').hidden")
 
 
-def test_the_panel_holds_the_figures_that_were_measured(look):
+def test_a_link_leads_to_the_figures_that_were_measured(look):
     page = look(f"#{BN}")
+    assert lit(page) == [BN] and 0 < row(page, BN).bounding_box()["y"] < 600
     table = page.locator("#content .becomes")
     for stage, (title, _) in STAGES.items():
         line = table.locator("tr", has=page.get_by_role("rowheader", name=title, exact=True))
@@ -88,6 +95,20 @@ def test_the_panel_holds_the_figures_that_were_measured(look):
             assert {kind: int(number.replace(",", "")) for kind, number in texts} == counts
     ms, total = MEASURED["rows"][BN]["ms"]["lowlevel"], MEASURED["totals"]["lowlevel"]["ms"]
     assert f"{100 * ms['forward'] / total:.1f} %" in page.locator("#content .cost").first.inner_text()
+    exact, written = page.locator("#content .proof.exact"), page.locator("#content .proof.written")
+    assert exact.is_hidden() and written.is_visible()
+    page.select_option("#tier", "exact")
+    assert exact.is_visible() and written.is_hidden()
+    keras, text = row(page, f"{STEP}/gradients").locator(".cell").nth(2), f"item => {BEFORE.replace('before', 'after')}"
+    assert page.input_value("#heat") == "difference" and keras.evaluate(text) == '"0"'
+    page.select_option("#tier", "written")
+    assert re.fullmatch(r'"\d\.\de-\d\d"', keras.evaluate(text))
+    page.select_option("#heat", "time")
+    of = [cell.evaluate(text) for cell in row(page, BN).locator(".cell").all()]
+    assert re.fullmatch(r'"Σ [\d.]+ %"', of[0]) and re.fullmatch(r'"[\d.]+ %"', of[1]), "lowlevel calls a function of its own"
+    page.locator(".u a[data-part=deconv]").first.click()
+    assert lit(page) == ["model/forward/up/deconv"]
+    page.goto(URL + "#no/such/row")
 
 
 def test_keys(look):
@@ -153,16 +174,6 @@ def test_a_map_tells_its_numbers(look):
     assert page.locator("#number").inner_text() != text
 
 
-def test_an_arrow_begins_in_sight(look):
-    page = look()
-    row(page, BN).evaluate("row => row.scrollIntoView({ block: 'center' })")
-    before = page.evaluate("scrollY")
-    page.keyboard.press("ArrowDown")
-    assert len(lit(page)) == 1 and abs(page.evaluate("scrollY") - before) < 50
-    page.evaluate("document.getElementById('traps').scrollIntoView()")
-    page.wait_for_function("document.getElementById('dock').hidden")
-
-
 def test_find_reaches_everything(look):
     page = look()
     row(page, "model/forward").scroll_into_view_if_needed()
@@ -197,9 +208,14 @@ def test_find_reaches_everything(look):
         )
 
 
-@pytest.mark.parametrize("width", [1600, 390])
-def test_bars_move_nothing(look, width):
-    page = look(f"#{BN}", width=width)
+@pytest.mark.parametrize("width", [1200, 390])
+def test_bars_move_nothing_and_nothing_is_wider_than_the_screen(look, width):
+    page = look(f"#{BN}", width=width, height=844)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 390:
+        assert row(page, BN).locator(".more .becomes").is_visible(), "the panel is below the row"
+        left = row(page, BN).locator(".cell").evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().left)")
+        assert len(set(left)) == 1, "the columns are stacked"
     at = row(page, BN).bounding_box()["y"]
     for heat in ("time", "difference", ""):
         page.select_option("#heat", heat)
@@ -217,29 +233,6 @@ def test_hidden_columns_are_compared_no_more(look):
     assert pair.is_hidden() and set(page.eval_on_selector_all(mark, shown)) == {"none"}
 
 
-def test_a_link_leads_to_its_row(look):
-    page = look(f"#{BN}")
-    assert lit(page) == [BN] and 0 < row(page, BN).bounding_box()["y"] < 600
-    page.locator(".u a[data-part=deconv]").first.click()
-    assert lit(page) == ["model/forward/up/deconv"]
-    page.goto(URL + "#no/such/row")
-
-
-def test_bars_and_tiers(look):
-    page = look(f"#{BN}")
-    exact, written = page.locator("#content .proof.exact"), page.locator("#content .proof.written")
-    assert exact.is_hidden() and written.is_visible()
-    page.select_option("#tier", "exact")
-    assert exact.is_visible() and written.is_hidden()
-    keras, text = row(page, f"{STEP}/gradients").locator(".cell").nth(2), f"item => {BEFORE.replace('before', 'after')}"
-    assert page.input_value("#heat") == "difference" and keras.evaluate(text) == '"0"'
-    page.select_option("#tier", "written")
-    assert re.fullmatch(r'"\d\.\de-\d\d"', keras.evaluate(text))
-    page.select_option("#heat", "time")
-    of = [cell.evaluate(text) for cell in row(page, BN).locator(".cell").all()]
-    assert re.fullmatch(r'"Σ [\d.]+ %"', of[0]) and re.fullmatch(r'"[\d.]+ %"', of[1]), "lowlevel calls a function of its own"
-
-
 def test_a_column_without_the_code(look):
     page = look("#model/conv2d/conv2d")
     cells = page.locator("#content td:is([data-of=highlevel], [data-of=keras_impl])").all_inner_texts()
@@ -249,16 +242,6 @@ def test_a_column_without_the_code(look):
     alone = page.locator(".alone").filter(has=row(page, "model/conv2d")).locator(".stack")
     tops = [stack.locator(".row").first.bounding_box()["y"] for stack in alone.all() if stack.locator(".row").count()]
     assert len(tops) > 1 and len(set(tops)) == 1, "what single columns bring along stands beside each other"
-
-
-@pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_is_wider_than_the_screen(look, width):
-    page = look(f"#{BN}", width=width, height=844)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if width == 390:
-        assert row(page, BN).locator(".more .becomes").is_visible(), "the panel is below the row"
-        left = row(page, BN).locator(".cell").evaluate_all("cells => cells.map(cell => cell.getBoundingClientRect().left)")
-        assert len(set(left)) == 1, "the columns are stacked"
 
 
 def test_dark_and_no_request(look):
