@@ -250,16 +250,13 @@ class Figures:
         return sorted(parted, key=lambda row: -max(self.time(row)))
 
     def becomes(self, row):
-        """[((title, its word), a cell for each column: (count, [(kind, count, other columns with another count)]) or None)]"""
+        """[((title, its word), for each column [(kind of operation, count, other columns with another count)])]"""
         measured, found = self.rows.get(row.name, {}), []
         for key in (key for key in STAGES if key in measured):
             columns, cells = measured[key], []
             kinds = sorted(set().union(*columns.values()), key=lambda k: (-max(c.get(k, 0) for c in columns.values()), k))
-            for name in IMPLEMENTATIONS:
-                of = columns.get(name, {})
-                kept = [(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of]
-                total = self.total(row, name) if of else ""
-                cells.append((f"{total}{sum(of.values()):,}", kept) if name in row.parts or of else None)
+            for of in (columns.get(name, {}) for name in IMPLEMENTATIONS):
+                cells.append([(k, of[k], [n for n, c in columns.items() if c.get(k, 0) != of[k]]) for k in kinds if k in of])
             found.append((STAGES[key], cells))
         return found
 
