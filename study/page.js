@@ -125,12 +125,12 @@
       for (const row of rows) row.hidden = ![...row.querySelectorAll(".cell:not(.none)")].some(cell => !off.includes(cell.dataset.of));
     });
   });
-  const draw = () => stay(() => { if (heat.value) root.dataset.heat = heat.value; else delete root.dataset.heat; });
-  heat.addEventListener("change", draw);
+  const draw = () => { if (heat.value) root.dataset.heat = heat.value; else delete root.dataset.heat; };
+  heat.addEventListener("change", () => stay(draw));
   at("tier").addEventListener("change", event => {
     root.dataset.tier = event.target.value;
     heat.value = "difference";  // where it shows
-    draw();
+    stay(draw);
   });
   at("theme").addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -142,6 +142,7 @@ def test_the_first_screen_says_what_this_is(look, width, height):
     page = look(width=width, height=height)
     block = page.locator(".row").first
     assert block.get_attribute("id") == "model/double_conv" and block.bounding_box()["y"] < height - 100
+    assert page.evaluate("scrollY") == 0
     questions = page.locator(".questions a")
     assert questions.count() == 5 and "2,203" in questions.nth(1).inner_text()
     for control in page.locator(".tools > *:visible").all():
