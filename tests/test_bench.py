@@ -9,15 +9,17 @@ import time
 
 import compare
 from common.config import Config, Size, UserError
-from common.weights import assign_weights, fold_batch_norm, is_trainable, weight_shapes
+from common.weights import fold_batch_norm, is_trainable, weight_shapes
 from comparison import columns, machine
 from comparison.benchmark import bench, cells, pipeline, roofline
 from comparison.benchmark.roofline import MODES
+from comparison.proof import graph
 from tests.helpers import python, refused
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6 --rounds 3".split()
 
@@ -34,14 +36,10 @@ def random_weights(network):
 @pytest.mark.parametrize("implementation", columns.IMPLEMENTATIONS)
 def test_folded_network_is_the_same_network(implementation):
     """In float64, where only rounding is left: 1e-12 is some thousand roundings of numbers near 1."""
-    config = Config.of(precision="float64", batch_norm="explicit", filters=4, depth=2)
-    code = columns.load(implementation)
-    images = np.random.default_rng(0).random((2, 20, 28, 1))
-    weights, logits = random_weights(config.network), []
-    for network, values in ((config.network, weights), fold_batch_norm(config.network, weights)):
-        model = code.UNet(network)
-        assign_weights(code.named_weights(model), values)
-        logits.append(model(tf.constant(images), training=False).numpy())
+    built = columns.Built(implementation, Config.of(precision="float64", batch_norm="explicit", filters=4, depth=2))
+    built.start(random_weights(built.config.network))
+    images = tf.constant(np.random.default_rng(0).random((2, 20, 28, 1)))
+    logits = [network.model(images, training=False).numpy() for network in (built, built.folded())]
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-12 * np.abs(logits[0]).max())
     assert np.abs(logits[0]).max() > 0.1
 
@@ -60,43 +58,27 @@ def test_folding_needs_every_term():
     assert fold_batch_norm(plain, folded) == (plain, folded), "nothing to fold"
 
 
-FUSED = """
-import common
-from common.config import Config
-from comparison import columns
-from common.weights import assign_weights, fold_batch_norm
-from tests.test_bench import random_weights
-import numpy as np, tensorflow as tf
-from tensorflow.python.eager import context
-images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
-found = []
-for implementation in columns.IMPLEMENTATIONS:
-    code = columns.load(implementation)
-    network = Config.of(filters=4, depth=1).network
-    weights = {name: value.astype(np.float32) for name, value in random_weights(network).items()}
-    for network, weights in ((network, weights), fold_batch_norm(network, weights)):
-        model = code.UNet(network)
-        assign_weights(code.named_weights(model), weights)
-        step = tf.function(lambda images: model(images, training=False))
-        with context.collect_graphs(optimized=True) as graphs:
-            found.append(step(tf.constant(images)).numpy())
-    kinds = [n.op for g in graphs for n in g.node] + [n.op for g in graphs for f in g.library.function for n in f.node_def]
-    assert sum("FusedConv2D" in kind for kind in kinds) >= 6 and "Elu" not in kinds, sorted(set(kinds))
-scale = np.abs(found[0]).max()
-for logits in found:
-    assert np.abs(logits - found[0]).max() < 1e-5 * scale, np.abs(logits - found[0]).max() / scale
-print("fused")
-"""
-
-
-def test_folded_convolutions_are_one_kernel():
+def assert_folded_is_fused():
     """What the folding is for: TensorFlow fuses convolution, bias and activation, so no ELU is left on its own.
 
     And the same numbers as before in float32, with the kernels that the benchmark times; 1e-5 is some 100 roundings.
-    In a process of its own: in this one other tests may have switched the graph optimizer off.
     """
-    result = python("-c", FUSED)
-    assert result.stdout.endswith("fused\n"), result.stderr[-2000:]
+    images, found = np.random.default_rng(0).random((2, 32, 32, 1), np.float32), []
+    for implementation in columns.IMPLEMENTATIONS:
+        built = columns.Built(implementation, Config.of(filters=4, depth=1))
+        built.start({name: value.astype(np.float32) for name, value in random_weights(built.config.network).items()})
+        found.append(built.forward(images).numpy())
+        with context.collect_graphs(optimized=True) as graphs:
+            found.append(built.folded().forward(images).numpy())
+        kinds = graph.count(graphs)
+        assert sum(n for kind, n in kinds.items() if "FusedConv2D" in kind) >= 6 and "Elu" not in kinds, kinds
+    np.testing.assert_allclose(found, 6 * found[:1], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+
+
+def test_folded_convolutions_are_one_kernel():
+    """In a process of its own: in this one other tests may have switched the graph optimizer off."""
+    result = python("-c", "from tests import test_bench; test_bench.assert_folded_is_fused()")
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_convolutions_of_the_paper():
