@@ -108,7 +108,7 @@ def test_least_bytes_by_hand():
 
 
 def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
-    """Three that are equally fast still lie side by side; the words name the roof that is over them, in either precision."""
+    """All that are equally fast still lie side by side; the words name the roof that is over them, in either precision."""
     figures = []
     monkeypatch.setattr(roofline, "save_figure", lambda figure, path: figures.append(figure))
     peaks = {"float32": {"convolution": 1e11, "copy": 1e10}, "bfloat16": {"convolution": 4e11, "copy": 1e10}}
@@ -116,7 +116,7 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
         dict(mode=mode, jit=jit, implementation=name, precision=precision, flops=20, least_bytes=1, flops_per_second=speed)
         for mode in ("train", "infer")
         for jit, precision, speed in ((False, "float32", 4e10), (True, "float32", 5e10), (False, "bfloat16", 1e11))
-        for name in columns.IMPLEMENTATIONS
+        for name in (*columns.IMPLEMENTATIONS, cells.STOCK, "my_column")
     ]
     for known in (peaks, {}):
         roofline.draw(records, known, "a device", tmp_path / "roofline.png")
@@ -124,8 +124,8 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
     assert [axes.get_title(loc="left") for axes in (training, inference)] == ["training", "inference"]
     drawn = [line for line in training.lines if line.get_marker() != "None"]
     rings = {(*line.get_xydata()[0], line.get_color(), line.get_markersize()) for line in drawn}
-    assert len(rings) == len(drawn) == 9 and len({line.get_marker() for line in drawn}) == 3, "each in the next"
-    assert sum(line.get_markerfacecolor() != "none" for line in drawn) == 3, "with XLA"
+    assert len(rings) == len(drawn) == 15 and len({line.get_marker() for line in drawn}) == 5, "each in the next"
+    assert sum(line.get_markerfacecolor() != "none" for line in drawn) == 5, "with XLA"
     words = [[text.get_text() for text in figure.axes[0].texts] for figure in figures]
     assert words[0] == ["float32: 40 %, with XLA 50 % of 100 GFLOP/s", "bfloat16: 50 % of 10 GB/s"]
     assert words[1] == [f"{precision}: its limit was not measured" for precision in peaks]
