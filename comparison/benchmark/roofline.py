@@ -86,7 +86,7 @@ def draw(records, peaks, title, path):
         list(dict.fromkeys(row[name] for row in records)) for name in ("mode", "implementation", "precision")
     )
     # often they are equally fast: the markers, the largest first, lie within each other
-    markers, sizes = (dict(zip(implementations, each)) for each in ("os^Dv", (13, 9, 6, 4, 2)))
+    markers, sizes = (dict(zip(implementations, each)) for each in ("os^Dv", (16, 12, 9, 6, 4)))
     # of the points, and of where a roof bends
     x = [row["flops"] / row["least_bytes"] for row in records] + [p["convolution"] / p["copy"] for p in peaks.values()]
     y = [row["flops_per_second"] for row in records] + [peak["convolution"] for peak in peaks.values()]
