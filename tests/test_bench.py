@@ -325,11 +325,12 @@ def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
     pipeline.run(TINIEST, 1, tmp_path / "pipeline.json")
     record = json.loads((tmp_path / "pipeline.json").read_text())
-    assert set(record["images_per_second"]) == {pipeline.READING, "none", "mirror"} and record["images"] == 6
-    assert record["training"].keys() == {f"lowlevel, {what}" for what in ("no input", "none", "mirror")}
+    kinds = "later epochs, augment none", "later epochs, augment mirror"
+    assert set(record["images_per_second"]) == {"first epoch", *kinds} and record["images"] == 6
+    assert record["training"].keys() == {f"lowlevel, {what}" for what in ("no input", "augment none", "augment mirror")}
     lines = [line for line in capsys.readouterr().out.splitlines() if "times over" in line]
     step = record["training"]["lowlevel, no input"][0]["images_per_second"]
     for kind, line in zip(("none", "mirror"), lines, strict=True):
-        fed = record["images_per_second"][kind][0] / step
+        fed = record["images_per_second"][f"later epochs, augment {kind}"][0] / step
         assert line.startswith(f"augment {kind}: the input feeds the fastest step {fed:.1f} times over")
         assert line.endswith("so that the device waits") == (fed < 1)

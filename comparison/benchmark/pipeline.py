@@ -19,7 +19,7 @@ from comparison import columns
 from data.loader import load_examples, training_batches, validation_batches
 
 AUGMENTATIONS = get_args(FIELDS["augment"][1].type)
-READING = "first epoch, from the files"
+READING = "first epoch"
 
 
 def time_first_epoch(config):
@@ -64,13 +64,13 @@ def run(config, rounds, path):
     batch = tf.constant(images.numpy()), tf.constant(masks.numpy())  # on the device
     nothing = lambda *_: None  # noqa: E731
 
-    def alone(what):
+    def speed(what):
         return time_first_epoch(config) if what == READING else time_training(nothing, endless(config, training, what), size)[0]
 
-    rates = columns.in_turns([READING, *AUGMENTATIONS], rounds, "the pipeline alone", alone)
+    rates = columns.in_turns([READING, *AUGMENTATIONS], rounds, "the pipeline alone", speed)
+    alone = {what if what == READING else f"later epochs, augment {what}": values for what, values in rates.items()}
     print(f"\n{'the pipeline alone':<32}{'images/s':>10}")
-    for what, values in rates.items():
-        label = what if what == READING else f"later epochs, augment {what}"
+    for label, values in alone.items():
         print(f"{label:<32}{statistics.median(values):>10.1f}")
     lanes = {}
     for name in columns.IMPLEMENTATIONS:  # one process holds all: compared is the same step with other batches
@@ -92,9 +92,11 @@ def run(config, rounds, path):
         times = fed[kind] / fastest
         waits = ", so that the device waits" * (times < 1)
         print(f"augment {kind}: the input feeds the fastest step {times:.1f} times over{waits}")
-    record = dict(device=device_name(), config=config.as_dict(), images=count, images_per_second=rates)
+    record = dict(device=device_name(), config=config.as_dict(), images=count, images_per_second=alone)
     record["training"] = {
-        f"{name}, {what}": [dict(images_per_second=rate, waiting=waiting) for rate, waiting in found]
+        f"{name}, {what if what == 'no input' else f'augment {what}'}": [
+            dict(images_per_second=rate, waiting=waiting) for rate, waiting in found
+        ]
         for (name, what), found in trained.items()
     }
     write_text(path, json.dumps(record, indent=2) + "\n")
