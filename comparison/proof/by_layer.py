@@ -6,7 +6,7 @@ from common.pictures import save_figure, styled
 from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import exact, finder
-from comparison.proof.apart import apart, head
+from comparison.proof.apart import apart, head, print_by_layer
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,14 +44,13 @@ def print_table(title, rows):
 
     Behind it, where the largest lies. rows: of `compare`.
     """
-    pairs = list(next(iter(rows.values())))
-    print(f"\n{title}\n{'':<22}" + "".join(f"{head(pair):>19}" for pair in pairs) + "  the largest at")
-    for rung, layers in itertools.groupby(rows, key=lambda key: key[0]):
-        print(rung)
-        for key in layers:
-            cells = [f"{f'{a} {100 * a.share:.0f}%' if a.relative else '0':>19}" for a in rows[key].values()]
-            worst = max(rows[key].values(), key=lambda a: a.relative)
-            print(f"  {key[1]:<20}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
+    print(f"\n{title}")
+    found = {}
+    for key, pairs in rows.items():
+        worst = max(pairs.values(), key=lambda a: a.relative)
+        found[key] = [f"{a} {100 * a.share:.0f}%" if a.relative else "0" for a in pairs.values()]
+        found[key].append(list(worst.where) if worst.where else "")
+    print_by_layer([*map(head, next(iter(rows.values()))), "the largest at"], found)
 
 
 @styled

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 
-from common.config import UserError
+from common.config import Config, UserError
 from common.device import be_deterministic, tf
 from common.weights import initial_weights, weight_shapes
 from comparison import own
@@ -12,7 +12,7 @@ from comparison.machine import arithmetic
 from comparison.proof import exact, finder, oracle, rounding
 from comparison.proof.apart import Apart, apart
 from comparison.proof.rounding import ROUNDING
-from comparison.proof.ways import Case
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 from safetensors import SafetensorError
@@ -65,6 +65,18 @@ def read_weights(path):
 STEPS_BY_FORMULA = 3
 
 
+def first_pass(forward, backward, built, images, masks):
+    """What a column makes of one batch from where it stands. -> rung -> {name -> array}
+
+    forward(images) -> logits in inference. backward: of `built`, or the same as traced.
+    """
+    rungs = {"logits in inference": {"logits": np.asarray(forward(images))}}
+    logits, loss, gradients = backward(images, masks)
+    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
+    rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
+    return rungs | {"moving statistics, 1 step": built.values(trained=False)}
+
+
 def observe(implementation, case, batches, initial=None):
     """Runs one implementation up the ladder, from the canonical initial weights, or from others.
 
@@ -76,14 +88,10 @@ def observe(implementation, case, batches, initial=None):
     built = exact.build(implementation, case)
     initial = start_weights(case) if initial is None else initial
     backward = tf.function(built.backward, jit_compile=config.training.jit, autograph=False)
-    rungs = {"structure": {name: np.zeros(w.shape) for name, w in built.weights.items()}}
     built.start(initial)
-    rungs["logits in inference"] = {"logits": built.forward(images).numpy()}
-    logits, loss, gradients = backward(images, masks)
-    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
-    rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
-    rungs["moving statistics, 1 step"] = built.values(trained=False)
-    backward(images, masks)  # from statistics that are neither 0 nor 1
+    rungs = {"structure": {name: np.zeros(w.shape) for name, w in built.weights.items()}}
+    rungs |= first_pass(built.forward, backward, built, images, masks)
+    built.model(images, training=True)  # from statistics that are neither 0 nor 1
     rungs["moving statistics, 2 passes"] = built.values(trained=False)
     built.start(initial)  # takes back the moving statistics
     if not steps or not built.trains:
@@ -107,9 +115,9 @@ def observe(implementation, case, batches, initial=None):
             by_formula.setdefault(f"{slot} beside its formula", {}).update(values)
         counts = {f"{name}, step {k + 1}": value for name, value in after.items() if "/" not in name}
         rungs.setdefault("count of steps", {}).update(counts)
-        if k == 0:  # for a record: here the formulas say more
-            slots = {name[-1] for name in after if "/" in name}
-            rungs |= {f"{slot}, 1 step": {n: v for n, v in after.items() if n.endswith(f"/{slot}")} for slot in sorted(slots)}
+        for name, value in after.items() if k == 0 else ():  # for a record: here the formulas say more
+            if "/" in name:
+                rungs.setdefault(f"{name[-1]}, 1 step", {})[name] = value
     rungs |= by_formula
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
@@ -292,13 +300,30 @@ def on_gpu():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def rounded(case, batches):
-    """`rounding.explained` of the rungs that it bounds: on a GPU of all, which may choose another algorithm for each graph."""
+def rounded(case, batches, known=None):
+    """`rounding.explained` of the rungs that it bounds: on a GPU of all, which may choose another algorithm for each graph.
+
+    known: what was found before, for the cases that differ in nothing that it depends on.
+    """
     if case.exact and not case.own and not on_gpu():
         return {}
-    few = case if on_gpu() else dataclasses.replace(case, steps=0)
     unit = rounding.of_a_sum(arithmetic(case.config), rounding.longest_sum(case.config.network, batches[0][0]))
-    return rounding.explained(observe, few, batches, start_weights(case), unit)
+    wide, known = rounding.in_float64(case), {} if known is None else known
+    if not on_gpu():
+        first = {name: Config().flat[name] for name in ("optimizer", "clip_norm", *EXACT_CONSTANTS) if name[:3] != "bn_"}
+        wide = dataclasses.replace(wide, title="", steps=0, halve_rate=False, config=wide.config.replace(**first))
+    if (wide, unit) not in known:
+        known[wide, unit] = rounding.explained(observe_eagerly, wide, batches, start_weights(case), unit)
+    return known[wide, unit]
+
+
+def observe_eagerly(*arguments):
+    """`observe` without traced functions, of which each would run but once."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        return observe(*arguments)
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def beside_file(case):
