@@ -181,7 +181,7 @@ def test_reduce_finds_the_smallest(copy, capsys):
     folder = copy("lowlevel", old="x = self.dropout(x, training)", new="pass")
     options = dict(filters=4, depth=2, dropout=0.5, image_size=Size(32, 32), images=8, batch_size=2, clip_norm=0.5)
     case = Case("t", Config.of(**{**TINY, **options}), 3, own=str(folder))
-    reducer.run(case, None)
+    reducer.run(case)
     said = capsys.readouterr().out.splitlines()[-1]
     for words in ("--filters 1", "--depth 1", "--batch-size 1", "--steps 1", "--dropout 0.5"):
         assert words in said, said

@@ -119,7 +119,7 @@ def test_compare_parity_climbs(tmp_path, capsys):
         "default: bfloat16, fused, to the last bit",
     ]
     output = capsys.readouterr().out
-    assert (tmp_path / "parity.png").exists() and output.count("the same network three times") == 1
+    assert output.count("the same network three times") == 1
     lines = output.replace(str(tmp_path), "").splitlines()
     assert lines[2].startswith("The three are the same network three times, in ") and max(map(len, lines)) <= 100
 

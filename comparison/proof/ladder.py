@@ -42,6 +42,15 @@ class Check:
         return {name: None if value == np.inf else value for name, value in values.items()}
 
 
+CONTRACT = "names and shapes are the contract"
+
+
+def misfit(case, implementation, error):
+    """The `Check` that fails where a column does not take the weights, or its operations do not fit one another."""
+    words = " ".join(str(error).split())[:300]
+    return Check(case, "structure", own.short(implementation), words, np.inf, 0, 0.0, CONTRACT)
+
+
 def start_weights(case):
     """Canonical name -> array: the first weights, or those in the file of the case. Raises: UserError where they do not fit."""
     network, first = case.config.network, initial_weights(case.config.network)
@@ -104,11 +113,11 @@ def observe(implementation, case, batches, initial=None):
         if k >= STEPS_BY_FORMULA:
             losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
             continue
-        weights, state = built.values(), {name: v.numpy() for name, v in built.state.items()}
+        weights, state = built.values(), built.moments()
         gradients = {name: g.numpy() for name, g in backward(*batch)[2].items()}
         built.start(weights)  # as before this look at the gradients
         losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
-        after = {name: v.numpy() for name, v in built.state.items()}
+        after = built.moments()
         rate = config.training.learning_rate / (1 + (case.halve_rate and k >= steps // 2))
         beside = beside_formulas(config.training, weights | state, gradients, built.values() | after, k + 1, rate)
         for slot, values in beside.items():
@@ -227,7 +236,7 @@ def compare(case, rung, pair, values, others, allowed):
     """
     words = " - ".join(map(own.short, pair))
     if odd := sorted(values.keys() ^ others.keys()):
-        return Check(case, rung, words, odd[0], np.inf, 0, 0.0, "names and shapes are the contract")
+        return Check(case, rung, words, odd[0], np.inf, 0, 0.0, CONTRACT)
     found = []
     for name, x in values.items():
         same_type = x.dtype == others[name].dtype
@@ -256,15 +265,15 @@ def climb(case, batches, seen=None, explained=None):
                 with own.blamed(name):
                     rungs[name] = observe(name, case, batches)
         except (ValueError, UserError) as error:  # of `assign_weights`, or of operations whose shapes do not fit
-            words = " ".join(str(error).split())[:300]
+            failed = misfit(case, name, error)
             if name == case.own:  # perhaps it is not whole yet
                 with own.blamed(name):
                     words = finder.locate("lowlevel", name, case, batches, start_weights(case))
                 if words.startswith("none"):
                     raise
-            words = words if words.startswith(own.short(name)) else f"{own.short(name)}: {words}"
-            failed = Check(case, "structure", own.short(name), words, np.inf, 0, 0.0, "names and shapes are the contract")
-            return [failed], {}, words
+                failed = misfit(case, name, words)
+            first = failed.worst if failed.worst.startswith(failed.pair) else f"{failed.pair}: {failed.worst}"
+            return [failed], {}, first
     explained = rounded(case, batches) if explained is None else explained
     scales = {name: float(np.abs(g).max()) for name, g in rungs["lowlevel"]["gradients"].items()}
 
@@ -330,9 +339,9 @@ def beside_file(case):
     """[`Check`] of each column's logits beside those in the file of the weights, of the images in it; of the shapes without."""
     found, checks = read_weights(case.weights), []
     images, logits = (found.get(name) for name in ("images", "logits"))
-    weights, said = start_weights(case), (0.0, "names and shapes are the contract")
+    weights = start_weights(case)
     if images is None or logits is None:
-        return [Check(case, "names and shapes", "the file", "", 0.0, 0, *said)]
+        return [Check(case, "names and shapes", "the file", "", 0.0, 0, 0.0, CONTRACT)]
     allowed = rounded(dataclasses.replace(case, exact=False), [(images, np.zeros((*logits.shape[:3], 1), np.float32))])
     for name in case.columns:
         with own.blamed(name):

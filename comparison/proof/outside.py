@@ -148,10 +148,7 @@ def climb(case):
             with own.blamed(implementation):
                 rungs = observe(implementation, case, weights, batches)
         except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit
-            words = " ".join(str(error).split())[:300]
-            return [
-                ladder.Check(case, "structure", own.short(implementation), words, np.inf, 0, 0.0, "names and shapes are the contract")
-            ]
+            return [ladder.misfit(case, implementation, error)]
         for rung, values in rungs.items():
             expected = {name: np.asarray(value, case.config.network.precision) for name, value in right[rung].items()}
             checks.append(ladder.Check(case, rung, own.short(implementation), *difference(values, expected), *allowed[rung]))

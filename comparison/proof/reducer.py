@@ -41,7 +41,7 @@ def first_failure(case):
     return next((check.rung for check in checks if not check.passed), None)
 
 
-def run(case, _):
+def run(case):
     """Prints the command of the smallest case that fails on the same rung as `case`."""
     case = dataclasses.replace(case, beside=case.beside[:1])
     rung, smaller = first_failure(case), True
