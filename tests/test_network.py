@@ -7,7 +7,7 @@ from common.config import Config
 from common.losses import dice_loss, probabilities
 from common.metrics import predicted_classes, scores
 from common.padding import any_size
-from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
+from common.weights import assign_weights, is_trainable, weight_shapes
 from comparison import columns
 from comparison.proof import ladder
 from comparison.proof.apart import difference
@@ -54,7 +54,7 @@ PARITY = [
     pytest.param(Config.of(filters=4), (32, 32), marks=slow),
     pytest.param(Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32), marks=slow),
     pytest.param(Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32), marks=slow),
-    (Config.of(filters=4, depth=2, channels=3), (36, 20)),
+    pytest.param(Config.of(filters=4, depth=2, channels=3), (36, 20), marks=slow),
     (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 4)),
     pytest.param(Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (40, 48), marks=slow),
     (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (56, 48)),
@@ -72,40 +72,6 @@ def test_parity(config, size):
     margin = shapes.margin(config.network.depth, config.network.padding)
     logits = columns.load("lowlevel").UNet(config.network)(batches[0][0])
     assert logits.shape == (2, size[0] - margin, size[1] - margin, config.network.classes)
-
-
-@pytest.mark.slow  # tests/test_scripts.py and tests/test_finder.py plant such faults too
-@pytest.mark.parametrize("name", ["up0/deconv/bias", "down0/conv1/kernel", "head/kernel", "down1/bn2/gamma"])
-def test_parity_finds_one_perturbed_weight(name, monkeypatch):
-    """The negative control: a tolerance that lets this pass would let anything pass."""
-    load = columns.load
-
-    def load_perturbed(implementation):
-        code = load(implementation)
-        if implementation == "highlevel":
-            network = code.UNet
-
-            def perturbed(config):
-                model = network(config)
-                if config.network.batch_norm == "none":  # the folded one, from weights that are perturbed already
-                    return model
-                weight = code.named_weights(model)[name]
-                value = initial_weights(config.network)[name]
-                value.flat[0] += 1e-4
-                monkeypatch.setattr(ladder, "initial_weights", lambda network: initial_weights(network) | {name: value})
-                weight.assign(value)
-                return model
-
-            code.UNet = perturbed
-        else:
-            monkeypatch.setattr(ladder, "initial_weights", initial_weights)
-        return code
-
-    monkeypatch.setattr(columns, "load", load_perturbed)
-    config = Config.of(filters=4, depth=1)
-    checks, _, _ = ladder.climb(Case("test", config, steps=1), [random_batch(config)])
-    failed = {check.pair for check in checks if not check.passed}
-    assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
 
 
 def test_difference_sees_shapes_names_and_nan():

@@ -1,5 +1,7 @@
 """A column of the reader's own: the exercises, the three examples beside them, and what is said of one that is wrong."""
 
+import dataclasses
+import functools
 import shutil
 import sys
 
@@ -40,10 +42,17 @@ def copy(tmp_path):
     return make
 
 
+@functools.cache
+def beside(case):
+    """(batches, what lowlevel makes of them, what rounding explains)"""
+    batches = [[x.numpy() for x in random_batch(case.config, 16, 16, seed=k)] for k in range(2)]
+    return batches, {"lowlevel": ladder.observe("lowlevel", case, batches)}, ladder.rounded(case, batches)
+
+
 def climb(folder, exact=True, steps=2, **options):
     """-> (checks, what the finder says), beside lowlevel alone."""
-    case = Case("t", Config.of(**{**TINY, **options}), steps, exact, own=str(folder), beside=("lowlevel",))
-    checks, _, first = ladder.climb(case, [[x.numpy() for x in random_batch(case.config, 16, 16, seed=k)] for k in range(2)])
+    case = Case("t", Config.of(**{**TINY, **options}), steps, exact, own="my_column", beside=("lowlevel",))
+    checks, _, first = ladder.climb(dataclasses.replace(case, own=str(folder)), *beside(case))
     return checks, first
 
 

@@ -14,6 +14,8 @@ from comparison.proof.ways import EXACT_CONSTANTS
 
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # six trainings: of a small network
 
+PRECISIONS = ("float64", "float32")
+
 SETS = {"precision", "epochs", "jit", "deterministic"}
 
 
@@ -47,7 +49,7 @@ def run(config, args):
         return built.values()
 
     print(f"\nan epoch in each ({', '.join(runners)}) against {len(runners)} epochs in one: largest difference of the weights")
-    for precision in ("float64", "float32"):
+    for precision in PRECISIONS:
         batch_norm = "none" if config.network.batch_norm == "none" else "explicit"
         config = config.replace(precision=precision, batch_norm=batch_norm, epochs=len(runners))
         paths = [folder / f"relay-{precision}{name}.safetensors" for name in ("", *(f"-{name}" for name in runners))]
