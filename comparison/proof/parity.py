@@ -49,7 +49,7 @@ def add_options(parser):
         "--reduce", action="store_true", help="with --column: find the smallest options with which it still fails"
     )
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--layers", action="store_true", help="every activation and gradient by layer, as a table and a picture")
+    what.add_argument("--layers", action="store_true", help="every activation and gradient, layer by layer")
     what.add_argument("--save", type=Path, metavar="FILE", help="write what the three compute, for another machine to compare")
     what.add_argument("--against", type=Path, metavar="FILE", help="where this machine, version or precision departs from FILE")
 
@@ -75,8 +75,10 @@ def run(config, args):
     if args.column and not args.config:
         todo = [*own_cases(config, steps, args.only, args.given)]
     todo = [dataclasses.replace(case, own=args.column or "", weights=args.weights) for case in todo]
-    if args.layers:
-        return run_layers(todo, config.training.run_dir / "layers.png")
+    if args.layers and todo:
+        from comparison.proof import by_layer
+
+        return by_layer.run(todo)
     dropped = [case for case in todo if args.config == "all" and case.exact and case.config.network.dropout]
     invariant = dropped[0] if dropped else None
     passed = climb_all(todo, config.training.run_dir / "parity.json", args.verbose, args.reduce, invariant)
@@ -84,28 +86,6 @@ def run(config, args):
         of_devices = Config.of(**replicas.SMALL, images=40)
         passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
     return passed
-
-
-def run_layers(todo, path):
-    """--layers: the first case of each tier, layer by layer; the picture goes to `path`. Returns: True."""
-    from common.device import be_deterministic
-    from comparison.proof import by_layer
-
-    tables, batches = {}, {}
-    for exact in (False, True):  # determinism cannot be switched off again
-        case = next((case for case in todo if case.exact == exact and not case.config.training.jit), None)
-        if case is None:
-            continue
-        if exact:
-            be_deterministic()
-        case, examples = prepare(case, batches)
-        tables[case.title] = by_layer.compare(case, examples)
-        by_layer.print_table(case.title, tables[case.title])
-    if not tables:
-        raise UserError(NOTHING)
-    by_layer.draw(tables, path)
-    print(f"\ndrawn to {path}")
-    return True
 
 
 def print_table(checks):
