@@ -342,15 +342,14 @@ def beside_file(case):
     weights = start_weights(case)
     if images is None or logits is None:
         return [Check(case, "names and shapes", "the file", "", 0.0, 0, 0.0, CONTRACT)]
-    allowed = rounded(dataclasses.replace(case, exact=False), [(images, np.zeros((*logits.shape[:3], 1), np.float32))])
+    explained = rounded(dataclasses.replace(case, exact=False), [(images, np.zeros((*logits.shape[:3], 1), np.float32))])
+    bound = explained["logits in inference"]["logits"], rounding.REASON
     for name in case.columns:
         with own.blamed(name):
             built = exact.build(name, case)
             built.start(weights)
-            found = built.forward(images).numpy()
-        own.check_shapes(f"--weights {case.weights}", {"logits": logits.shape}, {"logits": found.shape})
-        bound = lambda *_: (allowed["logits in inference"]["logits"], rounding.REASON)  # noqa: E731
-        checks.append(
-            compare(case, "logits of the file", (name,), {"logits": found}, {"logits": logits.astype(found.dtype)}, bound)
-        )
+            seen = built.forward(images).numpy()
+        own.check_shapes(f"--weights {case.weights}", {"logits": logits.shape}, {"logits": seen.shape})
+        values, others = {"logits": seen}, {"logits": logits.astype(seen.dtype)}
+        checks.append(compare(case, "logits of the file", (name,), values, others, lambda *_: bound))
     return checks
