@@ -114,8 +114,10 @@ def observe(implementation, case, batches, initial=None):
             losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
             continue
         weights, state = built.values(), built.moments()
-        gradients = {name: g.numpy() for name, g in backward(*batch)[2].items()}
-        built.start(weights)  # as before this look at the gradients
+        gradients = rungs["gradients"]  # of the first batch, from the first weights
+        if k:
+            gradients = {name: g.numpy() for name, g in backward(*batch)[2].items()}
+            built.start(weights)  # as before this look at the gradients
         losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
         after = built.moments()
         rate = config.training.learning_rate / (1 + (case.halve_rate and k >= steps // 2))
