@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 SMALL = Config.of(filters=2, depth=1, batch_size=4, precision="float16", image_size=Size(16, 16))
+slow = pytest.mark.slow
 SCHEDULE = ("iterations", "loss_scale", "finite_steps")
 
 
@@ -110,7 +111,9 @@ def test_a_checkpoint_holds_the_schedule(tmp_path):
                 np.testing.assert_array_equal(value, ended[name], err_msg=name)
 
 
+@pytest.mark.parametrize("implementation", [*(pytest.param(name, marks=slow) for name in IMPLEMENTATIONS[:2]), "keras_impl"])
 def test_a_run_goes_on(implementation, tmp_path):
+    """By `fit`, whose optimizer is wrapped once more; the others' state is in the test above."""
     options = ["--precision", "float16", "--dropout", "0.3"]
     train(tmp_path / "whole", *options, implementation=implementation)
     train(tmp_path / "half", *options, "--epochs", "1", implementation=implementation)
@@ -123,7 +126,7 @@ def test_a_run_goes_on(implementation, tmp_path):
         train(tmp_path / "other", "--checkpoint", last, "--dropout", "0.3", implementation=implementation)
 
 
-@pytest.mark.slow
+@slow
 def test_the_curves_lie_on_each_other(tmp_path):
     """The default training, made small: what 16 bits leave out does not decide what is learnt."""
     losses = {}
@@ -152,7 +155,7 @@ def on_two_devices(implementation):
     return found
 
 
-@pytest.mark.slow
+@slow
 def test_devices_leave_a_step_out_together(implementation):
     """Keras's LossScaleOptimizer asks the first replica alone: a weight would become infinite."""
     found = columns.call(on_two_devices, implementation, implementation)

@@ -63,14 +63,13 @@ def test_gradients_by_finite_differences(changes):
     h, tolerance = 5e-6, 5e-9
     rng = np.random.default_rng(1)
     for name, g in gradients.items():
-        for _ in range(3):
-            d = rng.standard_normal(g.shape)
-            d /= np.linalg.norm(d)
-            ahead, behind = (
-                oracle.loss_and_gradients(network, training, {**weights, name: weights[name] + step * d}, *batch)[0]
-                for step in (h, -h)
-            )
-            assert abs((ahead - behind) / (2 * h) - (g * d).sum()) < tolerance, name
+        d = rng.standard_normal(g.shape)
+        d /= np.linalg.norm(d)
+        ahead, behind = (
+            oracle.loss_and_gradients(network, training, {**weights, name: weights[name] + step * d}, *batch)[0]
+            for step in (h, -h)
+        )
+        assert abs((ahead - behind) / (2 * h) - (g * d).sum()) < tolerance, name
 
 
 def test_the_three_are_the_formulas():
