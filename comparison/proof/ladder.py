@@ -36,6 +36,11 @@ class Check:
     def passed(self):
         return self.difference <= self.tolerance
 
+    @property
+    def over(self):
+        """How many times as large as it may be."""
+        return self.difference and self.difference / (self.tolerance or np.finfo(float).tiny)
+
     def as_dict(self):
         """For JSON, which knows no infinity: None where nothing can be claimed, or where nothing could be compared."""
         values = {**vars(self), "case": self.case.title, "exact": self.case.exact, "passed": self.passed}
@@ -147,16 +152,15 @@ SCALES = {"a step that overflows": 2.0**120, "the loss scale grows": 2.0**10}  #
 
 def scaled_step(built, batch, scale):
     """Of a step of float16 from that scale, the 2000th since it changed: what it makes of scale and counts, and what moves."""
-    trained = {name: w for name, w in built.weights.items() if w.trainable}
-    trained |= {name: moment for name, moment in built.state.items() if "/" in name}
-    before, steps = {name: value.numpy() for name, value in trained.items()}, built.state["iterations"].numpy()
+    before = built.values(trained=True) | built.moments()
     built.state["loss_scale"].assign(scale)
     built.state["finite_steps"].assign(1999)
     built.train_step(*batch)
-    after = {"iterations": built.state["iterations"].numpy() - steps, "loss_scale": built.state["loss_scale"].numpy() / scale}
-    after["finite_steps"] = built.state["finite_steps"].numpy()
-    after["moved"] = np.any([(value.numpy() != before[name]).any() for name, value in trained.items()])
-    return {name: np.float64(value) for name, value in after.items()}
+    after = built.values(trained=True) | built.moments()
+    found = {"iterations": after["iterations"] - before["iterations"], "loss_scale": after["loss_scale"] / scale}
+    found["finite_steps"] = after["finite_steps"]
+    found["moved"] = np.any([(after[name] != before[name]).any() for name in after if "/" in name])  # weights and moments
+    return {name: np.float64(value) for name, value in found.items()}
 
 
 def beside_formulas(options, before, gradients, after, t, rate):
@@ -241,14 +245,12 @@ def compare(case, rung, pair, values, others, allowed):
         return Check(case, rung, words, odd[0], np.inf, 0, 0.0, CONTRACT)
     found = []
     for name, x in values.items():
-        same_type = x.dtype == others[name].dtype
-        far, scale = apart(x, others[name]) if same_type else Apart(np.inf), float(np.abs(x.astype(np.float64)).max(initial=0))
-        bound, reason = allowed(name, scale)
-        over = far.difference / (bound or np.finfo(float).tiny) if far.difference else 0.0
-        found.append((over, far.difference, bound, Check(case, rung, words, name, far.difference, far.ulp, bound, reason)))
+        far = apart(x, others[name]) if x.dtype == others[name].dtype else Apart(np.inf)
+        bound, reason = allowed(name, float(np.abs(x.astype(np.float64)).max(initial=0)))
+        found.append(Check(case, rung, words, name, far.difference, far.ulp, bound, reason))
     if not found:
         return Check(case, rung, words, "", 0.0, 0, *allowed("", 0.0))
-    return max(found, key=lambda row: row[:3])[-1]
+    return max(found, key=lambda check: (check.over, check.difference, check.tolerance))
 
 
 def climb(case, batches, seen=None, explained=None):
