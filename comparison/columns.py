@@ -16,6 +16,7 @@ from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable, weight_shapes
 from comparison import own
 
+import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +160,7 @@ class Built:
             values, moments, _ = load_checkpoint(baton, self.config.network)
             self.start(values)
             assign_weights(self.state, moments)
-        losses = [self.train_step(*batch).numpy() for batch in batches]
+        losses = [np.asarray(self.train_step(*batch)) for batch in batches]
         if baton:
             save_checkpoint(baton, self.weights, self.state, **about)
         return losses

@@ -83,10 +83,10 @@ def collect_one(implementation, config, *arguments):
 
     program = "train_step" if len(arguments) == 2 else "forward"
     # StableHLO is made of what goes to XLA, the others are as it trains
-    run, compiled = (getattr(columns.Built(implementation, config.replace(jit=jit)), program) for jit in (False, True))
+    traced, compiled = (getattr(columns.Built(implementation, config.replace(jit=jit)), program) for jit in (False, True))
     with context.collect_graphs(optimized=True) as optimized:  # it sees a graph only when that is run first
-        run(*arguments)
-    graph, to_xla = (function.get_concrete_function(*arguments).graph for function in (run, compiled))
+        traced(*arguments)
+    graph, to_xla = (function.get_concrete_function(*arguments).graph for function in (traced, compiled))
     return graph, optimized, to_xla, compiled.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
 
 
@@ -131,7 +131,7 @@ def run(config, args):
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, {reference} - {name}: {verdict}")
-    record |= print_sizes(config, images.shape[1:3])
+    record |= print_sizes(config, tuple(images.shape[1:3]))
     write_text(path, json.dumps(record, indent=2) + "\n")
     print(f"written to {path}" + (f"; the StableHLO texts to {args.save}/" if args.save else ""))
     return same
