@@ -1,6 +1,7 @@
 """The scripts as a user runs them: every train script end to end, compare.py, and what bad input gets."""
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -104,6 +105,7 @@ def test_compare_parity_climbs(tmp_path, capsys):
     assert len({case.title for case in every}) == len(every) == 27
     some = [c for c in every if (c.config.training.jit, c.config.network.precision) in ((False, "bfloat16"), (True, "float32"))]
     some = [c for c in some if c.exact == (c.config.network.precision == "bfloat16")]
+    some = [dataclasses.replace(c, beside=c.beside[::2]) if c.config.training.jit else c for c in some]  # XLA takes its time
     assert parity.climb_all(some, tmp_path / "parity.json")
     record = json.loads((tmp_path / "parity.json").read_text())
     assert [*record["losses"]] == [

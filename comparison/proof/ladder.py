@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import sys
 
 from common.config import Config, UserError
 from common.device import be_deterministic, tf
@@ -39,7 +40,7 @@ class Check:
     @property
     def over(self):
         """How many times as large as it may be."""
-        return self.difference and self.difference / (self.tolerance or np.finfo(float).tiny)
+        return self.difference and self.difference / (self.tolerance or sys.float_info.min)
 
     def as_dict(self):
         """For JSON, which knows no infinity: None where nothing can be claimed, or where nothing could be compared."""
