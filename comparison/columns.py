@@ -11,10 +11,12 @@ import types
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import IMPLEMENTATIONS, UserError  # noqa: F401
 from common.weights import assign_weights, fold_batch_norm, initial_weights, is_trainable, weight_shapes
 from comparison import own
 
+import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +146,24 @@ class Built:
     def values(self, trained=None):
         """Canonical name -> array. trained: of what is trained alone, or of what is not."""
         return {name: w.numpy() for name, w in self.weights.items() if trained in (None, is_trainable(name))}
+
+    def moments(self):
+        """Of the optimizer, as `state`: canonical name -> array."""
+        return {name: value.numpy() for name, value in self.state.items()}
+
+    def carry_on(self, batches, baton=None, **about):
+        """A step for each of `batches`, from the checkpoint `baton` on if it is there, which is then replaced. -> losses
+
+        about: what the new checkpoint says of itself.
+        """
+        if baton and baton.exists():
+            values, moments, _ = load_checkpoint(baton, self.config.network)
+            self.start(values)
+            assign_weights(self.state, moments)
+        losses = [np.asarray(self.train_step(*batch)) for batch in batches]
+        if baton:
+            save_checkpoint(baton, self.weights, self.state, **about)
+        return losses
 
     def folded(self):
         """The same for inference: each batch normalization a part of the convolution before it."""

@@ -1,5 +1,6 @@
 """Planted faults: the ladder must fail on each, and the finder must name the layer or the term where it sits."""
 
+import functools
 from types import SimpleNamespace
 
 import highlevel.model
@@ -120,20 +121,23 @@ def bias_of_the_head_summed_twice(monkeypatch):
     monkeypatch.setattr(lowlevel.model.UNet, "conv2d", conv2d)
 
 
-def other_constant(**changes):
-    def plant(monkeypatch):
-        load = columns.load
+def in_keras(name, wrong):
+    """Plants `wrong(right function)` in the place of a function of keras_impl."""
 
+    def plant(monkeypatch, load=columns.load):
         def load_wrong(implementation):
             code = load(implementation)
             if implementation == "keras_impl":
-                right = code.make_optimizer
-                code.make_optimizer = lambda model, config: right(model, config.replace(**changes))
+                setattr(code, name, wrong(getattr(code, name)))
             return code
 
         monkeypatch.setattr(columns, "load", load_wrong)
 
     return plant
+
+
+def other_constant(**changes):
+    return in_keras("make_optimizer", lambda right: lambda model, config: right(model, config.replace(**changes)))
 
 
 FAULTS = [
@@ -153,6 +157,25 @@ FAULTS = [
 ]
 
 
+@functools.cache
+def clean(name, case):
+    """(what a column without a fault makes of the case, its batches); asked for before the fault is planted."""
+    batches = [random_batch(case.config, 16, 16, n=4, seed=k) for k in range(2)]
+    return ladder.observe(name, case, batches), batches
+
+
+def climb_with(plant, monkeypatch, column="lowlevel", exact=True, steps=3, **options):
+    """-> (checks, the finder's words), of the column in which `plant` puts a fault, and of another."""
+    config = Config.of(**{**dict(filters=4, depth=1, batch_norm="explicit"), **(EXACT_CONSTANTS if exact else {}), **options})
+    beside = ("lowlevel", "keras_impl" if column == "lowlevel" else column)
+    case = Case("planted", config, steps, exact, beside=beside)
+    (other,) = {*beside} - {column}
+    rungs, batches = clean(other, case)
+    plant(monkeypatch)
+    checks, _, first = ladder.climb(case, batches, {other: rungs})
+    return checks, first
+
+
 @pytest.mark.parametrize("exact", [pytest.param(False, marks=pytest.mark.slow), True], ids=["as-written", "to-the-last-bit"])
 @pytest.mark.parametrize(
     ("plant", "options", "found"),
@@ -162,18 +185,13 @@ FAULTS = [
     ],
 )
 def test_planted_fault_is_named(plant, options, found, exact, monkeypatch):
-    constants = EXACT_CONSTANTS if exact else {}
-    config = Config.of(filters=4, depth=1, batch_norm="explicit", **{**constants, **options})
-    case = Case("planted", config, steps=3, exact=exact)
-    batches = [random_batch(config, 16, 16, n=4, seed=k) for k in range(2)]
-    plant(monkeypatch)
-    checks, _, first = ladder.climb(case, batches)
+    column = {dropout_left_on: "highlevel"}.get(plant, "keras_impl" if plant.__name__ == "plant" else "lowlevel")
+    checks, first = climb_with(plant, monkeypatch, column, exact, **options)
     assert not all(check.passed for check in checks), "the ladder does not see the fault"
     assert first.split(": ", 1)[1].startswith(found), first
 
 
-def test_a_structural_fault_is_a_failed_check(monkeypatch):
-    """A layer too many raises where the weights are assigned; the ladder reports it like any other difference."""
+def a_layer_too_many(monkeypatch):
     double_conv = highlevel.model.UNet.double_conv
 
     def with_layer(self, x, filters, name, training):
@@ -181,15 +199,20 @@ def test_a_structural_fault_is_a_failed_check(monkeypatch):
         return highlevel.model.layers.conv2d(x, x.shape[-1], 1, name=f"{name}/extra") if name == "down1" else x
 
     monkeypatch.setattr(highlevel.model.UNet, "double_conv", with_layer)
-    config = Config.of(filters=2, depth=1, **EXACT_CONSTANTS)
-    checks, _, first = ladder.climb(Case("planted", config, 1), [random_batch(config)])
+
+
+def test_a_structural_fault_is_a_failed_check(monkeypatch):
+    """A layer too many raises where the weights are assigned; the ladder reports it like any other difference."""
+    checks, first = climb_with(a_layer_too_many, monkeypatch, "highlevel")
     assert [check.passed for check in checks] == [False] and first.startswith("highlevel: ") and "down1/extra" in first
 
 
-def test_an_operation_too_many_is_named(monkeypatch):
+def a_relu_too_many(monkeypatch):
     monkeypatch.setattr(lowlevel.model, "tf", Patched(tf, nn=Patched(tf.nn, elu=lambda x: tf.nn.relu(tf.nn.elu(x)))))
-    config = Config.of(filters=2, depth=1, **EXACT_CONSTANTS)
-    checks, _, first = ladder.climb(Case("planted", config, 1), [random_batch(config)])
+
+
+def test_an_operation_too_many_is_named(monkeypatch):
+    checks, first = climb_with(a_relu_too_many, monkeypatch)
     assert not all(check.passed for check in checks)
     assert "lowlevel: behind down0/act1, as far as all is well, comes act, where down0/conv2 should be (conv)" in first, first
 
@@ -228,16 +251,9 @@ def test_one_thread_and_large_images_agree(size):
 
 def test_a_second_moment_that_stands_still_is_seen(monkeypatch):
     """v is as small as a square: beside m, or the count of the steps, anything would be within rounding."""
-    load = columns.load
-
-    def load_wrong(implementation):
-        code = load(implementation)
-        if implementation == "keras_impl":
-            right = code.named_state
-            code.named_state = lambda *of: {k: tf.zeros_like(v) if k.endswith("/v") else v for k, v in right(*of).items()}
-        return code
-
-    monkeypatch.setattr(columns, "load", load_wrong)
-    config = Config.of(filters=2, depth=1)
-    checks, _, _ = ladder.climb(Case("planted", config, 1, exact=False), [random_batch(config)])
+    still = in_keras(
+        "named_state",
+        lambda right: lambda *of: {name: tf.zeros_like(v) if name.endswith("/v") else v for name, v in right(*of).items()},
+    )
+    checks, _ = climb_with(still, monkeypatch, "keras_impl", exact=False, steps=1)
     assert {check.rung for check in checks if not check.passed} >= {"v beside its formula"}

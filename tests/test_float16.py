@@ -1,6 +1,6 @@
 """float16: gradients below 6e-8 are 0 there, so the loss is scaled, by the same schedule in all three."""
 
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import load_checkpoint
 from common.config import Config, Size, UserError
 from common.weights import assign_weights
 from comparison import columns
@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 SMALL = Config.of(filters=2, depth=1, batch_size=4, precision="float16", image_size=Size(16, 16))
+slow = pytest.mark.slow
 SCHEDULE = ("iterations", "loss_scale", "finite_steps")
 
 
@@ -79,38 +80,40 @@ def test_a_planted_fault_is_seen(monkeypatch):
             monkeypatch.setattr("lowlevel.train.LossScaled", Careless)
         return code
 
-    checks, _, _ = ladder.climb(Case("test", SMALL.replace(**EXACT_CONSTANTS), steps=1), [random_batch(SMALL, 16, 16)])
+    case = Case("test", SMALL.replace(**EXACT_CONSTANTS), steps=1, beside=("lowlevel", "keras_impl"))
+    batches = [random_batch(SMALL, 16, 16)]
+    seen = {name: ladder.observe(name, case, batches) for name in case.beside}
+    checks, _, _ = ladder.climb(case, batches, seen)
     assert {*ladder.SCALES} <= {check.rung for check in checks} and all(check.passed for check in checks)
     monkeypatch.setattr(columns, "load", load)
-    checks, _, _ = ladder.climb(Case("test", SMALL.replace(**EXACT_CONSTANTS), steps=1), [random_batch(SMALL, 16, 16)])
+    checks, _, _ = ladder.climb(case, batches, {"keras_impl": seen["keras_impl"]})
     assert {check.rung for check in checks if not check.passed} == {*ladder.SCALES}
 
 
-@pytest.mark.parametrize("writer", IMPLEMENTATIONS)
-def test_a_checkpoint_holds_the_schedule(writer, tmp_path):
+def test_a_checkpoint_holds_the_schedule(tmp_path):
     """Saved two steps before the scale grows, any of the three goes on from it, to the last bit."""
     config = SMALL.replace(**EXACT_CONSTANTS)
-    batches, path = [random_batch(config, 16, 16, seed=k) for k in range(4)], tmp_path / "half.safetensors"
-    whole = Built(writer, config, exact.load(writer))
-    whole.state["finite_steps"].assign(1996)
-    for batch in batches[:2]:
-        whole.train_step(*batch)
-    save_checkpoint(path, whole.weights, whole.state)
-    for batch in batches[2:]:
-        whole.train_step(*batch)
-    assert float(whole.state["loss_scale"].numpy()) == 2**16
-    for reader in IMPLEMENTATIONS:
-        weights, state, _ = load_checkpoint(path, config.network)
-        built = Built(reader, config, exact.load(reader))
-        assign_weights(built.weights, weights)
-        assign_weights(built.state, state)
-        for batch in batches[2:]:
-            built.train_step(*batch)
-        for name, value in {**built.weights, **built.state}.items():
-            np.testing.assert_array_equal(value.numpy(), {**whole.weights, **whole.state}[name].numpy(), err_msg=name)
+    batches = [random_batch(config, 16, 16, seed=k) for k in range(4)]
+    built = {name: Built(name, config, exact.load(name)) for name in IMPLEMENTATIONS}
+    fresh = {name: each.moments() for name, each in built.items()}
+    for writer, whole in built.items():
+        whole.start()
+        assign_weights(whole.state, fresh[writer] | {"finite_steps": np.int64(1996)})
+        whole.carry_on(batches[:2], path := tmp_path / f"{writer}.safetensors")
+        whole.carry_on(batches[2:])
+        ended = whole.values() | whole.moments()
+        assert float(ended["loss_scale"]) == 2**16
+        for reader in built.values():
+            saved = path.read_bytes()
+            reader.carry_on(batches[2:], path)
+            path.write_bytes(saved)
+            for name, value in (reader.values() | reader.moments()).items():
+                np.testing.assert_array_equal(value, ended[name], err_msg=name)
 
 
+@pytest.mark.parametrize("implementation", [*(pytest.param(name, marks=slow) for name in IMPLEMENTATIONS[:2]), "keras_impl"])
 def test_a_run_goes_on(implementation, tmp_path):
+    """By `fit`, whose optimizer is wrapped once more; the others' state is in the test above."""
     options = ["--precision", "float16", "--dropout", "0.3"]
     train(tmp_path / "whole", *options, implementation=implementation)
     train(tmp_path / "half", *options, "--epochs", "1", implementation=implementation)
@@ -123,7 +126,7 @@ def test_a_run_goes_on(implementation, tmp_path):
         train(tmp_path / "other", "--checkpoint", last, "--dropout", "0.3", implementation=implementation)
 
 
-@pytest.mark.slow
+@slow
 def test_the_curves_lie_on_each_other(tmp_path):
     """The default training, made small: what 16 bits leave out does not decide what is learnt."""
     losses = {}
@@ -152,7 +155,7 @@ def on_two_devices(implementation):
     return found
 
 
-@pytest.mark.slow
+@slow
 def test_devices_leave_a_step_out_together(implementation):
     """Keras's LossScaleOptimizer asks the first replica alone: a weight would become infinite."""
     found = columns.call(on_two_devices, implementation, implementation)

@@ -42,7 +42,7 @@ def check_agreement(case, n, larger):
     rungs = {name: outside.observe(name, case, weights, batches) for name in columns.IMPLEMENTATIONS}
     right, close = outside.right_within(case, weights, batches)
     unit, first = rounding.of_a_sum(case.config.network.precision), [batch[:2] for batch in batches]
-    explained = rounding.explained(ladder.observe, case, first, weights, unit)
+    explained = rounding.explained(ladder.observe_eagerly, case, first, weights, unit)
     for rung in rungs["lowlevel"]:
         for pair in itertools.combinations(rungs, 2):
             allowed = functools.partial(bound, rung, pair, case, explained[rung])

@@ -1,13 +1,11 @@
 """The network itself: its size, its shapes, its mathematics, and that the three are one."""
 
-import itertools
-
 from common import shapes
 from common.config import Config
 from common.losses import dice_loss, probabilities
 from common.metrics import predicted_classes, scores
 from common.padding import any_size
-from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
+from common.weights import assign_weights, is_trainable, weight_shapes
 from comparison import columns
 from comparison.proof import ladder
 from comparison.proof.apart import difference
@@ -35,8 +33,6 @@ def random_batch(config, height=32, width=32, n=2, seed=0):
         # 2(2*2 + 2*4 + 2*2) = 32. Without normalization a bias per channel instead: 16.
         (Config.of(filters=2, depth=1), 378 + 34 + 3 + 32),
         (Config.of(filters=2, depth=1, batch_norm="none"), 378 + 34 + 3 + 16),
-        # The original network, 64 filters, two classes: 31,030,658 by the same count, as others who publish it report.
-        (Config.of(filters=64, batch_norm="none", classes=2), 31_030_658),
         (Config(), 1_942_289),
     ],
 )
@@ -54,7 +50,7 @@ PARITY = [
     pytest.param(Config.of(filters=4), (32, 32), marks=slow),
     pytest.param(Config.of(filters=4, depth=2, batch_norm="explicit"), (32, 32), marks=slow),
     pytest.param(Config.of(filters=4, batch_norm="none", optimizer="sgd"), (32, 32), marks=slow),
-    (Config.of(filters=4, depth=2, channels=3), (36, 20)),
+    pytest.param(Config.of(filters=4, depth=2, channels=3), (36, 20), marks=slow),
     (Config.of(filters=4, depth=1, channels=3, classes=4, batch_norm="explicit", activation="relu"), (2, 4)),
     pytest.param(Config.of(filters=4, depth=3, classes=4, batch_norm="explicit"), (40, 48), marks=slow),
     (Config.of(filters=4, depth=2, padding="valid", batch_norm="none", activation="relu", classes=2), (56, 48)),
@@ -72,40 +68,6 @@ def test_parity(config, size):
     margin = shapes.margin(config.network.depth, config.network.padding)
     logits = columns.load("lowlevel").UNet(config.network)(batches[0][0])
     assert logits.shape == (2, size[0] - margin, size[1] - margin, config.network.classes)
-
-
-@pytest.mark.slow  # tests/test_scripts.py and tests/test_finder.py plant such faults too
-@pytest.mark.parametrize("name", ["up0/deconv/bias", "down0/conv1/kernel", "head/kernel", "down1/bn2/gamma"])
-def test_parity_finds_one_perturbed_weight(name, monkeypatch):
-    """The negative control: a tolerance that lets this pass would let anything pass."""
-    load = columns.load
-
-    def load_perturbed(implementation):
-        code = load(implementation)
-        if implementation == "highlevel":
-            network = code.UNet
-
-            def perturbed(config):
-                model = network(config)
-                if config.network.batch_norm == "none":  # the folded one, from weights that are perturbed already
-                    return model
-                weight = code.named_weights(model)[name]
-                value = initial_weights(config.network)[name]
-                value.flat[0] += 1e-4
-                monkeypatch.setattr(ladder, "initial_weights", lambda network: initial_weights(network) | {name: value})
-                weight.assign(value)
-                return model
-
-            code.UNet = perturbed
-        else:
-            monkeypatch.setattr(ladder, "initial_weights", initial_weights)
-        return code
-
-    monkeypatch.setattr(columns, "load", load_perturbed)
-    config = Config.of(filters=4, depth=1)
-    checks, _, _ = ladder.climb(Case("test", config, steps=1), [random_batch(config)])
-    failed = {check.pair for check in checks if not check.passed}
-    assert failed == {"lowlevel - highlevel", "highlevel - keras_impl"}
 
 
 def test_difference_sees_shapes_names_and_nan():
@@ -140,7 +102,7 @@ def test_any_size_gives_logits_of_the_right_size(implementation, padding, too_sm
     config = Config.of(filters=2, depth=2, padding=padding)
     model = columns.load(implementation).UNet(config.network)
     least, margin = shapes.min_size(config.network), shapes.margin(2, padding)
-    for height, width in itertools.product(range(least, least + 4), (least, least + 3)):
+    for height, width in ((least, least + 3), (least + 1, least + 2), (least + 2, least + 1), (least + 3, least)):
         logits = any_size(model, tf.zeros([1, height, width, 1]), config.network)
         assert logits.shape == (1, height - margin, width - margin, 1)
     words = f"is 64x{too_small} pixels, but 2 poolings with '{padding}' padding need at least {too_small + 1}"
@@ -174,38 +136,7 @@ def test_inference_leaves_no_trace(implementation):
         np.testing.assert_array_equal(w.numpy(), before[name], err_msg=name)
 
 
-def test_dropout_drops_in_training(implementation):
-    config = Config.of(filters=2, depth=1, dropout=0.5, batch_norm="none")
-    model = columns.load(implementation).UNet(config.network)
-    images, _ = random_batch(config)
-    assert np.abs(model(images, training=True) - model(images, training=True)).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("implementation", "optimizer", "learning_rate"),
-    [*((name, "adam", 0.01) for name in columns.IMPLEMENTATIONS), ("lowlevel", "sgd", 0.2)],
-)  # tests/test_training.py has a step of SGD in each
-def test_training_lowers_the_loss(implementation, optimizer, learning_rate):
-    config = Config.of(filters=4, depth=1, optimizer=optimizer, learning_rate=learning_rate)
-    code = columns.load(implementation)
-    images = random_batch(config)[0]
-    masks = tf.cast(images > 0.5, tf.float32)
-    step = code.make_train_step(code.UNet(config.network), config)
-    losses = [float(step(images, masks)) for _ in range(30)]
-    assert losses[-1] < 0.5 * losses[0]
-
-
 # --- loss and metrics ---
-
-
-def test_dice_by_hand():
-    # One image of 2 x 2: g = 1 1 0 0, p = 1/2 1/2 1/2 1/2: 1 - (2 * 1 + 1) / (2 + 2 + 1)
-    masks = tf.constant([1.0, 1.0, 0.0, 0.0], shape=[1, 2, 2, 1])
-    np.testing.assert_allclose(dice_loss(masks, tf.zeros([1, 2, 2, 1])), 1 - 3 / 5, rtol=1e-6)
-    # Per image, then the mean: an empty mask predicted empty counts as perfect, not as nothing.
-    masks = tf.concat([masks, tf.zeros([1, 2, 2, 1])], 0)
-    logits = tf.concat([tf.zeros([1, 2, 2, 1]), tf.fill([1, 2, 2, 1], -100.0)], 0)
-    np.testing.assert_allclose(dice_loss(masks, logits), (2 / 5 + 0) / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])

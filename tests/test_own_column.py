@@ -1,5 +1,8 @@
 """A column of the reader's own: the exercises, the three examples beside them, and what is said of one that is wrong."""
 
+import dataclasses
+import functools
+import json
 import shutil
 import sys
 
@@ -40,10 +43,17 @@ def copy(tmp_path):
     return make
 
 
+@functools.cache
+def beside(case):
+    """(batches, what lowlevel makes of them, what rounding explains)"""
+    batches = [[x.numpy() for x in random_batch(case.config, 16, 16, seed=k)] for k in range(2)]
+    return batches, {"lowlevel": ladder.observe("lowlevel", case, batches)}, ladder.rounded(case, batches)
+
+
 def climb(folder, exact=True, steps=2, **options):
     """-> (checks, what the finder says), beside lowlevel alone."""
-    case = Case("t", Config.of(**{**TINY, **options}), steps, exact, own=str(folder), beside=("lowlevel",))
-    checks, _, first = ladder.climb(case, [[x.numpy() for x in random_batch(case.config, 16, 16, seed=k)] for k in range(2)])
+    case = Case("t", Config.of(**{**TINY, **options}), steps, exact, own="my_column", beside=("lowlevel",))
+    checks, _, first = ladder.climb(dataclasses.replace(case, own=str(folder)), *beside(case))
     return checks, first
 
 
@@ -181,7 +191,7 @@ def test_reduce_finds_the_smallest(copy, capsys):
     folder = copy("lowlevel", old="x = self.dropout(x, training)", new="pass")
     options = dict(filters=4, depth=2, dropout=0.5, image_size=Size(32, 32), images=8, batch_size=2, clip_norm=0.5)
     case = Case("t", Config.of(**{**TINY, **options}), 3, own=str(folder))
-    reducer.run(case, None)
+    reducer.run(case)
     said = capsys.readouterr().out.splitlines()[-1]
     for words in ("--filters 1", "--depth 1", "--batch-size 1", "--steps 1", "--dropout 0.5"):
         assert words in said, said
@@ -191,12 +201,16 @@ def test_reduce_finds_the_smallest(copy, capsys):
 # --- the mutants ---
 
 
-def test_mutants_are_planted_by_the_hundred_and_one_is_caught_and_named(tmp_path):
+def test_mutants_are_planted_by_the_hundred_and_one_is_caught_and_named(tmp_path, capsys):
     every = mutants.every_mutant()
     assert len(every) > 500 and len({mutant.source for mutant in every}) > 500
     (chosen,) = [mutant for mutant in every if "tf.reduce_max(" in mutant.change]
     monkey = {"explicit, dropout, clipped": mutants.WAYS["explicit, dropout, clipped"]}
     found = mutants.judge(chosen, tmp_path / "mutant_0", {}, {}, monkey)
     assert found["ladder"] and found["numpy"] and mutants.is_named(chosen, found["ladder"][2]), found
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps([{**chosen._replace(source="")._asdict(), **found}]))
+    mutants.main(["--report", str(file)])
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["all", *"11111"], "planted, caught, named; planted, caught"
     with pytest.raises(UserError, match="--only"):
         mutants.main(["--only", "no such place"])

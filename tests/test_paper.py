@@ -5,7 +5,7 @@ from common.cli import make_parser, parse, read_config
 from common.config import Config
 from common.weights import is_trainable
 from comparison import columns
-from comparison.proof.summary import layers
+from comparison.proof.graph import layers
 from tests.conftest import IMPLEMENTATIONS
 from training.report import read_history
 

@@ -24,6 +24,7 @@ from training.hosts import environment, free_addresses, with_cluster
 import numpy as np
 import pytest
 
+STEPS = 2
 TINY = dict(filters=2, depth=1, image_size=Size(16, 16), batch_size=4, images=20)
 OPTIONS = "--filters 2 --depth 1 --image-size 16 --batch-size 4 --images 20".split()
 
@@ -39,7 +40,7 @@ def tell_apart(implementation, with_faults):
     strategies = replicas.start_devices((1, 2))
     hard = replicas.WAYS["explicit, class weights, clipped, dropout"]
     config = Config.of(**{**TINY, **hard, "weight_map": True})
-    alone = replicas.train(implementation, config, range(3), strategies[1])
+    alone = replicas.train(implementation, config, range(STEPS), strategies[1])
     share, total = devices.share_of_loss, devices.total
     faults = {
         "moments of each device": {"moments": lambda x: tf.nn.moments(x, [0, 1, 2])},
@@ -54,17 +55,17 @@ def tell_apart(implementation, with_faults):
     def apart(found, wanted):
         return max(difference(found[rung], wanted[rung])[1] for rung in ("losses", "weights", "moving statistics"))
 
-    results = {"": apart(replicas.train(implementation, config, range(3), strategies[2]), alone)}
+    results = {"": apart(replicas.train(implementation, config, range(STEPS), strategies[2]), alone)}
     for fault, patches in faults.items() if with_faults else ():
         with mock.patch.multiple(devices, **patches):
-            results[fault] = apart(replicas.train(implementation, config, range(3), strategies[2]), alone)
+            results[fault] = apart(replicas.train(implementation, config, range(STEPS), strategies[2]), alone)
     if with_faults or implementation == "lowlevel":
         fused = Config.of(**TINY)
-        by_rows = replicas.train_by_rows(implementation, fused, 3, 2)
-        results["fused"] = apart(replicas.train(implementation, fused, range(3), strategies[2]), by_rows)
+        by_rows = replicas.train_by_rows(implementation, fused, STEPS, 2)
+        results["fused"] = apart(replicas.train(implementation, fused, range(STEPS), strategies[2]), by_rows)
     if with_faults:
         with mock.patch.object(devices, "scope", lambda strategy: strategy.scope()):
-            found = replicas.train(implementation, fused, range(3), strategies[2])
+            found = replicas.train(implementation, fused, range(STEPS), strategies[2])
         results["statistics of the first device"] = apart(found, by_rows)
     return results
 
@@ -79,7 +80,7 @@ def told_apart(implementation, with_faults):
 )
 def test_two_devices_train_as_one(implementation):
     results = told_apart(implementation, with_faults=False)
-    assert results[""] <= 1e-13, "sums in another order, 3 steps in float64"
+    assert results[""] <= 1e-13, "sums in another order, in float64"
     assert results.get("fused", 0.0) <= 1e-5, "float32; the statistics of each device, and then their mean"
 
 
@@ -224,7 +225,7 @@ def test_hosts_with_other_options_are_told(tmp_path):
 def test_folds_side_by_side_are_folds_one_after_the_other(implementation, tmp_path):
     for devices in ("1", "2"):
         train(implementation, tmp_path / devices, "--folds", "3", "--epochs", "2", "--devices", devices)
-    for k in range(3):
+    for k in range(STEPS):
         one, two = (weights_of(tmp_path / devices / f"fold{k}") for devices in ("1", "2"))
         for name in one:
             np.testing.assert_array_equal(two[name], one[name], err_msg=name)

@@ -1,5 +1,6 @@
 """How far are two arrays apart?"""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Apart(NamedTuple):
         return self.difference and self.difference / (self.scale or np.finfo(float).tiny)
 
     def __str__(self):
-        return f"{self.relative:.0e} {self.ulp} ulp" if self.relative else "0"
+        return f"{self.relative:.0e}" + f" {self.ulp} ulp" * (self.ulp < 1e4) if self.relative else "0"
 
 
 def head(pair):
@@ -71,3 +72,14 @@ def differs(x, y, allowed, share=0.0):
     if x.shape != y.shape or not x.size:
         return x.shape != y.shape
     return not np.quantile(distances(x, y), 1 - share) <= allowed * np.abs(x.astype(np.float64)).max()
+
+
+def print_by_layer(columns, rows):
+    """A row for each name, under its rung. columns: their titles. rows: {(rung, name): [cells, of one more column]}."""
+    width = max(len(name) for _, name in rows) + 3
+    print(f"{'':<{width}}" + "".join(f"{title:>20}" for title in columns[:-1]) + f"  {columns[-1]}")
+    for rung, keys in itertools.groupby(rows, key=lambda key: key[0]):
+        print(rung)
+        for key in keys:
+            *cells, last = rows[key]
+            print(f"  {key[1]:<{width - 2}}" + "".join(f"{cell!s:>20}" for cell in cells) + f"  {last}".rstrip(), flush=True)

@@ -2,14 +2,12 @@
 
 import itertools
 
-from common.pictures import save_figure, styled
+from common.device import be_deterministic
 from common.weights import initial_weights
 from comparison import columns
 from comparison.proof import exact, finder
-from comparison.proof.apart import apart, head
-
-import numpy as np
-from matplotlib.figure import Figure
+from comparison.proof.apart import apart, head, print_by_layer
+from comparison.proof.ways import prepare
 
 
 def look(implementation, case, batches, weights):
@@ -44,41 +42,22 @@ def print_table(title, rows):
 
     Behind it, where the largest lies. rows: of `compare`.
     """
-    pairs = list(next(iter(rows.values())))
-    print(f"\n{title}\n{'':<22}" + "".join(f"{head(pair):>19}" for pair in pairs) + "  the largest at")
-    for rung, layers in itertools.groupby(rows, key=lambda key: key[0]):
-        print(rung)
-        for key in layers:
-            cells = [f"{f'{a} {100 * a.share:.0f}%' if a.relative else '0':>19}" for a in rows[key].values()]
-            worst = max(rows[key].values(), key=lambda a: a.relative)
-            print(f"  {key[1]:<20}{''.join(cells)}{f'  {list(worst.where)}' if worst.where else ''}", flush=True)
+    print(f"\n{title}")
+    found = {}
+    for key, pairs in rows.items():
+        worst = max(pairs.values(), key=lambda a: a.relative)
+        found[key] = [f"{a} {100 * a.share:.0f}%" if a.relative else "0" for a in pairs.values()]
+        found[key].append(list(worst.where) if worst.where else "")
+    print_by_layer([*map(head, next(iter(rows.values()))), "the largest at"], found)
 
 
-@styled
-def draw(tables, path):
-    """Layers down, pairs across, a panel for each rung; 0, which has no logarithm, is white and marked.
-
-    The colour is log10 of the largest difference over the layer's largest value. tables: title -> rows of `compare`.
-    """
-    layers = {}
-    for rung, name in next(iter(tables.values())):
-        layers.setdefault(rung, []).append(name)
-    across = [(title, pair) for title, rows in tables.items() for pair in next(iter(rows.values()))]
-    figure = Figure(figsize=(14, 0.15 * max(map(len, layers.values())) + 3), layout="constrained")
-    axes = figure.subplots(1, len(layers))
-    for axis, (rung, names) in zip(axes, layers.items()):
-        values = np.array([[tables[title][rung, name][pair].relative for title, pair in across] for name in names])
-        shown = np.log10(np.where(values > 0, values, np.nan))
-        image = axis.imshow(shown, cmap="cividis", vmin=-16, vmax=0, aspect="auto", interpolation="nearest")
-        for row, column in np.argwhere(values == 0):
-            axis.text(column, row, "0", ha="center", va="center", fontsize=6, color="0.5")
-        axis.set_title(rung, fontsize=10)
-        axis.set_xticks(range(len(across)), [f"{pair}, {title.split(', ')[-1]}" for title, pair in across], fontsize=7)
-        axis.tick_params(axis="x", rotation=90)
-        axis.set_yticks(range(len(names)), names, fontsize=6)
-        for k in range(3, len(across), 3):  # between the tiers
-            axis.axvline(k - 0.5, color="0.5", lw=0.5)
-    label = "log10 of the largest difference, over the layer's largest value; white: 0"
-    figure.colorbar(image, ax=axes, shrink=0.6).set_label(label, fontsize=8)
-    figure.suptitle(" | ".join(tables), fontsize=8)
-    save_figure(figure, path)
+def run(todo):
+    """`compare.py parity --layers`: the first of the cases `todo` in each tier. Returns: whether there is one."""
+    batches, found = {}, [case for case in todo if not case.config.training.jit]
+    for exact_tier in (False, True):  # determinism cannot be switched off again
+        for case in [case for case in found if case.exact == exact_tier][:1]:
+            if exact_tier:
+                be_deterministic()
+            case, examples = prepare(case, batches)
+            print_table(case.title, compare(case, examples))
+    return bool(found)

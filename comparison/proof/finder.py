@@ -140,7 +140,7 @@ def locate(a, b, case, batches, initial=None):
                 probe.optimizer.learning_rate.assign(config.training.learning_rate / 2)
         losses = [np.asarray(probe.train_step(*batches[k % len(batches)])) for probe in probes]
         weights, others = (probe.values() for probe in probes)
-        state, other_state = ({name: v.numpy() for name, v in probe.state.items()} for probe in probes)
+        state, other_state = (probe.moments() for probe in probes)
         for name, x in state.items():
             if differs(x, other_state[name], of_moments, share):
                 slot = {"m": "m, the mean of the gradients (beta_1, momentum)", "v": "v, the mean of their squares (beta_2)"}

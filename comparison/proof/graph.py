@@ -6,11 +6,12 @@ import math
 import re
 from pathlib import Path
 
+from common.layers import table
 from common.output import write_text
-from common.weights import is_trainable, weight_shapes
+from common.shapes import margin
+from common.weights import is_trainable
 from comparison import columns
 from comparison.benchmark.roofline import convolution_flops
-from comparison.proof.summary import print_summary
 
 # The operations of StableHLO that hold the mathematics of a U-Net: convolutions and their gradients, poolings (a
 # reduction over windows) and theirs (a selection and a scatter), sums and means, concatenations, activations (ELU has an
@@ -73,39 +74,20 @@ def count(graphs):
     return collections.Counter(node.op for node in nodes if node.op not in NO_WORK)
 
 
-def stages(function, *arguments):
-    """(the graph as traced, the optimized graphs) of a function, which is run for this."""
+def collect_one(implementation, config, *arguments):
+    """(its graph as traced, its optimized graphs, the graph that goes to XLA, its StableHLO text) of one program.
+
+    arguments: (images, masks) for the train step, (images,) for the forward pass; they are run for this.
+    """
     from tensorflow.python.eager import context  # no public function gives the optimized graphs
 
+    program = "train_step" if len(arguments) == 2 else "forward"
+    # StableHLO is made of what goes to XLA, the others are as it trains
+    traced, compiled = (getattr(columns.Built(implementation, config.replace(jit=jit)), program) for jit in (False, True))
     with context.collect_graphs(optimized=True) as optimized:  # it sees a graph only when that is run first
-        function(*arguments)
-    return function.get_concrete_function(*arguments).graph, optimized
-
-
-def stablehlo(function, *arguments):
-    """The text of what goes to XLA. function: built with `jit`."""
-    return function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
-
-
-def collect(config, images, masks):
-    """(traced, optimized, lowered): (program, implementation) -> counter of operations, the same, StableHLO text."""
-    traced, optimized, lowered = {}, {}, {}
-    for name in columns.IMPLEMENTATIONS:
-        # StableHLO is made of what goes to XLA, the others are as it trains
-        built, compiled = (columns.Built(name, config.replace(jit=jit)) for jit in (False, True))
-        for program, arguments in (("forward", (images,)), ("train step", (images, masks))):
-            attribute = program.replace(" ", "_")
-            graph, graphs = stages(getattr(built, attribute), *arguments)
-            traced[program, name], optimized[program, name] = count([graph.as_graph_def()]), count(graphs)
-            lowered[program, name] = stablehlo(getattr(compiled, attribute), *arguments)
-    return traced, optimized, lowered
-
-
-def collect_one(implementation, config, images, masks):
-    """Of one train step: (its graph as traced, its optimized graphs, the graph that goes to XLA, its StableHLO text)."""
-    graph, optimized = stages(columns.Built(implementation, config.replace(jit=False)).train_step, images, masks)
-    step = columns.Built(implementation, config.replace(jit=True)).train_step
-    return graph, optimized, step.get_concrete_function(images, masks).graph, stablehlo(step, images, masks)
+        traced(*arguments)
+    graph, to_xla = (function.get_concrete_function(*arguments).graph for function in (traced, compiled))
+    return graph, optimized, to_xla, compiled.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
 
 
 SETS = {"jit", "deterministic", "epochs"}
@@ -124,55 +106,81 @@ def run(config, args):
     """
     from data.loader import load_examples, training_batches
 
-    path, save = config.training.run_dir / "graph.json", args.save
+    path = config.training.run_dir / "graph.json"
     config, training, _ = load_examples(config)
     images, masks = next(iter(training_batches(config, training)))
-    traced, optimized, compiled = collect(config, images, masks)
-    for (program, name), text in compiled.items() if save else ():
-        write_text(save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
-    found = {key: operations(text) for key, text in compiled.items()}
-    lowered = {key: collections.Counter(kind for kind, _ in ops) for key, ops in found.items()}
-
     same, record = True, {}
-    for program in ("forward", "train step"):
+    for program, arguments in (("forward", (images,)), ("train step", (images, masks))):
+        counts, mathematics = {"traced": {}, "optimized": {}, "StableHLO": {}}, {}
+        for name in columns.IMPLEMENTATIONS:
+            graph, optimized, _, text = collect_one(name, config, *arguments)
+            if args.save:
+                write_text(args.save / f"{name}-{program.replace(' ', '-')}.stablehlo.txt", text)
+            found = operations(text)
+            counts["traced"][name], counts["optimized"][name] = count([graph.as_graph_def()]), count(optimized)
+            counts["StableHLO"][name] = collections.Counter(kind for kind, _ in found)
+            mathematics[name] = [operation for operation in found if is_mathematics(*operation)]
         print(f"\n{program:<42}" + "".join(f"{name:>14}" for name in columns.IMPLEMENTATIONS))
-        for stage, counters in (("traced", traced), ("optimized", optimized), ("StableHLO", lowered)):
-            side_by_side = [counters[program, name] for name in columns.IMPLEMENTATIONS]
-            print(f"{stage + ', operations':<42}" + "".join(f"{sum(c.values()):>14}" for c in side_by_side))
-            kinds = sorted(set().union(*side_by_side), key=lambda kind: -max(c[kind] for c in side_by_side))
-            shown = [
-                k
-                for k in kinds
-                if len({c[k] for c in side_by_side}) > 1 or k in MATHEMATICS or k.startswith(("Conv2D", "MaxPool"))
-            ]
-            for kind in shown:
-                print(f"    {kind:<38}" + "".join(f"{c[kind]:>14}" for c in side_by_side))
-            record[f"{program}, {stage}"] = {name: counters[program, name] for name in columns.IMPLEMENTATIONS}
+        for stage, of_column in counts.items():
+            print_counts(stage, [*of_column.values()])
+            record[f"{program}, {stage}"] = of_column
         reference, *others = columns.IMPLEMENTATIONS
-        mathematics = {name: [o for o in found[program, name] if is_mathematics(*o)] for name in columns.IMPLEMENTATIONS}
         for name in others:
-            words = compare_sequences(mathematics[reference], mathematics[name])
-            verdict = f"DIFFERENT: {words}" if words else "the same mathematics"
-            ours, theirs = (collections.Counter(mathematics[column]) for column in (reference, name))
-            more = theirs - ours
-            # tf.gradients walks back in another order than a tape, and also to numbers that nobody asks for, which it sums up;
-            # what feeds what, the numbers of `compare.py parity` see
-            if words and not ours - theirs and {kind for kind, _ in more} <= {"reduce"}:
-                words, verdict = "", "the same mathematics, in another order"
-                verdict += "".join(f", and {describe(operation)}" for operation in more)
-            same &= not words
+            is_same, verdict = judge(mathematics[reference], mathematics[name])
+            same &= is_same
             record[f"{program}, {reference} - {name}"] = verdict
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, {reference} - {name}: {verdict}")
-    height, width = images.shape[1:3]
-    print_summary(config, (height, width))
-    parameters = sum(math.prod(s) for n, s in weight_shapes(config.network).items() if is_trainable(n))
-    print(f"\n{parameters:,} trainable parameters", end="")
-    record["parameters"] = parameters
-    forward, training_flops = convolution_flops(config.network, height, width)
-    gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training_flops / 1e9:.3f} in training"
-    print(f"; for an image of {width}x{height} {gflop}", end="")
-    record.update(forward_flops=forward, training_flops=training_flops)
+    record |= print_sizes(config, tuple(images.shape[1:3]))
     write_text(path, json.dumps(record, indent=2) + "\n")
-    print(f"\nwritten to {path}" + (f"; the StableHLO texts to {save}/" if save else ""))
+    print(f"written to {path}" + (f"; the StableHLO texts to {args.save}/" if args.save else ""))
     return same
+
+
+def print_counts(stage, counters):
+    """A row for each kind of operation of which the columns have another number, or that is mathematics."""
+    print(f"{stage + ', operations':<42}" + "".join(f"{counter.total():>14}" for counter in counters))
+    for kind in sorted(set().union(*counters), key=lambda kind: -max(counter[kind] for counter in counters)):
+        found = [counter[kind] for counter in counters]
+        if len(set(found)) > 1 or kind.startswith((*MATHEMATICS, "Conv2D", "MaxPool")):
+            print(f"    {kind:<38}" + "".join(f"{n:>14}" for n in found))
+
+
+def judge(mathematics, others):
+    """-> (whether two lists of operations are the same mathematics, the verdict in words)"""
+    words = compare_sequences(mathematics, others)
+    ours, theirs = collections.Counter(mathematics), collections.Counter(others)
+    # tf.gradients walks back in another order than a tape, and also to numbers that nobody asks for, which it sums up;
+    # what feeds what, the numbers of `compare.py parity` see
+    if words and not ours - theirs and {kind for kind, _ in theirs - ours} <= {"reduce"}:
+        more = "".join(f", and {describe(operation)}" for operation in theirs - ours)
+        return True, f"the same mathematics, in another order{more}"
+    return not words, f"DIFFERENT: {words}" if words else "the same mathematics"
+
+
+def layers(config, size):
+    """[(name, (height, width, channels), trainable parameters)] of every layer for an image of `size`, in order.
+
+    config: with `channels` and `classes`. size: (height, width), at least `shapes.min_size`. The image and the logits have
+    their own sizes, the layers between those of the padded image; activation functions, which change no shape, are left out.
+    """
+    network = config.network
+    logits = (*(n - margin(network.depth, network.padding) for n in size), network.classes)
+    found = [("image", (*size, network.channels), 0)]
+    for layer in table(network, size):
+        if layer.kind != "act":
+            trainable = (shape for part, shape in layer.weights.items() if is_trainable(f"{layer.name}/{part}"))
+            found.append((layer.name, logits if layer.name == "head" else layer.outputs, sum(map(math.prod, trainable))))
+    return found
+
+
+def print_sizes(config, size):
+    """Prints the network as a table, read off the configuration, for an image of `size`, (height, width). -> for JSON"""
+    found = layers(config, size)
+    print(f"\n{'layer':<16}{'height':>8}{'width':>8}{'channels':>10}{'parameters':>14}")
+    for name, (height, width, channels), parameters in found:
+        print(f"{name:<16}{height:>8}{width:>8}{channels:>10}{parameters or '':>14}")
+    total, (forward, training) = sum(parameters for *_, parameters in found), convolution_flops(config.network, *size)
+    gflop = f"{forward / 1e9:.3f} GFLOP of convolutions forward, {training / 1e9:.3f} in training"
+    print(f"\n{total:,} trainable parameters; for an image of {size[1]}x{size[0]} {gflop}")
+    return dict(parameters=total, forward_flops=forward, training_flops=training)

@@ -9,9 +9,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from common.checkpoint import load_checkpoint, save_checkpoint
 from common.device import be_deterministic, tf
-from common.weights import assign_weights
 from comparison import columns, own
 from comparison.proof import exact, ladder, rounding
 
@@ -70,20 +68,14 @@ def looks(built, images):
 
 def resumed(name, case, batches):
     """-> (weights and moments after a step, a checkpoint and a step; the same after two steps without)."""
-    built, after = exact.build(name, case), []
+    built, other = exact.build(name, case), exact.build(name, case)
     built.start(ladder.start_weights(case))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "baton.safetensors"
-        built.train_step(*batches[0])
-        save_checkpoint(path, built.weights, built.state)
-        other = exact.build(name, case)
-        values, moments, _ = load_checkpoint(path, case.config.network)
-        other.start(values)
-        assign_weights(other.state, moments)
-    for each in (other, built):
-        each.train_step(*batches[1 % len(batches)])
-        after.append(each.values() | {key: v.numpy() for key, v in each.state.items()})
-    return after
+        baton = Path(folder) / "baton.safetensors"
+        built.carry_on(batches[:1], baton)
+        other.carry_on(batches[-1:], baton)
+    built.carry_on(batches[-1:])
+    return [each.values() | each.moments() for each in (other, built)]
 
 
 def observe_on(name, case, batches, threads=None):

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import sys
 
-from common.config import UserError
+from common.config import Config, UserError
 from common.device import be_deterministic, tf
 from common.weights import initial_weights, weight_shapes
 from comparison import own
@@ -12,7 +13,7 @@ from comparison.machine import arithmetic
 from comparison.proof import exact, finder, oracle, rounding
 from comparison.proof.apart import Apart, apart
 from comparison.proof.rounding import ROUNDING
-from comparison.proof.ways import Case
+from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
 from safetensors import SafetensorError
@@ -36,10 +37,24 @@ class Check:
     def passed(self):
         return self.difference <= self.tolerance
 
+    @property
+    def over(self):
+        """How many times as large as it may be."""
+        return self.difference and self.difference / (self.tolerance or sys.float_info.min)
+
     def as_dict(self):
         """For JSON, which knows no infinity: None where nothing can be claimed, or where nothing could be compared."""
         values = {**vars(self), "case": self.case.title, "exact": self.case.exact, "passed": self.passed}
         return {name: None if value == np.inf else value for name, value in values.items()}
+
+
+CONTRACT = "names and shapes are the contract"
+
+
+def misfit(case, implementation, error):
+    """The `Check` that fails where a column does not take the weights, or its operations do not fit one another."""
+    words = " ".join(str(error).split())[:300]
+    return Check(case, "structure", own.short(implementation), words, np.inf, 0, 0.0, CONTRACT)
 
 
 def start_weights(case):
@@ -65,6 +80,18 @@ def read_weights(path):
 STEPS_BY_FORMULA = 3
 
 
+def first_pass(forward, backward, built, images, masks):
+    """What a column makes of one batch from where it stands. -> rung -> {name -> array}
+
+    forward(images) -> logits in inference. backward: of `built`, or the same as traced.
+    """
+    rungs = {"logits in inference": {"logits": np.asarray(forward(images))}}
+    logits, loss, gradients = backward(images, masks)
+    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
+    rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
+    return rungs | {"moving statistics, 1 step": built.values(trained=False)}
+
+
 def observe(implementation, case, batches, initial=None):
     """Runs one implementation up the ladder, from the canonical initial weights, or from others.
 
@@ -76,14 +103,10 @@ def observe(implementation, case, batches, initial=None):
     built = exact.build(implementation, case)
     initial = start_weights(case) if initial is None else initial
     backward = tf.function(built.backward, jit_compile=config.training.jit, autograph=False)
-    rungs = {"structure": {name: np.zeros(w.shape) for name, w in built.weights.items()}}
     built.start(initial)
-    rungs["logits in inference"] = {"logits": built.forward(images).numpy()}
-    logits, loss, gradients = backward(images, masks)
-    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
-    rungs["gradients"] = {name: gradient.numpy() for name, gradient in gradients.items()}
-    rungs["moving statistics, 1 step"] = built.values(trained=False)
-    backward(images, masks)  # from statistics that are neither 0 nor 1
+    rungs = {"structure": {name: np.zeros(w.shape) for name, w in built.weights.items()}}
+    rungs |= first_pass(built.forward, backward, built, images, masks)
+    built.model(images, training=True)  # from statistics that are neither 0 nor 1
     rungs["moving statistics, 2 passes"] = built.values(trained=False)
     built.start(initial)  # takes back the moving statistics
     if not steps or not built.trains:
@@ -96,20 +119,22 @@ def observe(implementation, case, batches, initial=None):
         if k >= STEPS_BY_FORMULA:
             losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
             continue
-        weights, state = built.values(), {name: v.numpy() for name, v in built.state.items()}
-        gradients = {name: g.numpy() for name, g in backward(*batch)[2].items()}
-        built.start(weights)  # as before this look at the gradients
+        weights, state = built.values(), built.moments()
+        gradients = rungs["gradients"]  # of the first batch, from the first weights
+        if k:
+            gradients = {name: g.numpy() for name, g in backward(*batch)[2].items()}
+            built.start(weights)  # as before this look at the gradients
         losses[f"step {k + 1}"] = np.asarray(built.train_step(*batch))
-        after = {name: v.numpy() for name, v in built.state.items()}
+        after = built.moments()
         rate = config.training.learning_rate / (1 + (case.halve_rate and k >= steps // 2))
         beside = beside_formulas(config.training, weights | state, gradients, built.values() | after, k + 1, rate)
         for slot, values in beside.items():
             by_formula.setdefault(f"{slot} beside its formula", {}).update(values)
         counts = {f"{name}, step {k + 1}": value for name, value in after.items() if "/" not in name}
         rungs.setdefault("count of steps", {}).update(counts)
-        if k == 0:  # for a record: here the formulas say more
-            slots = {name[-1] for name in after if "/" in name}
-            rungs |= {f"{slot}, 1 step": {n: v for n, v in after.items() if n.endswith(f"/{slot}")} for slot in sorted(slots)}
+        for name, value in after.items() if k == 0 else ():  # for a record: here the formulas say more
+            if "/" in name:
+                rungs.setdefault(f"{name[-1]}, 1 step", {})[name] = value
     rungs |= by_formula
     rungs["losses, first 5 steps"] = dict(itertools.islice(losses.items(), 5))
     rungs[f"losses, {steps} steps"] = losses
@@ -128,16 +153,15 @@ SCALES = {"a step that overflows": 2.0**120, "the loss scale grows": 2.0**10}  #
 
 def scaled_step(built, batch, scale):
     """Of a step of float16 from that scale, the 2000th since it changed: what it makes of scale and counts, and what moves."""
-    trained = {name: w for name, w in built.weights.items() if w.trainable}
-    trained |= {name: moment for name, moment in built.state.items() if "/" in name}
-    before, steps = {name: value.numpy() for name, value in trained.items()}, built.state["iterations"].numpy()
+    before = built.values(trained=True) | built.moments()
     built.state["loss_scale"].assign(scale)
     built.state["finite_steps"].assign(1999)
     built.train_step(*batch)
-    after = {"iterations": built.state["iterations"].numpy() - steps, "loss_scale": built.state["loss_scale"].numpy() / scale}
-    after["finite_steps"] = built.state["finite_steps"].numpy()
-    after["moved"] = np.any([(value.numpy() != before[name]).any() for name, value in trained.items()])
-    return {name: np.float64(value) for name, value in after.items()}
+    after = built.values(trained=True) | built.moments()
+    found = {"iterations": after["iterations"] - before["iterations"], "loss_scale": after["loss_scale"] / scale}
+    found["finite_steps"] = after["finite_steps"]
+    found["moved"] = np.any([(after[name] != before[name]).any() for name in after if "/" in name])  # weights and moments
+    return {name: np.float64(value) for name, value in found.items()}
 
 
 def beside_formulas(options, before, gradients, after, t, rate):
@@ -219,17 +243,15 @@ def compare(case, rung, pair, values, others, allowed):
     """
     words = " - ".join(map(own.short, pair))
     if odd := sorted(values.keys() ^ others.keys()):
-        return Check(case, rung, words, odd[0], np.inf, 0, 0.0, "names and shapes are the contract")
+        return Check(case, rung, words, odd[0], np.inf, 0, 0.0, CONTRACT)
     found = []
     for name, x in values.items():
-        same_type = x.dtype == others[name].dtype
-        far, scale = apart(x, others[name]) if same_type else Apart(np.inf), float(np.abs(x.astype(np.float64)).max(initial=0))
-        bound, reason = allowed(name, scale)
-        over = far.difference / (bound or np.finfo(float).tiny) if far.difference else 0.0
-        found.append((over, far.difference, bound, Check(case, rung, words, name, far.difference, far.ulp, bound, reason)))
+        far = apart(x, others[name]) if x.dtype == others[name].dtype else Apart(np.inf)
+        bound, reason = allowed(name, float(np.abs(x.astype(np.float64)).max(initial=0)))
+        found.append(Check(case, rung, words, name, far.difference, far.ulp, bound, reason))
     if not found:
         return Check(case, rung, words, "", 0.0, 0, *allowed("", 0.0))
-    return max(found, key=lambda row: row[:3])[-1]
+    return max(found, key=lambda check: (check.over, check.difference, check.tolerance))
 
 
 def climb(case, batches, seen=None, explained=None):
@@ -248,15 +270,15 @@ def climb(case, batches, seen=None, explained=None):
                 with own.blamed(name):
                     rungs[name] = observe(name, case, batches)
         except (ValueError, UserError) as error:  # of `assign_weights`, or of operations whose shapes do not fit
-            words = " ".join(str(error).split())[:300]
+            failed = misfit(case, name, error)
             if name == case.own:  # perhaps it is not whole yet
                 with own.blamed(name):
                     words = finder.locate("lowlevel", name, case, batches, start_weights(case))
                 if words.startswith("none"):
                     raise
-            words = words if words.startswith(own.short(name)) else f"{own.short(name)}: {words}"
-            failed = Check(case, "structure", own.short(name), words, np.inf, 0, 0.0, "names and shapes are the contract")
-            return [failed], {}, words
+                failed = misfit(case, name, words)
+            first = failed.worst if failed.worst.startswith(failed.pair) else f"{failed.pair}: {failed.worst}"
+            return [failed], {}, first
     explained = rounded(case, batches) if explained is None else explained
     scales = {name: float(np.abs(g).max()) for name, g in rungs["lowlevel"]["gradients"].items()}
 
@@ -292,31 +314,47 @@ def on_gpu():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def rounded(case, batches):
-    """`rounding.explained` of the rungs that it bounds: on a GPU of all, which may choose another algorithm for each graph."""
+def rounded(case, batches, known=None):
+    """`rounding.explained` of the rungs that it bounds: on a GPU of all, which may choose another algorithm for each graph.
+
+    known: what was found before, for the cases that differ in nothing that it depends on.
+    """
     if case.exact and not case.own and not on_gpu():
         return {}
-    few = case if on_gpu() else dataclasses.replace(case, steps=0)
     unit = rounding.of_a_sum(arithmetic(case.config), rounding.longest_sum(case.config.network, batches[0][0]))
-    return rounding.explained(observe, few, batches, start_weights(case), unit)
+    wide, known = rounding.in_float64(case), {} if known is None else known
+    if not on_gpu():
+        first = {name: Config().flat[name] for name in ("optimizer", "clip_norm", *EXACT_CONSTANTS) if name[:3] != "bn_"}
+        wide = dataclasses.replace(wide, title="", steps=0, halve_rate=False, config=wide.config.replace(**first))
+    if (wide, unit) not in known:
+        known[wide, unit] = rounding.explained(observe_eagerly, wide, batches, start_weights(case), unit)
+    return known[wide, unit]
+
+
+def observe_eagerly(*arguments):
+    """`observe` without traced functions, of which each would run but once."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        return observe(*arguments)
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def beside_file(case):
     """[`Check`] of each column's logits beside those in the file of the weights, of the images in it; of the shapes without."""
     found, checks = read_weights(case.weights), []
     images, logits = (found.get(name) for name in ("images", "logits"))
-    weights, said = start_weights(case), (0.0, "names and shapes are the contract")
+    weights = start_weights(case)
     if images is None or logits is None:
-        return [Check(case, "names and shapes", "the file", "", 0.0, 0, *said)]
-    allowed = rounded(dataclasses.replace(case, exact=False), [(images, np.zeros((*logits.shape[:3], 1), np.float32))])
+        return [Check(case, "names and shapes", "the file", "", 0.0, 0, 0.0, CONTRACT)]
+    explained = rounded(dataclasses.replace(case, exact=False), [(images, np.zeros((*logits.shape[:3], 1), np.float32))])
+    bound = explained["logits in inference"]["logits"], rounding.REASON
     for name in case.columns:
         with own.blamed(name):
             built = exact.build(name, case)
             built.start(weights)
-            found = built.forward(images).numpy()
-        own.check_shapes(f"--weights {case.weights}", {"logits": logits.shape}, {"logits": found.shape})
-        bound = lambda *_: (allowed["logits in inference"]["logits"], rounding.REASON)  # noqa: E731
-        checks.append(
-            compare(case, "logits of the file", (name,), {"logits": found}, {"logits": logits.astype(found.dtype)}, bound)
-        )
+            seen = built.forward(images).numpy()
+        own.check_shapes(f"--weights {case.weights}", {"logits": logits.shape}, {"logits": seen.shape})
+        values, others = {"logits": seen}, {"logits": logits.astype(seen.dtype)}
+        checks.append(compare(case, "logits of the file", (name,), values, others, lambda *_: bound))
     return checks

@@ -15,6 +15,7 @@ import ast
 import collections
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -175,65 +176,54 @@ def variants(node, parent):
         yield "condition", f"(not ({text}))"
     elif isinstance(node, ast.AugAssign):
         yield "operator", f"{ast.unparse(node.target)} -= {ast.unparse(node.value)}"
-    if isinstance(node, (ast.Assign, ast.AugAssign)) and text.startswith("x = ") or isinstance(node, ast.Expr):
+    is_called = isinstance(node, ast.Expr) and not isinstance(node.value, (ast.Constant, ast.Yield))
+    if is_called or isinstance(node, ast.Assign) and text.startswith("x = "):
         yield "statement left out", "pass"
 
 
-def mutants_of(column, file, source, only=None):
-    """Every `Mutant` of a file, at whatever stands in its functions, or in those named `only`."""
-    lines, tree, found = source.splitlines(keepends=True), ast.parse(source), []
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line.encode()))
-    data = source.encode()
+def read(column, file):
+    return (columns.ROOT / column / file).read_text(encoding="utf-8")
+
+
+def mutants_of(column, file, only=""):
+    """Every `Mutant` of a file, at whatever stands in its functions, or in the one named `only`."""
+    source = read(column, file)  # in ASCII, so that what the syntax tree counts, bytes, are characters
+    lines, found = source.splitlines(keepends=True), []
+    starts = [0, *itertools.accumulate(map(len, lines))]
 
     def visit(node, parent, function):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             if node.name in SHELL:
                 return
             function = f"{function}.{node.name}".strip(".")
-        documented = isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.Yield))
-        if function and hasattr(node, "lineno") and not documented and (not only or function in only):
-            if not isinstance(parent, ast.Expr) or not isinstance(node, ast.Constant):
-                begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-                was = data[begin:end].decode()
-                for kind, new in variants(node, parent):
-                    if new != was:
-                        text = (data[:begin] + new.encode() + data[end:]).decode()
-                        words = f"{' '.join(was.split())[:70]} -> {new[:70]}"
-                        place = f"{function}: {lines[node.lineno - 1].strip()}"
-                        found.append(Mutant(column, file, node.lineno, kind, place, words, text))
+        for kind, new in variants(node, parent) if function and only in ("", function) else ():
+            begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+            was, place = source[begin:end], f"{function}: {lines[node.lineno - 1].strip()}"
+            if new != was:
+                words = f"{' '.join(was.split())[:70]} -> {new[:70]}"
+                found.append(Mutant(column, file, node.lineno, kind, place, words, source[:begin] + new + source[end:]))
         for child in ast.iter_child_nodes(node):
-            if not isinstance(child, (ast.arguments, ast.JoinedStr, ast.Import, ast.ImportFrom)):
-                if not (isinstance(node, (ast.FunctionDef, ast.ClassDef)) and child in node.decorator_list):
-                    visit(child, node, function)
+            if not isinstance(child, (ast.arguments, ast.JoinedStr)) and child not in getattr(node, "decorator_list", ()):
+                visit(child, node, function)
 
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            visit(node, tree, "")
+    visit(ast.parse(source), None, "")
     return found
+
+
+def trap(column, file, old, new):
+    """The `Mutant` that has `new` wherever `old` stands."""
+    source = read(column, file)
+    above = source[: source.index(old)]
+    line, function = above.count("\n") + 1, re.findall(r"^ *(?:def|class) (\w+)", above, re.MULTILINE)[-1]
+    place, words = f"{function}: {source.splitlines()[line - 1].strip()}", f"{old[:70]} -> {new[:70]}".replace("\n", " ")
+    return Mutant(column, file, line, "trap", place, words, source.replace(old, new))
 
 
 def every_mutant():
     """[`Mutant`] of all columns and of what they share."""
-    found = []
-    for column in columns.IMPLEMENTATIONS:
-        for file in ("model.py", "train.py"):
-            found += mutants_of(column, file, (columns.ROOT / column / file).read_text(encoding="utf-8"))
-    for path, old, new in ((path, *trap) for path, traps in TRAPS.items() for trap in traps):
-        column, file = path.split("/")
-        source = (columns.ROOT / column / file).read_text(encoding="utf-8")
-        if old not in source:
-            raise UserError(f"comparison/proof/mutants.py, TRAPS: {column}/{file} does not hold {old!r}")
-        line = source[: source.index(old)].count("\n") + 1
-        function = re.findall(r"^ *(?:def|class) (\w+)", source[: source.index(old)], re.MULTILINE)[-1]
-        place = f"{function}: {source.splitlines()[line - 1].strip()}"
-        found.append(
-            Mutant(column, file, line, "trap", place, f"{old[:70]} -> {new[:70]}".replace("\n", " "), source.replace(old, new))
-        )
-    for file, only in (("losses.py", None), ("shapes.py", ("skip_crop",))):
-        found += mutants_of("common", file, (columns.ROOT / "common" / file).read_text(encoding="utf-8"), only)
-    return found
+    found = [mutants_of(column, file) for column in columns.IMPLEMENTATIONS for file in ("model.py", "train.py")]
+    found.append([trap(*path.split("/"), *change) for path, changes in TRAPS.items() for change in changes])
+    return sum([*found, mutants_of("common", "losses.py"), mutants_of("common", "shapes.py", "skip_crop")], [])
 
 
 # --- in a process of its own, which judges one after the other ---
@@ -244,15 +234,14 @@ def plant(mutant, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     column = "lowlevel" if mutant.column == "common" else mutant.column
-    for file in ("model.py", "train.py"):
-        source = (columns.ROOT / column / file).read_text(encoding="utf-8")
-        source = mutant.source if (column, file) == (mutant.column, mutant.file) else source
-        source = source.replace(f"from {column}.", f"from {folder.name}.")
-        if mutant.column == "common":
-            source = source.replace(f"from common.{mutant.file[:-3]} import", f"from {folder.name}.{mutant.file[:-3]} import")
+    sources = {file: read(column, file) for file in ("model.py", "train.py")} | {mutant.file: mutant.source}
+    for file, source in sources.items():
+        if (mutant.column, file) != ("common", mutant.file):
+            source = source.replace(f"from {column}.", f"from {folder.name}.")
+            if mutant.column == "common":
+                shared = mutant.file.removesuffix(".py")
+                source = source.replace(f"from common.{shared} import", f"from {folder.name}.{shared} import")
         (folder / file).write_text(source, encoding="utf-8")
-    if mutant.column == "common":
-        (folder / mutant.file).write_text(mutant.source, encoding="utf-8")
 
 
 def way(title, own):
@@ -277,25 +266,22 @@ def judge(mutant, folder, seen, drawn, ways=WAYS):
         if title not in seen:
             seen[title] = {"lowlevel": ladder.observe("lowlevel", case, batches)}, ladder.rounded(case, batches)
         if not found["ladder"] and mutant.column != "common":
-            with_words = attempt(lambda: ladder.climb(case, batches, *seen[title]))  # noqa: B023
-            found["ladder"] = with_words and [title, *with_words]
+            found["ladder"] = attempt(title, ladder.climb, case, batches, *seen[title])
         if not found["numpy"]:
-            (small,) = outside.cases([case])
-            with_words = attempt(lambda: (outside.climb(small), {}, ""))  # noqa: B023
-            found["numpy"] = with_words and [title, *with_words]
+            found["numpy"] = attempt(title, lambda small: (outside.climb(small), {}, ""), *outside.cases([case]))
         if found["numpy"] and (found["ladder"] or mutant.column == "common"):
             break
     return found
 
 
-def attempt(climb):
-    """[rung, words] of the first check that fails, or of the error; None where all is well."""
+def attempt(title, climb, *arguments):
+    """[title, rung, words] of the first check that fails, or of the error; None where all is well."""
     try:
-        checks, _, first = climb()
+        checks, _, first = climb(*arguments)
     except Exception as error:  # whatever a fault may lead to
-        return ["error", str(error)]
+        return [title, "error", str(error)]
     failed = next((check for check in checks if not check.passed), None)
-    return failed and [failed.rung, first or f"{failed.rung}, {failed.worst}"]
+    return failed and [title, failed.rung, first or f"{failed.rung}, {failed.worst}"]
 
 
 def work(connection):
@@ -340,14 +326,13 @@ def run(mutants, path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(judge_all, (mutants[::2], mutants[1::2])))
     bar.close()
-    report(sorted(records, key=lambda record: (record["column"], record["file"], record["line"])))
-    print(f"every one in {path}")
+    report(path)
 
 
-def report(records):
+def report(path):
     """Prints what slips through, and a row for each kind of fault: how many are planted, are caught, are named, by whom."""
     rows = collections.defaultdict(list)
-    for record in records:
+    for record in sorted(json.loads(path.read_text()), key=lambda record: (record["column"], record["file"], record["line"])):
         mutant = Mutant(**{name: record[name] for name in Mutant._fields})
         alone = record["ladder"] if mutant.column != "common" else None
         named = bool(alone) and is_named(mutant, alone[2])
@@ -361,6 +346,7 @@ def report(records):
     print(f"{'':<20}" + "".join(f"{word:>12}" for word in ("planted", "caught", "named", "planted", "caught")))
     for kind, of in [*rows.items(), ("all", sum(rows.values(), []))]:
         print(f"{kind:<20}" + "".join(f"{sum(column):>12}" for column in zip(*of)))
+    print(f"every one in {path}")
 
 
 def main(argv=None):
@@ -368,7 +354,10 @@ def main(argv=None):
     parser.add_argument("--only", default="", metavar="TEXT", help="those whose title or place holds this text")
     parser.add_argument("--limit", type=count, metavar="N", help="so many of them, evenly spread")
     parser.add_argument("--output", type=Path, default=Path("runs/compare/mutants.json"), help="default: %(default)s")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="print the report of such a file, and plant nothing")
     args = parser.parse_args(argv)
+    if args.report:
+        return report(args.report)
     chosen = [mutant for mutant in every_mutant() if args.only in f"{mutant.title} {mutant.place}"]
     if not chosen:
         raise UserError(f"--only {args.only}: no mutant's description holds it")

@@ -12,9 +12,8 @@ from common.layers import table
 from common.shapes import margin, min_size, missing
 from common.weights import initial_weights
 from comparison import columns, own
-from comparison.proof import oracle, rounding
+from comparison.proof import ladder, oracle, rounding
 from comparison.proof.apart import difference
-from comparison.proof.ladder import Check
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 
 import numpy as np
@@ -89,19 +88,15 @@ def observe(implementation, case, weights, batches):
     """What one implementation makes of it. -> rung -> {name -> array}"""
     built, (images, masks, _) = columns.Built(implementation, case.config), batches[0]
     built.start(weights)
-    rungs = {"logits in inference": {"logits": built.model(images, training=False).numpy()}}
-    logits, loss, gradients = built.backward(images, masks)
-    rungs |= {"logits in training": {"logits": logits.numpy()}, "loss": {"loss": loss.numpy()}}
-    rungs["gradients"] = {name: g.numpy() for name, g in gradients.items()}
-    if case.config.network.batch_norm != "none":
-        rungs["moving statistics, 1 step"] = {name: w for name, w in built.values().items() if "/moving_" in name}
+    rungs = ladder.first_pass(built.model, built.backward, built, images, masks)
     if case.steps and built.trains:
         built.start(weights)
         losses = (built.train_step(images, masks).numpy() for images, masks, _ in batches)
         rungs["losses"] = {f"step {k}": loss for k, loss in enumerate(losses, 1)}
-        after = {name: w for name, w in built.values().items() if name != "dropout/state"}
-        rungs[f"weights and statistics, {case.steps} steps"] = after
-    return rungs
+        rungs[f"weights and statistics, {case.steps} steps"] = built.values()
+    for values in rungs.values():
+        values.pop("dropout/state", None)  # which the formulas are given
+    return {rung: values for rung, values in rungs.items() if values}
 
 
 def formulas(case, weights, batches):
@@ -153,11 +148,8 @@ def climb(case):
             with own.blamed(implementation):
                 rungs = observe(implementation, case, weights, batches)
         except ValueError as error:  # of `assign_weights`, or of operations whose shapes do not fit
-            words = " ".join(str(error).split())[:300]
-            return [
-                Check(case, "structure", own.short(implementation), words, np.inf, 0, 0.0, "names and shapes are the contract")
-            ]
+            return [ladder.misfit(case, implementation, error)]
         for rung, values in rungs.items():
             expected = {name: np.asarray(value, case.config.network.precision) for name, value in right[rung].items()}
-            checks.append(Check(case, rung, own.short(implementation), *difference(values, expected), *allowed[rung]))
+            checks.append(ladder.Check(case, rung, own.short(implementation), *difference(values, expected), *allowed[rung]))
     return sorted(checks, key=lambda check: list(right).index(check.rung))

@@ -9,12 +9,12 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 from common.cli import count
 from common.config import Config, Size, UserError
 from common.output import write_text
-from common.pictures import save_figure, styled
 from common.weights import is_trainable, weight_shapes
 from comparison import columns
 from comparison.own import short
@@ -23,7 +23,6 @@ from comparison.proof.apart import head
 from comparison.proof.ways import ARCHITECTURES, cases, own_cases, prepare
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 SMALL = dict(filters=8, batch_size=4, image_size=Size(64, 64))  # a long way to go with --all: with a small network
@@ -50,7 +49,7 @@ def add_options(parser):
         "--reduce", action="store_true", help="with --column: find the smallest options with which it still fails"
     )
     what = group.add_mutually_exclusive_group()
-    what.add_argument("--layers", action="store_true", help="every activation and gradient by layer, as a table and a picture")
+    what.add_argument("--layers", action="store_true", help="every activation and gradient, layer by layer")
     what.add_argument("--save", type=Path, metavar="FILE", help="write what the three compute, for another machine to compare")
     what.add_argument("--against", type=Path, metavar="FILE", help="where this machine, version or precision departs from FILE")
 
@@ -62,7 +61,9 @@ def run(config, args):
     if args.reduce and not args.column:
         raise UserError("--reduce is for a column of your own: add --column FOLDER")
     if args.save or args.against:
-        return run_record(config, args)
+        from comparison.proof import record
+
+        return record.run(config, args)
     if args.layers and args.config == "all":
         raise UserError("--layers looks into one network: choose it with --config")
     names, steps = [args.config or "default"], args.steps or (5 if args.column else 10)
@@ -74,8 +75,10 @@ def run(config, args):
     if args.column and not args.config:
         todo = [*own_cases(config, steps, args.only, args.given)]
     todo = [dataclasses.replace(case, own=args.column or "", weights=args.weights) for case in todo]
-    if args.layers:
-        return run_layers(todo, config.training.run_dir / "layers.png")
+    if args.layers and todo:
+        from comparison.proof import by_layer
+
+        return by_layer.run(todo)
     dropped = [case for case in todo if args.config == "all" and case.exact and case.config.network.dropout]
     invariant = dropped[0] if dropped else None
     passed = climb_all(todo, config.training.run_dir / "parity.json", args.verbose, args.reduce, invariant)
@@ -83,43 +86,6 @@ def run(config, args):
         of_devices = Config.of(**replicas.SMALL, images=40)
         passed &= replicas.climb_all(of_devices, replicas.STEPS, config.training.run_dir / "replicas.json")
     return passed
-
-
-def run_record(config, args):
-    """--save and --against. Returns: whether what departs is explained."""
-    from common.device import be_deterministic
-    from comparison.proof import record
-
-    if config.training.deterministic:
-        be_deterministic()
-    precision = args.only or "float32"
-    if args.against:
-        given = {name: getattr(args, name) for name in args.given} | ({"precision": precision} if args.only else {})
-        return record.against(args.against, given | {"run_dir": config.training.run_dir})
-    record.save(config.replace(precision=precision), args.steps or 2, args.save)
-    return True
-
-
-def run_layers(todo, path):
-    """--layers: the first case of each tier, layer by layer; the picture goes to `path`. Returns: True."""
-    from common.device import be_deterministic
-    from comparison.proof import by_layer
-
-    tables, batches = {}, {}
-    for exact in (False, True):  # determinism cannot be switched off again
-        case = next((case for case in todo if case.exact == exact and not case.config.training.jit), None)
-        if case is None:
-            continue
-        if exact:
-            be_deterministic()
-        case, examples = prepare(case, batches)
-        tables[case.title] = by_layer.compare(case, examples)
-        by_layer.print_table(case.title, tables[case.title])
-    if not tables:
-        raise UserError(NOTHING)
-    by_layer.draw(tables, path)
-    print(f"\ndrawn to {path}")
-    return True
 
 
 def print_table(checks):
@@ -137,39 +103,8 @@ def print_table(checks):
             print(f"    at {', '.join(failed)}"[:100])
 
 
-@styled
-def draw(losses, path, pairs):
-    """How far apart the losses of each pair are over the steps, on a logarithmic axis; equal losses lie on the floor.
-
-    losses: case -> implementation -> list over the steps.
-    """
-    figure = Figure(figsize=(13, 3.2 * -(-len(losses) // 3)))
-    floor = 1e-17  # below the last place of float64
-    axes = list(figure.subplots(-(-len(losses) // 3), 3, squeeze=False).flat)
-    for axis in axes[len(losses) :]:
-        axis.set_axis_off()
-    for axis, (title, of_case) in zip(axes, losses.items()):
-        for k, (a, b) in enumerate(pairs):
-            apart = np.abs(np.subtract(of_case[a], of_case[b]))
-            axis.semilogy(
-                range(1, len(apart) + 1),
-                np.maximum(apart, floor),
-                lw=3 - k,
-                ls=("-", "--", ":")[k],
-                label=f"{short(a)} - {short(b)}",
-            )
-        if len({tuple(values) for values in of_case.values()}) == 1:
-            axis.text(0.5, 0.5, "0 at every step", transform=axis.transAxes, ha="center", color="0.4")
-        axis.set(title=title, xlabel="training step", ylabel="difference of the losses", ylim=(floor / 2, 1))
-        axis.title.set_fontsize(9)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    save_figure(figure, path)
-
-
 def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
-    """Climbs in the ways `todo`, a list of `Case`s; writes JSON to `path`, draws the losses beside it, prints what it found.
+    """Climbs in the ways `todo`, a list of `Case`s; writes JSON to `path`, prints what it found.
 
     The verdict comes first, then a line for each way, or with `verbose` all rungs, and those that failed. With a column of the
     reader's own it ends at the first way that fails; `reduce`: and looks for the smallest that does. invariant: the `Case` with
@@ -182,43 +117,47 @@ def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
     print(f"parity: {len(todo)} ways to climb, some seconds each; the verdict comes first when all are done", flush=True)
     from comparison.proof import invariances, ladder, outside, reducer
 
-    own, losses, batches, climbed, first = todo[0].own, {}, {}, [], ""
+    own, losses, batches, known, climbed, first = todo[0].own, {}, {}, {}, [], ""
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
-    for case in tqdm(todo, desc="parity", unit="case", leave=False, disable=None):
-        case, examples = prepare(case, batches)
+    for case in progress(todo):
+        case, examples = last = prepare(case, batches)
+        explained = ladder.rounded(case, examples, known)
         if case.config.training.jit:  # XLA and determinism exclude each other, and that cannot be switched off again
-            of_case, losses[case.title], found = columns.call(ladder.climb, repr(case.title), case, examples)
+            found = columns.call(ladder.climb, repr(case.title), case, examples, None, explained)
         else:
-            of_case, losses[case.title], found = ladder.climb(case, examples)
-        climbed.append(of_case)
-        first = first or found
-        if own and found:
+            found = ladder.climb(case, examples, None, explained)
+        climbed.append(found[0])
+        losses[case.title], first = found[1], first or found[2]
+        if own and first:
             break
-    inside, last = len(climbed), (case, examples)
+    inside = len(climbed)
     if not (own and first):
-        climbed += [outside.climb(case) for case in outside.cases(todo)]  # the formulas in NumPy
-        climbed += [ladder.beside_file(case) for case, _ in [last] if case.weights]
+        climbed += [outside.climb(case) for case in progress([*outside.cases(todo)])]  # the formulas in NumPy
+        climbed += [ladder.beside_file(case)] if case.weights else []
         climbed += invariances.climb_all(*(last if own else prepare(invariant, batches))) if own or invariant else []
     every = [check for of_case in climbed for check in of_case]
-    record = [check.as_dict() for check in every]
-    write_text(path, json.dumps({"checks": record, "losses": losses}, indent=2) + "\n")
-    if drawn := {title: of_case for title, of_case in losses.items() if of_case and all(of_case.values())}:
-        draw(drawn, path.with_suffix(".png"), last[0].pairs)
+    write_text(path, json.dumps({"checks": [check.as_dict() for check in every], "losses": losses}, indent=2) + "\n")
     print(verdict(climbed[:inside], climbed[inside:], first))
     print()
     for of_case in climbed:
-        failed, counted = (
-            [c for c in of_case if test(c)] for test in (lambda c: not c.passed, lambda c: np.isfinite(c.tolerance))
-        )
-        words = f"{len(failed)} of {len(counted)} checks FAILED" if failed else f"{len(counted)} checks, ok"
+        failed, counted = sum(not check.passed for check in of_case), sum(np.isfinite(check.tolerance) for check in of_case)
+        words = f"{failed} of {counted} checks FAILED" if failed else f"{counted} checks, ok"
         print(f"{of_case[0].case.title:<76}{words:>23}")
     for of_case in climbed:
         if len(of_case) > 1 and (verbose or not all(check.passed for check in of_case)):  # the one is in the verdict
             print_table(of_case)
-    print(f"\nevery name and reason in {path}" + (f", the losses in {path.with_suffix('.png')}" if drawn else ""))
+    print(f"\nevery name and reason in {path}")
     if own and first and reduce:
-        reducer.run(*last)
+        reducer.run(case)
     return all(check.passed for check in every)
+
+
+def progress(cases):
+    """Yields the cases, under a bar, or, where there is no terminal to draw it on, behind a line for each."""
+    for k, case in enumerate(tqdm(cases, desc="parity", unit="case", leave=False, disable=None), 1):
+        if not sys.stderr.isatty():
+            print(f"{k:>4} of {len(cases)}: {case.title}", file=sys.stderr, flush=True)
+        yield case
 
 
 def verdict(inside, outside, first):

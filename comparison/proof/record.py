@@ -11,10 +11,11 @@ import json
 from typing import NamedTuple
 
 from common.config import Config, UserError, flag
+from common.device import be_deterministic
 from common.output import write_text
 from comparison import columns, machine
 from comparison.proof import rounding
-from comparison.proof.apart import Apart, apart
+from comparison.proof.apart import Apart, apart, print_by_layer
 from comparison.proof.by_layer import look
 from comparison.proof.ladder import observe
 from comparison.proof.outside import draw
@@ -69,11 +70,18 @@ def take(config, steps):
     }
 
 
-def save(config, steps, path):
-    """Writes the record to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(take(config, steps)) + "\n")
-    print(f"what the three compute, in {config.network.precision}, written to {path}; read it with --against {path}")
+def run(config, args):
+    """`compare.py parity --save` and `--against`. Returns: whether what departs is explained."""
+    if config.training.deterministic:
+        be_deterministic()
+    if args.against:
+        given = {name: getattr(args, name) for name in args.given} | ({"precision": args.only} if args.only else {})
+        return against(args.against, given | {"run_dir": config.training.run_dir})
+    config = config.replace(precision=args.only or "float32")
+    args.save.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.save, json.dumps(take(config, args.steps or 2)) + "\n")
+    print(f"what the three compute, in {config.network.precision}, written to {args.save}; read it with --against {args.save}")
+    return True
 
 
 def read(path):
@@ -133,16 +141,13 @@ def compare(old, new, explained, unit):
 
 def print_table(found):
     """Activations and gradients layer by layer, of the other rungs the worst name: over the largest value, and in ulp."""
-    print(f"\n{'':<58}" + "".join(f"{who:>20}" for who in columns.IMPLEMENTATIONS) + f"{'explained':>11}")
+    rows = {}
     for rung, keys in itertools.groupby(found, key=lambda key: key[0]):
-        keys = list(keys)
-        if not rung.startswith(("activations", "gradients")):
-            keys = [max(keys, key=lambda key: max(departure.over for departure in found[key].values()))]
-        for key in keys:
-            row = found[key]
-            cells = [row.get(who, row.get("inputs")) for who in columns.IMPLEMENTATIONS]
-            verdict = "" if max(cell.over for cell in cells) <= 1 else "  MORE"
-            print(f"{': '.join(key):<58}" + "".join(f"{cell!s:>20}" for cell in cells) + f"{cells[0].allowed:>11.0e}{verdict}")
+        over = {key: max(departure.over for departure in found[key].values()) for key in keys}
+        for key in over if rung.startswith(("activations", "gradients")) else [max(over, key=over.get)]:
+            cells = [found[key].get(who, found[key].get("inputs")) for who in columns.IMPLEMENTATIONS]
+            rows[key] = [*cells, f"{cells[0].allowed:.0e}" + "  MORE" * (over[key] > 1)]
+    print_by_layer([*columns.IMPLEMENTATIONS, "explained"], rows)
 
 
 def against(path, given):
@@ -176,8 +181,7 @@ def against(path, given):
     output = config.training.run_dir / "against.json"
     fields = ("who", "rung", "name", "relative", "ulp", "same", "allowed")
     rows = [dict(zip(fields, (*row, d.apart.relative, d.apart.ulp, d.same, d.allowed))) for *row, d in flat]
-    write_text(
-        output, json.dumps({"record": str(path), "environment": new["environment"], "departures": rows}, indent=2) + "\n"
-    )
+    text = json.dumps({"record": str(path), "environment": new["environment"], "departures": rows}, indent=2)
+    write_text(output, text + "\n")
     print(f"every array in {output}")
     return not beyond

@@ -31,9 +31,12 @@ def changes(case):
         side *= 2
 
 
+def changed(case, steps=None, **change):
+    return dataclasses.replace(case, steps=steps or case.steps, config=case.config.replace(**change))
+
+
 def first_failure(case):
     """The rung on which `case` fails first; None where it does not, or where no such network is made."""
-
     try:
         checks, _, _ = ladder.climb(*prepare(case, {}))
     except (UserError, ValueError):
@@ -41,25 +44,15 @@ def first_failure(case):
     return next((check.rung for check in checks if not check.passed), None)
 
 
-def run(case, _):
+def run(case):
     """Prints the command of the smallest case that fails on the same rung as `case`."""
     case = dataclasses.replace(case, beside=case.beside[:1])
-    rung, smaller = first_failure(case), True
-    if rung is None:
+    if not (rung := first_failure(case)):
         print("--reduce: beside lowlevel alone it does not fail")
         return
-    while smaller:
-        smaller = None
-        for change in changes(case):
-            steps = change.get("steps", case.steps)
-            config = case.config.replace(**{name: value for name, value in change.items() if name != "steps"})
-            tried = dataclasses.replace(case, config=config, steps=steps)
-            if first_failure(tried) == rung:
-                case, smaller = tried, change
-                print(
-                    f"--reduce: still fails with {', '.join(f'{name} {value}' for name, value in change.items())}", flush=True
-                )
-                break
+    while change := next((change for change in changes(case) if first_failure(changed(case, **change)) == rung), None):
+        case = changed(case, **change)
+        print(f"--reduce: still fails with {', '.join(f'{name} {value}' for name, value in change.items())}", flush=True)
     print(f"\nthe smallest that fails on the rung {rung!r}, of {short(case.own)}:\n    {command(case)}")
 
 

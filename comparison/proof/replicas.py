@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 from common import see_one_gpu
-from common.checkpoint import load_checkpoint, save_checkpoint
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
 from common.output import write_text
@@ -184,7 +183,7 @@ def _found(losses, built):
         "losses": losses,
         "weights": built.values(trained=True),
         "moving statistics": built.values(trained=False),
-        "moments": {name: value.numpy() for name, value in built.state.items()},
+        "moments": built.moments(),
     }
 
 
@@ -200,15 +199,9 @@ def train(implementation, config, steps, strategy, baton=None):
 
     with scope(strategy) if strategy else contextlib.nullcontext():
         built, training = start(implementation, config.replace(epochs=1000))
-        if baton and baton.exists():
-            values, moments, _ = load_checkpoint(baton, config.network)
-            built.start(values)
-            assign_weights(built.state, moments)
         batches = itertools.islice(training_batches(built.config, training, first_step=steps.start), len(steps))
-        losses = {f"step {k + 1}": built.train_step(*batch).numpy() for k, batch in zip(steps, batches)}
-        if baton:
-            save_checkpoint(baton, built.weights, built.state)
-        return _found(losses, built)
+        losses = built.carry_on(batches, baton)
+        return _found({f"step {k + 1}": loss for k, loss in zip(steps, losses)}, built)
 
 
 def train_by_rows(implementation, config, steps, n):

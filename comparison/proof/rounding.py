@@ -48,21 +48,25 @@ def one_by_one(images):
     return max(1.0, (int(np.prod(np.shape(images)[:3])) / TERMS) ** 0.5)
 
 
+def in_float64(case):
+    """The case that `explained` runs."""
+    batch_norm = "none" if case.config.network.batch_norm == "none" else "explicit"  # the fused has no float64 kernel
+    return dataclasses.replace(case, config=case.config.replace(precision="float64", batch_norm=batch_norm, jit=False))
+
+
 def explained(look, case, batches, weights, unit):
     """How far apart rounding by `unit`, see `of_a_sum`, may carry two runs. -> rung -> {name -> largest absolute difference}
 
     look: function(implementation, case, batches, weights) -> rung -> {name -> array}, as `ladder.observe`.
     batches: [(images, masks)]. weights: canonical name -> array.
     """
-    batch_norm = "none" if case.config.network.batch_norm == "none" else "explicit"  # the fused has no float64 kernel
-    wide = dataclasses.replace(case, config=case.config.replace(precision="float64", batch_norm=batch_norm, jit=False))
     rng = np.random.default_rng(0)
     signs = {name: rng.choice([-1, 1], w.shape) for name, w in weights.items() if name != "dropout/state"}
     pixels = [rng.choice([-1, 1], np.shape(images)) for images, _ in batches]
     ahead, behind = (
         look(
             "lowlevel",
-            wide,
+            in_float64(case),
             [(np.asarray(images) * (1 + step * sign), masks) for (images, masks), sign in zip(batches, pixels)],
             weights | {name: weights[name] * (1 + step * sign) for name, sign in signs.items()},
         )

@@ -73,7 +73,7 @@ def make_trainer(implementation, config, training, validation):
 
     built = columns.Built(implementation, config)
     eval_step = make_eval_step(built.model, config)
-    fresh = {name: variable.numpy() for name, variable in built.state.items()}
+    fresh = built.moments()
     steps = config.training.epochs * steps_per_epoch(config, training)
 
     def final_dice(seed):
