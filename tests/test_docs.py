@@ -15,6 +15,7 @@ from common.config import IMPLEMENTATIONS, Config, UserError
 from common.device import tf
 from common.weights import assign_weights, initial_weights
 from comparison import columns
+from comparison.proof import mutants
 from comparison.proof.finder import activations
 from training.options import read_command_line as read_training
 
@@ -113,7 +114,7 @@ def test_a_command_that_there_is_not_is_seen(monkeypatch):
 def test_options_in_sentences_exist(capsys):
     """Each `--option` that a page names is an option of one of the commands."""
     train = importlib.import_module("lowlevel.train")
-    for main in (predict.main, data.overview.main, study.__main__.main, train.main):
+    for main in (predict.main, data.overview.main, study.__main__.main, train.main, mutants.main):
         with pytest.raises(SystemExit):
             main(["--help"])
     for name in compare.COMMANDS:
