@@ -39,18 +39,24 @@ WAYS = {
     "explicit, dropout, clipped": (dict(batch_norm="explicit", dropout=0.5, clip_norm=0.1), {}),
     "the paper's, with SGD": (
         dict(padding="valid", activation="relu", batch_norm="none", dropout=0.5, classes=2, loss="cross_entropy")
-        | dict(weight_map=True, optimizer="sgd"),
+        | dict(weight_map=True, optimizer="sgd", depth=2),
         dict(halve_rate=True),
     ),
     "fused": ({}, {}),
-    "float64, as written": (dict(batch_norm="explicit", precision="float64", channels=3, classes=3, loss="dice_ce"), {}),
+    "float64, as written": (
+        dict(batch_norm="explicit", precision="float64", channels=3, classes=3, depth=2, loss="dice_ce")
+        | dict(class_weights=Weights((0.5, 1.0, 2.5))),
+        dict(void=True),
+    ),
     "weights and void": (
         dict(batch_norm="none", classes=1, loss="dice_ce", class_weights=Weights((0.5, 2.5))),
         dict(void=True),
     ),
+    "weight map and void": (dict(batch_norm="none", classes=1, loss="dice_ce", weight_map=True), dict(void=True)),
     "bfloat16": (dict(precision="bfloat16"), {}),
     "float16": (dict(precision="float16"), {}),
     "bfloat16, no batch norm": (dict(precision="bfloat16", batch_norm="none"), {}),
+    "bfloat16, explicit": (dict(precision="bfloat16", batch_norm="explicit"), {}),
 }
 SHELL = ("train", "main", "RunCallback")  # of a run, which other tests judge
 SWAPPED = dict(

@@ -36,8 +36,9 @@ def tiny(case):
         kept |= dict(void_label=VOID, dataset="folder", data_dir=Path())  # drawn cells have none, says `Config`
     fused = network.batch_norm == "fused"
     said = [network.batch_norm.replace("none", "no batch norm"), training.loss, "SGD" * (training.optimizer == "sgd")]
-    said += ["weights" * ("class_weights" in kept), "void" * case.void, "dropout" * bool(network.dropout)]
-    title = ", ".join(filter(None, ["NumPy", *said, "clipped" * bool(training.clip_norm)]))
+    said += ["weights" * ("class_weights" in kept), "weight map" * training.weight_map, "void" * case.void]
+    said += ["dropout" * bool(network.dropout), "clipped" * bool(training.clip_norm)]
+    title = ", ".join(filter(None, ["NumPy", *said]))
     config = Config.of(precision="float32" if fused else "float64", **EXACT_CONSTANTS, **kept)
     return Case(
         f"{case.title.split(': ')[0]}: {title}", config, 0 if fused else STEPS, exact=False, void=case.void, own=case.own

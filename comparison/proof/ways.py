@@ -35,6 +35,7 @@ LOSSES = {
     "default": [
         ("cross_entropy", dict(loss="cross_entropy"), {}),
         ("dice_ce", dict(loss="dice_ce"), {}),
+        ("dice_ce, weight map, void", dict(loss="dice_ce", weight_map=True), dict(void=True)),
     ],
     "multi-class": [
         ("cross_entropy", dict(loss="cross_entropy"), {}),
@@ -111,6 +112,7 @@ def cases(name, config, steps, precision=None):
             ("explicit", dict(batch_norm=explicit), {}),
             ("explicit", wide, {}),
             ("fused", dict(batch_norm="fused", precision="bfloat16"), {}),
+            ("explicit", dict(batch_norm=explicit, precision="bfloat16"), {}),
             ("fused", dict(batch_norm="fused", precision="float16", **small), {}),
             ("explicit, other constants", dict(batch_norm=explicit, **other_constants), {}),
             ("explicit, other constants", dict(**wide, **other_constants), {}),
@@ -122,7 +124,7 @@ def cases(name, config, steps, precision=None):
 
     as_written = of_tier(OTHER_CONSTANTS, (0.95, 0.95), "fused")
     exact = of_tier(OTHER_EXACT_CONSTANTS, (0.875, 0.5), explicit)
-    exact.insert(10, ("explicit, dropout, clipped", dict(**wide, **clipped), {}))
+    exact.insert(11, ("explicit, dropout, clipped", dict(**wide, **clipped), {}))
     if name != "default":
         as_written, exact = as_written[1:3], exact[1:3]
     for title, changes, options in LOSSES.get(name, []):
