@@ -39,7 +39,7 @@ WAYS = {
     "explicit, dropout, clipped": (dict(batch_norm="explicit", dropout=0.5, clip_norm=0.1), {}),
     "the paper's, with SGD": (
         dict(padding="valid", activation="relu", batch_norm="none", dropout=0.5, classes=2, loss="cross_entropy")
-        | dict(weight_map=True, optimizer="sgd", depth=2),
+        | dict(weight_map=True, optimizer="sgd", clip_norm=0.1, precision="float64", depth=2),
         dict(halve_rate=True),
     ),
     "fused": ({}, {}),
@@ -49,7 +49,7 @@ WAYS = {
         dict(void=True),
     ),
     "weights and void": (
-        dict(batch_norm="none", classes=1, loss="dice_ce", class_weights=Weights((0.5, 2.5))),
+        dict(batch_norm="none", classes=1, loss="dice_ce", class_weights=Weights((0.5, 2.5)), clip_norm=64.0),
         dict(void=True),
     ),
     "weight map and void": (dict(batch_norm="none", classes=1, loss="dice_ce", weight_map=True), dict(void=True)),
