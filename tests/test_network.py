@@ -5,7 +5,7 @@ from common.config import Config
 from common.losses import dice_loss, probabilities
 from common.metrics import predicted_classes, scores
 from common.padding import any_size
-from common.weights import assign_weights, is_trainable, weight_shapes
+from common.weights import assign_weights, initial_weights, is_trainable, weight_shapes
 from comparison import columns
 from comparison.proof import ladder
 from comparison.proof.apart import difference
@@ -23,6 +23,14 @@ def random_batch(config, height=32, width=32, n=2, seed=0):
     images = rng.random((n, height, width, config.network.channels), dtype=np.float32)
     masks = rng.integers(0, max(config.network.classes, 2), (n, height - cut, width - cut, 1)).astype(np.float32)
     return tf.constant(images), tf.constant(masks)
+
+
+def test_a_network_starts_from_the_canonical_weights(implementation):
+    """The ladder gives them to all three anew, and would not miss them."""
+    config, code = Config.of(filters=2, depth=1, channels=1, classes=1, dropout=0.5, seed=3), columns.load(implementation)
+    weights = code.named_weights(code.UNet(config.network))
+    for name, value in initial_weights(config.network).items():
+        np.testing.assert_array_equal(weights[name].numpy(), value, err_msg=name)
 
 
 @pytest.mark.parametrize(
