@@ -63,7 +63,7 @@ def tell_apart(implementation, with_faults):
         fused = Config.of(**TINY)
         by_rows = replicas.train_by_rows(implementation, fused, STEPS, 2)
         results["fused"] = apart(replicas.train(implementation, fused, range(STEPS), strategies[2]), by_rows)
-    if with_faults:
+    if with_faults and implementation != "highlevel":  # tf.layers asks for the mean of its statistics by itself
         with mock.patch.object(devices, "scope", lambda strategy: strategy.scope()):
             found = replicas.train(implementation, fused, range(STEPS), strategies[2])
         results["statistics of the first device"] = apart(found, by_rows)
