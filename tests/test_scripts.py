@@ -102,7 +102,7 @@ def test_compare_parity_climbs(tmp_path, capsys):
     """bfloat16 in this process, XLA in one of its own; tests/test_network.py climbs in the other ways."""
     config = Config.of(filters=2, depth=1, batch_size=2, images=6, image_size=Size(16, 16))
     every = list(cases("default", config, steps=2))
-    assert len({case.title for case in every}) == len(every) == 27
+    assert len({case.title for case in every}) == len(every) == 31
     some = [c for c in every if (c.config.training.jit, c.config.network.precision) in ((False, "bfloat16"), (True, "float32"))]
     some = [c for c in some if c.exact == (c.config.network.precision == "bfloat16")]
     some = [dataclasses.replace(c, beside=c.beside[::2]) if c.config.training.jit else c for c in some]  # XLA takes its time
@@ -111,6 +111,7 @@ def test_compare_parity_climbs(tmp_path, capsys):
     assert [*record["losses"]] == [
         "default: float32, fused, XLA, as written",
         "default: bfloat16, fused, to the last bit",
+        "default: bfloat16, explicit, to the last bit",
     ]
     output = capsys.readouterr().out
     assert output.count("the same network three times") == 1
@@ -205,7 +206,7 @@ def test_compare_parity_fails_for_a_perturbed_weight(tmp_path, monkeypatch, caps
     assert compare.main(["parity", *TINIEST, "--steps", "1", "--precision", "bfloat16", "--run-dir", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "FAILED" in said.out and "first difference between lowlevel and keras_impl: the value of head/bias" in said.out
-    assert "   1 of 1: default: bfloat16, fused, to the last bit" in said.err, "progress, where there is no terminal"
+    assert "   1 of 2: default: bfloat16, fused, to the last bit" in said.err, "progress, where there is no terminal"
 
 
 # --- bad input ---

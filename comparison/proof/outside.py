@@ -72,8 +72,10 @@ def draw(case, n=3, larger=(0, 4)):
     for step in range(max(case.steps, 1)):
         images = rng.random((n, height, width, network.channels), dtype=np.float32)
         masks = rng.integers(0, classes, (n, height - cut, width - cut, 1)).astype(np.float32)
-        masks[:2] = np.minimum(masks[:2], classes - 2)  # an image that lacks a class
-        masks[1, 1, 1] = classes - 1  # and one with a pixel of it
+        masks[0] = np.minimum(masks[0], classes - 2)  # an image that lacks a class
+        if network.classes > 1:  # and one with a pixel of it, which is enough to count
+            masks[1] = np.minimum(masks[1], classes - 2)
+            masks[1, 1, 1] = classes - 1
         if case.void:
             masks[-1], masks[:, ::2] = VOID, VOID
         if training.weight_map:
