@@ -85,14 +85,9 @@ def torn_sequences(layout, parts, config):
         steps = np.diff(sorted(map(int, numbers)))
         even = len(steps) > 3 and np.mean(steps == np.median(steps)) >= 0.5 and any(number[0] == "0" for number in numbers)
         torn += [name] * (even and len(set(sides)) > 1)
-    fits = sum(map(len, frames.values())) == sum(map(len, parts.values())) and len(frames) > 1
-    if (
-        not torn
-        or not fits
-        or config.data.split
-        or not layout.patterns
-        or not all("{name}" in p for p in layout.patterns.values())
-    ):
+    every = sum(map(len, frames.values())) == sum(map(len, parts.values())) and len(frames) > 1
+    named = layout.patterns and all("{name}" in pattern for pattern in layout.patterns.values())
+    if not (torn and every and named) or config.data.split:
         return []
     images, masks = (text.replace("{name}", f"{{group}}{torn[0][-1]}{{name}}") for text in layout.patterns.values())
     asked = f"--image-files '{images}' --mask-files '{masks}'"
