@@ -249,10 +249,11 @@ class Data:
     crop_size: Size | None = option(
         None, "train on random crops of WIDTHxHEIGHT or NxN; validation sees whole images", val=False
     )
-    augment: Literal["none", "flips", "elastic", "mirror", "paper", "recolor"] = option(
+    augment: Literal["none", "flips", "elastic", "paper", "photo", "recolor"] = option(
         "flips",
         "flips: mirrored, and turned by right angles; elastic: scaled, tilted a little, elastically deformed, in other light; "
-        "mirror: and mirrored; paper: and turned by any angle; recolor: as mirror, half of the regions in random colours",
+        "paper: and mirrored, turned by any angle; photo: and mirrored, near or far, in other colours, less sharp; "
+        "recolor: and mirrored, half of the regions in random colours",
         val=False,
     )
 

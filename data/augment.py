@@ -7,6 +7,9 @@ Su et al. 2023, "Rethinking data augmentation for single-source domain generaliz
 (arXiv 2211.14805), on images that look unlike all those to train on: every class gets random tone curves of its own, so that
 its colour tells nothing about it, and its outline all. Random appearance for a world that is not known: Tobin et al. 2017,
 arXiv 1703.06907.
+
+Photographs show things near and far, by all kinds of cameras: hence scales of 0.5 to 2, as Chen et al. 2016 have them (arXiv
+1606.00915), other hue and saturation, as Liu et al. 2016 (arXiv 1512.02325), and some that are not sharp.
 """
 
 import functools
@@ -23,7 +26,11 @@ CONTRAST = 4 / 3  # at most so many times stronger or weaker
 BRIGHTNESS = 0.1  # at most so much lighter or darker, of the range from black to white
 ELASTIC = 10.0  # pixels, standard deviation of the displacements: the paper's
 NODES = 3  # the displacements lie on a grid of 3x3, as in the paper
-TILT = (-np.pi / 18, np.pi / 18)  # elastic, mirror, recolor: photographs have a top and a bottom
+TILT = np.pi / 18  # at most, of elastic, photo, recolor: photographs have a top and a bottom
+ZOOM = 2.0  # photo: in the place of SCALE
+HUE = np.pi / 10  # photo: at most so far around the circle of colours
+SATURATION = (0.5, 1.5)  # photo
+BLUR = 1.0  # photo: pixels, the largest standard deviation; half of the images stay sharp
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
 CUT = 0.5  # share of the images that are cut in two before
@@ -39,8 +46,8 @@ def augment(image, mask, size, kind, rng, white=255):
 
     none: a random crop. flips: and one of the symmetries of a square. paper: what `deform` does, mirrored beyond the borders.
     elastic: the same, but tilted by `TILT` at most and never a mirror image, for images whose directions mean something.
-    mirror: as elastic, and a mirror image half of the time, for scenes in which left and right are alike, such as streets.
-    recolor: as mirror, with half of the regions of the mask in other colours.
+    photo: as elastic, but a mirror image half of the time, nearer or further by `ZOOM`, and by `another_camera`.
+    recolor: as elastic, but a mirror image half of the time, and half of the regions of the mask in other colours.
 
     Args:
         image, mask: uint8 or uint16 [H, W, C], 0 to `white`, and uint8 [H, W], or int32 where it numbers objects.
@@ -59,8 +66,9 @@ def augment(image, mask, size, kind, rng, white=255):
         # around the window: all of 1918x1280 would take 60 ms.
         image, mask = random_crop(image, mask, [min(REACH * n, limit) for n, limit in zip(size, mask.shape)], rng)
         image = recolor(image, as_classes(mask), rng, white)
-    angles, mirrors = (0, 2 * np.pi) if kind == "paper" else TILT, (1,) if kind == "elastic" else (-1, 1)
-    return deform(image, mask, size, rng, angles, mirrors, white)
+    angles, mirrors = (0, 2 * np.pi) if kind == "paper" else (-TILT, TILT), (1,) if kind == "elastic" else (-1, 1)
+    image, mask = deform(image, mask, size, rng, angles, mirrors, ZOOM if kind == "photo" else SCALE, white)
+    return (another_camera(image, rng, white) if kind == "photo" else image), mask
 
 
 def random_crop(image, mask, size, rng):
@@ -92,24 +100,43 @@ def _turned(values, turns, mirrored):
     return (values if code is None else cv2.flip(values, code)).reshape(shape)  # NumPy's views are five times as slow to read
 
 
-def deform(image, mask, size, rng, angles, mirrors, white=255):
+def deform(image, mask, size, rng, angles, mirrors, zoom=SCALE, white=255):
     """A window at a random place, mirrored or not, rotated, scaled, elastically deformed, its light changed.
 
-    Arguments, results and errors as in `augment`, and `angles`, the least and the largest, and `mirrors`, one of which
-    multiplies the x axis. Image and mask are sampled once: nothing is blurred twice.
+    Arguments, results and errors as in `augment`, and `angles`, the least and the largest, `mirrors`, one of which multiplies
+    the x axis, and `zoom`, the largest factor. Image and mask are sampled once: nothing is blurred twice.
     """
     (height, width), (h, w) = mask.shape, size
     top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    angle, scale = rng.uniform(*angles), SCALE ** rng.uniform(-1, 1)
+    angle, scale = rng.uniform(*angles), zoom ** rng.uniform(-1, 1)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     turn[:, 1] *= rng.choice(mirrors)
-    nodes = node_grid(size, turn, centre=(top + (h - 1) / 2, left + (w - 1) / 2)) + displacements(size, rng)
+    # a large window is moved inside as far as the image reaches: what lies beyond is a mirror image, and no street
+    reach = np.minimum(mask.shape, np.multiply(size, scale)) / 2
+    centre = np.clip((top + (h - 1) / 2, left + (w - 1) / 2), reach - 0.5, mask.shape - reach - 0.5)
+    nodes = node_grid(size, turn, centre) + displacements(size, rng)
     contrast, brightness = CONTRAST ** rng.uniform(-1, 1), white * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     # contrast about the mean, for which every fourth row and column is enough: about gray it would turn dark images black; and
     # so it would bands that are darker than others, but for those of a colour, which keep their ratio
     part = image[top : top + h : 4, left : left + w : 4]
     mean = part.mean() if image.shape[-1] in (1, 3) else part.mean(axis=(0, 1))
     return sample(image, mask, size, nodes, contrast, brightness + mean * (1 - contrast), white)
+
+
+def another_camera(image, rng, white=255):
+    """Another hue and saturation, where there are three bands, and half of the time less sharp: [H, W, C] -> the same.
+
+    Both keep grays: hue turns colours around the gray axis of the cube of RGB, saturation is the distance from it.
+    """
+    values, kind = image, image.dtype
+    if image.shape[-1] == 3:
+        angle, saturation, gray = rng.uniform(-HUE, HUE), rng.uniform(*SATURATION), np.full((3, 3), 1 / 3)
+        across = np.float64([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # at right angles to the colour and to gray
+        turned = gray + saturation * (np.cos(angle) * (np.eye(3) - gray) + np.sin(angle) * across)
+        values = cv2.transform(values, turned)  # rounds, and cuts off at what its type holds
+    if rng.random() < 0.5:
+        values = cv2.GaussianBlur(values, (0, 0), rng.uniform(0.1, BLUR)).reshape(image.shape)
+    return np.minimum(values, white).astype(kind, copy=False)
 
 
 def recolor(image, mask, rng, white=255):

@@ -218,7 +218,7 @@ def _check_sizes(config, training, validation):
         if crop and (grown.height < crop.height or grown.width < crop.width):
             raise UserError(f"{name} is {size} pixels, smaller than --crop-size {crop}: use a smaller crop or --image-size")
     for name, size in zip(training.names, training.sizes):
-        whole = kind in ("elastic", "mirror", "paper") or kind == "recolor" and not crop
+        whole = kind in ("elastic", "paper", "photo") or kind == "recolor" and not crop
         if whole and max(grow(config, size, fits=not crop)) > LONGEST:
             raise UserError(
                 f"{name} is {size} pixels, and --augment {kind} takes sides of {LONGEST} at most, mirrored borders too: cut it "

@@ -76,13 +76,13 @@ def cut(size, tile, network):
 def symmetries(square, augment):
     """[(quarter turns, mirrored)]: those of `data.augment`'s kind `augment` for a square, or for another rectangle.
 
-    flips and paper: 8 of a square, 4 of another. mirror and recolor: 2, as the network has seen nothing upside down.
+    flips and paper: 8 of a square, 4 of another. photo and recolor: 2, as the network has seen nothing upside down.
 
     Raises: UserError for a kind that neither turns nor mirrors.
     """
     if augment in ("none", "elastic"):
         raise UserError(f"--tta: in the training, --augment {augment}, no image was mirrored or turned: leave it out")
-    turned = (0,) if augment in ("mirror", "recolor") else range(4) if square else (0, 2)
+    turned = (0,) if augment in ("photo", "recolor") else range(4) if square else (0, 2)
     return [(turns, mirrored) for turns in turned for mirrored in (False, True)]
 
 

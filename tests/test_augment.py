@@ -2,14 +2,25 @@
 
 from common.streams import AUGMENT, generator
 from data import augment as augmentation
-from data.augment import augment, displacements, flips, node_grid, random_crop, recolor, sample, spline, tone_curves
+from data.augment import (
+    another_camera,
+    augment,
+    displacements,
+    flips,
+    node_grid,
+    random_crop,
+    recolor,
+    sample,
+    spline,
+    tone_curves,
+)
 from data.synthetic import make_cells
 
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-KINDS = ("none", "flips", "elastic", "mirror", "paper", "recolor")
+KINDS = ("none", "flips", "elastic", "paper", "photo", "recolor")
 NOISE = np.random.default_rng(0).integers(0, 256, (41, 56, 3), dtype=np.uint8)
 LABELS = np.kron(np.random.default_rng(1).choice([0, 2, 7, 255], (6, 7)), np.ones((8, 8)))[:41].astype(np.uint8)
 
@@ -135,15 +146,16 @@ def drawn_parameters(monkeypatch, image, kind, count=400):
     """What `deform` hands to `sample`: nodes without elastic displacements [n, 2, 3, 3], contrast [n], brightness [n]."""
     calls = []
     monkeypatch.setattr(augmentation, "displacements", lambda size, rng: 0)
-    monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:6]))
+    monkeypatch.setattr(augmentation, "sample", lambda *args: calls.append(args[3:6]) or args[:2])
     for seed in range(count):
         augment(image, image[..., 0], (41, 31), kind, np.random.default_rng(seed))
     return [np.array(values) for values in zip(*calls)]
 
 
-@pytest.mark.parametrize("kind", ["elastic", "mirror", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["elastic", "paper", "photo", "recolor"])
 def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
-    monkeypatch.setattr(augmentation, "recolor", lambda image, *_: image)  # has ranges of its own
+    for name in ("recolor", "another_camera"):  # have ranges of their own
+        monkeypatch.setattr(augmentation, name, lambda image, *_: image)
     monkeypatch.setattr(augmentation, "REACH", 3)  # all of the image
     nodes, contrast, brightness = drawn_parameters(monkeypatch, np.full((61, 71, 1), 100, np.uint8), kind)
     down = (nodes[:, :, 2, 1] - nodes[:, :, 0, 1]) / 40  # what a pixel down the window is in the image
@@ -151,7 +163,8 @@ def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
     scale = np.linalg.norm(down, axis=1)
     np.testing.assert_allclose(np.linalg.norm(right, axis=1), scale)
     np.testing.assert_allclose((down * right).sum(1), 0, atol=1e-9)
-    assert 0.8 <= scale.min() < 0.82 and 1.23 < scale.max() <= 1.25 and abs(np.log(scale).mean()) < 0.02
+    zoom = np.log(scale) / np.log(2 if kind == "photo" else 1.25)
+    assert -1 <= zoom.min() < -0.9 and 0.9 < zoom.max() <= 1 and abs(zoom.mean()) < 0.09  # 3 sigma
     widest = np.pi if kind == "paper" else np.pi / 18  # photographs stay upright
     angle = np.arctan2(down[:, 1], down[:, 0])
     assert np.abs(angle).max() <= widest
@@ -160,9 +173,35 @@ def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
     assert not mirrored.any() if kind == "elastic" else 0.4 < mirrored.mean() < 0.6  # a sigma is 0.025
     np.testing.assert_array_equal(nodes[:, :, 1, 1].min(0), (20, 15))  # the first window and the last
     np.testing.assert_array_equal(nodes[:, :, 1, 1].max(0), (40, 55))
+    reach = scale[:, None] * (41, 31) / 2  # from the centre of a window that is not tilted to its border
+    inside = np.minimum(nodes[:, :, 1, 1], (60, 70) - nodes[:, :, 1, 1]) + 0.5 >= reach - 1e-9
+    assert (
+        inside[reach <= (30.5, 35.5)].all() and (nodes[:, :, 1, 1][reach > (30.5, 35.5)] % 5 == 0).all()
+    )  # 30 or 35: the middle
     assert 0.75 <= contrast.min() < 0.76 and 1.32 < contrast.max() <= 4 / 3
     light = contrast * 100 + brightness - 100  # of an evenly gray image: contrast does not change it
     assert -25.5 <= light.min() < -25 and 25 < light.max() <= 25.5
+
+
+def test_another_camera_turns_colours_around_gray_and_blurs_half(monkeypatch):
+    y, x = np.mgrid[:40, :40]
+    gray = np.repeat((6 * y)[..., None], 3, -1).astype(np.uint8)
+    red = np.zeros((40, 40, 3), np.uint8) + np.uint8([150, 90, 90])
+    hue, saturation, blurred = [], [], []
+    for seed in range(400):
+        shown = another_camera(np.hstack([gray, red]), np.random.default_rng(seed))
+        assert np.ptp(shown[:, :36].astype(int), axis=-1).max() <= 1, "gray stays gray"
+        r, g, b = shown[20, 60].astype(float)
+        assert abs(r + g + b - 330) <= 2
+        hue.append(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b))
+        saturation.append(np.hypot(np.sqrt(3) * (g - b), 2 * r - g - b) / 120)
+        blurred.append((shown[:, 40] != shown[:, 60]).any())
+    assert np.pi / 11 < np.max(np.abs(hue)) < np.pi / 9 and abs(np.mean(hue)) < 0.03  # 8 bits round by 0.01; a sigma is 0.009
+    assert 0.48 < min(saturation) < 0.52 and 1.48 < max(saturation) < 1.52
+    assert 0.3 < np.mean(blurred) < 0.5, "half, of which the least blurred round to the same"
+    monkeypatch.setattr(augmentation, "BLUR", 0.1)
+    bands = NOISE[..., :2]
+    np.testing.assert_array_equal(another_camera(bands, np.random.default_rng(0)), bands, "not a colour")
 
 
 @pytest.mark.parametrize("cut, channels", [(0, 1), (1, 3)])
@@ -261,7 +300,7 @@ def test_light_is_cut_off_at_black_and_white():
         np.testing.assert_array_equal(mask, LABELS)
 
 
-@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "mirror", "paper", "recolor"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("white", [200, 5100, 65535])
 def test_16_bits_are_augmented_on_their_own_scale(kind, white):
     """The same random numbers make of an image on another scale the same picture, and no value leaves the scale."""

@@ -264,7 +264,7 @@ def test_files_of_other_bands_are_named(tmp_path):
     assert find_channels(find_layout(config)) == 12
 
 
-@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "recolor"])
+@pytest.mark.parametrize("kind", ["none", "flips", "elastic", "paper", "photo", "recolor"])
 @pytest.mark.parametrize("channels", [2, 13])
 def test_light_changes_every_band_alike(kind, channels):
     """A band that is darker than the others stays a picture of the scene: its contrast is about its own mean."""

@@ -321,16 +321,16 @@ def test_image_that_cannot_fit_is_one_line(tmp_path):
 
 def test_the_input_pipeline_is_measured(tmp_path, monkeypatch, capsys):
     """How often the input feeds the step, by the figures in the record."""
-    monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "mirror"))
+    monkeypatch.setattr(pipeline, "AUGMENTATIONS", ("none", "photo"))
     monkeypatch.setattr(columns, "IMPLEMENTATIONS", ("lowlevel",))
     pipeline.run(TINIEST, 1, tmp_path / "pipeline.json")
     record = json.loads((tmp_path / "pipeline.json").read_text())
-    kinds = "later epochs, augment none", "later epochs, augment mirror"
+    kinds = "later epochs, augment none", "later epochs, augment photo"
     assert set(record["images_per_second"]) == {"first epoch", *kinds} and record["images"] == 6
-    assert record["training"].keys() == {f"lowlevel, {what}" for what in ("no input", "augment none", "augment mirror")}
+    assert record["training"].keys() == {f"lowlevel, {what}" for what in ("no input", "augment none", "augment photo")}
     lines = [line for line in capsys.readouterr().out.splitlines() if "times over" in line]
     step = record["training"]["lowlevel, no input"][0]["images_per_second"]
-    for kind, line in zip(("none", "mirror"), lines, strict=True):
+    for kind, line in zip(("none", "photo"), lines, strict=True):
         fed = record["images_per_second"][f"later epochs, augment {kind}"][0] / step
         assert line.startswith(f"augment {kind}: the input feeds the fastest step {fed:.1f} times over")
         assert line.endswith("so that the device waits") == (fed < 1)

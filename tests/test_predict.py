@@ -132,7 +132,7 @@ def test_valid_padding_covers_the_image(implementation):
 
 @pytest.mark.parametrize(
     "height, width, augment, number",
-    [(64, 64, "flips", 8), (64, 96, "paper", 4), (64, 64, "mirror", 2), (64, 96, "recolor", 2)],
+    [(64, 64, "flips", 8), (64, 96, "paper", 4), (64, 64, "photo", 2), (64, 96, "recolor", 2)],
 )
 def test_tta_is_the_mean_over_the_symmetries_of_the_training(height, width, augment, number):
     network, predict = random_network(classes=3)
