@@ -10,12 +10,13 @@ from skimage.metrics import contingency_table, variation_of_information
 from skimage.segmentation import expand_labels
 
 IOUS = np.arange(50, 100, 5) / 100  # from which IoU on an object counts as found: 0.5, 0.55 ... 0.95
+AT = ("ap50", "ap60", "ap70", "ap80", "ap90")  # at every second of them: what papers print
 
 
 def object_scores(truth, found):
-    """{"objects": how many there are, "found": how many were found, and "ap", "ap50", "f1", "aji", each 0..1} of an image.
+    """{"objects": how many there are, "found": how many were found, "ap", "ap50" to "ap90", "f1", "aji", 0..1} of an image.
 
-        AP(t) = TP / (TP + FP + FN)      ap: its mean over t = 0.5, 0.55 ... 0.95, ap50: AP(0.5)
+        AP(t) = TP / (TP + FP + FN)      ap: its mean over t = 0.5, 0.55 ... 0.95; ap50: AP(0.5) ...
         F1    = 2 TP / (2 TP + FP + FN)  at t = 0.5
         AJI   = sum of |T & F(T)| / (sum of |T | F(T)| + pixels of the F that are nobody's)
 
@@ -31,7 +32,7 @@ def object_scores(truth, found):
     true_areas[0] = found_areas[0] = 0
     n, m = np.count_nonzero(true_areas), np.count_nonzero(found_areas)
     if n + m == 0:
-        return {"objects": 0, "found": 0, "ap": 1.0, "ap50": 1.0, "f1": 1.0, "aji": 1.0}
+        return {"objects": 0, "found": 0, "ap": 1.0, **dict.fromkeys(AT, 1.0), "f1": 1.0, "aji": 1.0}
     union = true_areas[true] + found_areas[other] - shared
     hits = (shared / union > IOUS[:, np.newaxis]).sum(1)  # both rounded once: 13 / 20 is not above 65 / 100
     ap = hits / (n + m - hits)
@@ -40,7 +41,8 @@ def object_scores(truth, found):
     lonely = np.delete(true_areas, true).sum()  # true objects that share nothing
     nobodys = np.delete(found_areas, other[chosen]).sum()
     aji = shared[chosen].sum() / (union[chosen].sum() + lonely + nobodys)
-    return {"objects": n, "found": m, "ap": ap.mean(), "ap50": ap[0], "f1": 2 * hits[0] / (n + m), "aji": aji}
+    tens = dict(zip(AT, ap[::2]))
+    return {"objects": n, "found": m, "ap": ap.mean(), **tens, "f1": 2 * hits[0] / (n + m), "aji": aji}
 
 
 def segment_scores(truth, found):

@@ -67,7 +67,8 @@ def by_definition(truth, found):
         used.add(j)
     around += sum(f.sum() for j, f in enumerate(founds) if j not in used)
     tp = (iou > 0.5).sum()
-    return {"ap": np.mean(ap), "ap50": ap[0], "f1": 2 * tp / (len(truths) + len(founds)), "aji": inside / around}
+    tens = {f"ap{t}": ap[k] for k, t in enumerate(range(50, 100, 5)) if t % 10 == 0}
+    return {"ap": np.mean(ap), **tens, "f1": 2 * tp / (len(truths) + len(founds)), "aji": inside / around}
 
 
 def test_scores_are_those_of_the_definitions():
@@ -80,7 +81,11 @@ def test_scores_are_those_of_the_definitions():
         scores = object_scores(truth, found)
         assert (scores["objects"], scores["found"]) == tuple(len(np.unique(labels[labels > 0])) for labels in (truth, found))
         if truth.any() or found.any():
-            assert {name: scores[name] for name in ("ap", "ap50", "f1", "aji")} == pytest.approx(by_definition(truth, found))
+            defined = by_definition(truth, found)
+            assert {name: scores[name] for name in defined} == pytest.approx(defined) and scores.keys() - defined == {
+                "objects",
+                "found",
+            }
 
 
 def test_scores_by_hand():
@@ -89,7 +94,8 @@ def test_scores_by_hand():
     truth[:10, :10], truth[:10, 20:30] = 1, 2
     found[:6, :10], found[20:30, 20:30] = 1, 2
     scores = object_scores(truth, found)
-    assert scores == pytest.approx({"objects": 2, "found": 2, "ap": 1 / 3 * 2 / 10, "ap50": 1 / 3, "f1": 0.5, "aji": 60 / 300})
+    known = {"objects": 2, "found": 2, "ap": 1 / 3 * 2 / 10, "ap50": 1 / 3, "f1": 0.5, "aji": 60 / 300}
+    assert scores == pytest.approx({**dict.fromkeys(("ap60", "ap70", "ap80", "ap90"), 0), **known})
     found[6:10, :10], found[:10, 20:30] = 3, 4  # another shares the rest of the first, but is not its best: it is nobody's
     assert object_scores(truth, found)["aji"] == pytest.approx((60 + 100) / (100 + 100 + 100 + 40))
     nothing = np.zeros_like(truth)
