@@ -474,6 +474,19 @@ def test_background_lies_between_any_two_cells():
         assert np.bincount(cells.ravel()).min() > 50, "a whole cell, not what another one leaves of it"
 
 
+def test_of_every_cell_three_quarters_show(monkeypatch):
+    outlines, shares = [], []
+    draw = synthetic.polygon
+    monkeypatch.setattr(synthetic, "polygon", lambda *args: outlines.append(draw(*args)) or outlines[-1])
+    for i in range(5):
+        outlines.clear()
+        _, _, cells = scene(Size(128, 128), generator(0, CELLS, i))
+        for number, area in enumerate(np.bincount(cells.ravel())[1:], start=1):
+            shown = [(cells[outline] == number) for outline in outlines]
+            shares.append(max(found.mean() for found in shown if found.sum() == area))  # its own outline holds all of it
+    assert 0.75 <= min(shares) < 0.85 and max(shares) == 1
+
+
 def test_masks_of_cells_are_exact():
     """Inside and outside differ most in brightness where the mask lies, not a pixel beside it; the same for the nuclei."""
     images, masks = make_cells(6, Size(128, 128), seed=1, classes=3)

@@ -17,10 +17,11 @@ from common.config import Config, Size, UserError
 from common.losses import probabilities
 from common.output import PART
 from common.padding import any_size
-from common.shapes import missing
+from common.shapes import margin, missing
 from common.weights import initial_weights, weight_shapes
+from data.loader import load_examples
 from prediction import EXPORTS, FIXED
-from prediction.export import export, fixed_size, window
+from prediction.export import dice_of, export, fixed_size, read_windows, window
 from prediction.network import restore
 from tests.conftest import IMPLEMENTATIONS
 
@@ -397,6 +398,24 @@ def test_int8_is_smaller_and_says_what_it_costs(tmp_path, capsys):
     costs = re.search(r"dice on (\d+) validation images of 56x40: float32 (0\.\d+), int8 (0\.\d+)\n$", capsys.readouterr().out)
     assert int(costs[1]) >= 1 and abs(float(costs[2]) - float(costs[3])) < 0.05
     assert json.loads((tmp_path / "narrow" / "export.json").read_text())["quantized"] == "int8"
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_int8_is_chosen_by_training_images_and_judged_on_validation_images(padding):
+    """In the middle of each, on the scale of the network; the masks without the margin that "valid" padding loses."""
+    config = Config.of(images=8, depth=1, padding=padding, batch_size=2, image_size=Size(48, 64))
+    _, training, validation = load_examples(config)
+    calibration, pairs = read_windows(config, (32, 40))
+    assert (len(calibration), len(pairs)) == (len(training.names), len(validation.names)) == (6, 2)
+    for images, examples in (calibration, training), ([image for image, _ in pairs], validation):
+        for image, whole in zip(images, examples.images):
+            np.testing.assert_allclose(image[0], whole[8:40, 12:52] / 255, atol=1e-6)
+    cut = margin(1, padding) // 2
+    for (_, mask), whole in zip(pairs, validation.masks):
+        np.testing.assert_array_equal(mask[0], whole[8 + cut : 40 - cut, 12 + cut : 52 - cut])
+    half = np.float32([[[0.2], [0.7]]])  # of two images one is found to two thirds, the other not
+    masks = [np.uint8([[[1, 1]]]), np.uint8([[[1, 0]]])]
+    assert dice_of(lambda image: image, [(half[None], mask) for mask in masks], 1) == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_sizes_of_what_is_for_one_size():
