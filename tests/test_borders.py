@@ -1,6 +1,6 @@
 """The weight map of the paper's loss, against its formula written down naively."""
 
-from common.config import Config, Size
+from common.config import Config, Size, Weights
 from data.borders import border_weights
 from data.loader import load_examples, training_batches, validation_batches
 from data.synthetic import make_cells
@@ -46,10 +46,12 @@ def test_drawn_cells_have_borders_to_weigh():
 
 def test_batches_carry_the_weights_behind_the_classes(capsys):
     config = Config.of(images=6, image_size=Size(32, 40), depth=1, batch_size=2, loss="cross_entropy", weight_map=True)
-    for options in ({}, dict(padding="valid", augment="paper")):
+    three = dict(classes=3, class_weights=Weights((0.5, 2.0, 4.0)))
+    for options in ({}, dict(padding="valid", augment="paper"), dict(classes=3), three):
         changed, training, validation = load_examples(config.replace(**options))
         for batches in (training_batches(changed, training), validation_batches(changed, validation)):
             images, masks = next(iter(batches))
             assert masks.shape[1:] == (32, 40, 2), "with a mirrored margin the whole image is predicted"
             for mask in masks.numpy():
-                np.testing.assert_array_equal(mask[..., 1], border_weights(mask[..., 0]))
+                weights = options.get("class_weights", [1.0] * 3)
+                np.testing.assert_array_equal(mask[..., 1], border_weights(mask[..., 0], weights))
