@@ -367,6 +367,8 @@ def test_objects_of_one_of_many_classes(bright, tmp_path, monkeypatch):
     assert np.asarray(Image.open(tmp_path / "out/objects/a.png")).max() == 2
     run(checkpoint, tmp_path, "--object-settings", 0.3, 0, 20, "--object-class", 1)
     assert np.asarray(Image.open(tmp_path / "out/objects/a.png"))[16, 20] == 0
+    (p, truth), *_ = labelled_pairs(read_checkpoint(checkpoint)[0], three, 2, 64, None)[0]
+    assert p[truth > 0].mean() > p[truth == 0].mean() + 0.1, "settings are chosen by the probabilities of the class"
 
 
 @pytest.mark.parametrize("numbered", [True, False])
