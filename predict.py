@@ -96,7 +96,8 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
         from prediction import objects  # and scikit-image with it
 
         labels = objects.find_objects(p, settings, config)
-        measured = objects.measure(labels, image, map_of_pixels(tags))
+        unit = (config.data.white or 255) / config.data.scale  # not 1 of floats, which are on a scale of whole numbers
+        measured = objects.measure(labels, image if unit == 1 else image * unit, map_of_pixels(tags))
         line += f"  {labels.max()} objects"
     if evaluation:
         line += evaluation.add(source, image, mask, labels, klass)

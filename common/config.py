@@ -265,6 +265,8 @@ class Data:
         if self.dataset == "dsb2018":
             object.__setattr__(self, "objects", True)
         check(self)
+        if self.cache and self.data_dir and self.cache.resolve() == self.data_dir.resolve():
+            raise UserError(f"--cache {self.cache} is the --data-dir too: name a folder of its own")
         if self.dataset != "synthetic" and self.data_dir is None:
             raise UserError(f"--dataset {self.dataset} needs --data-dir DIR")
         if self.dataset == "folder" and (self.image_files is None) != (self.mask_files is None):

@@ -214,7 +214,8 @@ def _pairs(config):
         image, first, *further = (data.data_dir / name for name in (file, *masks))
         items += _pages(Item(file, image, first, None, found.fields[file].get("group", ""), parts[file], tuple(further)))
     if len({item.image for item in items if item.page is not None}) > 1:  # the slices of a stack are alike
-        items = [item if item.page is None else replace(item, group=item.group or item.image.name) for item in items]
+        stacks = [item.group or item.name.rpartition("[")[0] for item in items]
+        items = [item if item.page is None else replace(item, group=stack) for item, stack in zip(items, stacks)]
     colors, classes, names = masks_of(config, way)
 
     def read(item, channels, size):

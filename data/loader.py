@@ -108,6 +108,7 @@ def load_examples(config):
     fitted = {grow(config, size, fits=True) for size in training.sizes}
     mirrored = not config.data.crop_size and fitted != {grow(config, size) for size in training.sizes}
     apart, groups = sum(item.part == "test" for item in layout.items), {item.group for item in items} - {""}
+    alone = len(layout.items) - sum(map(len, parts.values()))
     notes = [
         f"{len(training.names)} images to train on, {len(validation.names)} to validate",
         f"{small if small == large else f'{small} to {large}'} {config.network.bands}",
@@ -118,6 +119,7 @@ def load_examples(config):
         doubt(config, index[good]),
         groups and f"{len(groups)} groups, each on one side",
         apart and f"{apart} of the test part left alone",
+        alone > apart and f"{alone - apart} on neither side left alone",
         asked == 1 and find_channels(layout) == 3 and "converted to gray (--channels 3 keeps the colour)",
         mirrored and f"mirrored at the borders up to {fitted.pop()} to train on, which halves {config.network.depth} times",
     ]

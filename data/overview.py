@@ -23,8 +23,8 @@ from data.cache import decode
 from data.files import in_8_bits, on_scale, stretched
 from data.layouts import find_channels
 from data.loader import augmented, find_white, grow, open_layout
-from data.meaning import as_classes, class_pixels, doubt, filled_in, mask_meaning
-from data.splits import split, torn_sequences
+from data.meaning import as_classes, check_classes, class_pixels, doubt, filled_in, mask_meaning
+from data.splits import SIDES, split, torn_sequences
 
 import numpy as np
 from PIL import Image
@@ -122,8 +122,8 @@ def _as_seen(config):
 def survey(layout, config):
     """Reads all images and keeps only what `data.cache.INDEX` has of them. config: with the channels.
 
-    Returns: (summary, items, meaning, config): a dict that JSON can hold, the items that can be read, what their masks mean,
-    None if that is unclear, and the config with what was found filled in.
+    Returns: (summary, items, meaning, config): a dict that JSON can hold, the items to train and to validate on, what their
+    masks mean, None if that is unclear, and the config with what was found filled in.
 
     Raises: UserError if no image can be read.
     """
@@ -136,7 +136,10 @@ def survey(layout, config):
         parts = split(layout.items, config)
     side = {layout.items[i].name: part for part, indices in parts.items() for i in indices}
     seen = [i for i, item in enumerate(items) if item.name in side or not parts]  # what decides, as in the training
-    white, depth = find_white(index[seen], [items[i] for i in seen], config)
+    as_read = index
+    if channels != _as_seen(config) and (index["bits"] > 8).any():  # the brightest gray is darker than the brightest colour
+        as_read = decode(layout, items, channels, None, skip_bad=True)[0]
+    white, depth = find_white(as_read[seen], [items[i] for i in seen], config)
     found = config.replace(white=white)
     with _told(problems):
         meaning = mask_meaning(index["counts"][seen], [items[i] for i in seen], config, layout)
@@ -185,7 +188,11 @@ def survey(layout, config):
         rows = zip(names, shares.tolist(), images.tolist(), weights, strict=True)
         summary["void_pixels"] = float(1 - pixels.sum() / counts.sum())
         summary["class_frequencies"] = [dict(zip(("name", "pixels", "images", "balanced_weight"), row)) for row in rows]
-    return summary, items, meaning, found
+        if parts:
+            sides = [[side.get(item.name) == part for item in items] for part in SIDES]
+            with _told(problems):
+                check_classes(found, *(pixels[of].any(axis=0) for of in sides))
+    return summary, [items[i] for i in seen], meaning, found
 
 
 @contextlib.contextmanager
@@ -287,7 +294,7 @@ def main(argv=None):
     write_text(args.output / "overview.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     with expendable(args.output / "overview.png"):
         draw_overview(args.output / "overview.png", layout, items, meaning, list(summary["mask_values"]), config)
-    print(f"see {args.output}/overview.png and overview.json")
+    print(f"see {args.output}/")
     return 1 if summary["problems"] else 0
 
 

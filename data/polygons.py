@@ -5,7 +5,7 @@
 
 The background is 0, classes are 1, 2, 3 and so on, as classes.txt beside the masks says: --class-names DIR/classes.txt. With
 --objects every outline has a number of its own. Where outlines overlap, the later one has the pixels. An outline within another
-of the same COCO object is a hole in it. What LabelMe calls __ignore__ becomes 255, void.
+of the same COCO object is a hole in it. What is called __ignore__ or void becomes 255, void.
 """
 
 import base64
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from skimage.draw import disk, polygon2mask
 
-BACKGROUND, IGNORED = ("background", "_background_"), "__ignore__"  # names of LabelMe's that are no classes
+BACKGROUND, IGNORED = ("background", "_background_"), ("__ignore__", "void")  # names that are no classes
 
 
 def read_outlines(path):
@@ -34,7 +34,7 @@ def read_outlines(path):
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
-        return _coco(found) if "annotations" in found and "images" in found else _labelme(found, path)
+        return (_coco if "annotations" in found and "images" in found else _labelme)(found, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
@@ -42,18 +42,21 @@ def read_outlines(path):
         raise UserError(f"{path} is {what}: save its masks as PNG with the tool that drew them") from None
 
 
-def _coco(found):
+def _coco(found, path):
     """categories: a class each, in order of their ids; but one that is only the family of others, as Roboflow's first."""
-    families, used = {c.get("supercategory") for c in found["categories"]}, {a["category_id"] for a in found["annotations"]}
+    families = {c.get("supercategory") for c in found["categories"] if c.get("supercategory") != c["name"]}
+    used = {a["category_id"] for a in found["annotations"]}
     categories = sorted(found["categories"], key=lambda c: c["id"])
     names = {c["id"]: str(c["name"]) for c in categories if c["id"] in used or c["name"] not in families}
     outlines = {image["id"]: [] for image in found["images"]}
     for annotation in found["annotations"]:
-        outlines[annotation["image_id"]].append((names[annotation["category_id"]], annotation["segmentation"]))
+        outlines[annotation["image_id"]].append((names[annotation["category_id"]], annotation.get("segmentation")))
+    if bare := sum(not outline for several in outlines.values() for _, outline in several):
+        say(f"{path}: passed over {bare} annotations without an outline")
     images = []
     for image in found["images"]:
         shape = int(image["height"]), int(image["width"])
-        regions = [(name, _segmentation(outline, shape)) for name, outline in outlines[image["id"]]]
+        regions = [(name, _segmentation(outline, shape)) for name, outline in outlines[image["id"]] if outline]
         images.append((str(image["file_name"]), shape, regions))
     return images, list(names.values())
 
@@ -61,10 +64,12 @@ def _coco(found):
 def _segmentation(outline, shape):
     """Polygons, or run lengths as numbers or as COCO's text -> bool [H, W]"""
     if isinstance(outline, dict):
+        if (size := outline.get("size", [*shape])) != [*shape]:
+            raise ValueError(f"run lengths of {size} in an image of {[*shape]}")
         runs = outline["counts"] if isinstance(outline["counts"], list) else run_lengths(outline["counts"])
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape[::-1]).T  # column by column
     region = np.zeros(shape, bool)
-    for points in outline:
+    for points in filter(len, outline):
         ring = _ring(np.reshape(points, (-1, 2)), shape)
         region[ring] = not region[ring].all()
     return region
@@ -98,7 +103,7 @@ def _labelme(found, path):
         kind, points = drawn.get("shape_type") or "polygon", np.reshape(drawn["points"], (-1, 2)).astype(float)
         region = np.zeros(shape, bool)
         if kind == "rectangle":
-            (left, top), (right, bottom) = np.sort(points, axis=0)
+            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         if kind in ("polygon", "rectangle"):
             region = _ring(points, shape)
@@ -106,8 +111,9 @@ def _labelme(found, path):
             region[disk(points[0, ::-1] - 0.5, np.hypot(*(points[1] - points[0])), shape=shape)] = True
         elif kind == "mask":  # a picture of the part within its corners
             part = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn["mask"])))) > 0
-            left, top = np.sort(points, axis=0)[0].astype(int)
-            region[top : top + part.shape[0], left : left + part.shape[1]] = part
+            left, top = points.min(axis=0).astype(int)
+            places = np.argwhere(part) + (top, left)
+            region[tuple(places[((places >= 0) & (places < shape)).all(axis=1)].T)] = True
         else:
             over.append(kind)
             continue
@@ -115,15 +121,20 @@ def _labelme(found, path):
     if over:
         say(f"{path}: passed over {len(over)} shapes that hold no area: {listed(sorted(set(over)))}")
     name = re.split(r"[/\\]", found["imagePath"])[-1]
-    return [(name, shape, regions)], [label for label, _ in regions if label not in (*BACKGROUND, IGNORED)]
+    return [(name, shape, regions)], [label for label, _ in regions if label not in (*BACKGROUND, *IGNORED)]
 
 
 def draw(regions, shape, classes, objects):
     """[(class, bool [H, W])] -> uint8 [H, W], class indices by {name: index}, or uint16 with `objects`, 1, 2, 3, ..."""
     mask = np.zeros(shape, np.uint16 if objects else np.uint8)
     for number, (name, region) in enumerate(regions, 1):
-        mask[region] = classes[name] if not objects or name in (*BACKGROUND, IGNORED) else number
+        mask[region] = classes[name] if not objects or name in (*BACKGROUND, *IGNORED) else number
     return mask
+
+
+def _cell(name):
+    """The name of a class as `common.colors.class_list` reads it: no number alone, and no separator in it."""
+    return f"class {name}" if name.isdecimal() else re.sub(r"[,;:\t#]+", " ", name)
 
 
 def main(argv=None):
@@ -136,15 +147,17 @@ def main(argv=None):
     images, names = {}, []
     for path in args.files:
         found, listed_names = read_outlines(path)
-        names = list(dict.fromkeys([*names, *(name for name in listed_names if name not in BACKGROUND)]))
+        names = list(dict.fromkeys([*names, *(name for name in listed_names if name not in (*BACKGROUND, *IGNORED))]))
         for name, shape, regions in found:
             stem = Path(name).stem
             if stem in images:
-                raise UserError(f"{path}: a second image is called {stem}: draw the files one by one, each into an --output")
+                raise UserError(
+                    f"{path}: a second image is called {stem}: rename one (files drawn apart number their own classes)"
+                )
             images[stem] = shape, regions
     if not 0 < len(names) < VOID:
         raise UserError(f"{args.files[0]} has {len(names)} classes: masks hold 1 to {VOID - 1} and the background")
-    classes = {**dict.fromkeys(BACKGROUND, 0), IGNORED: VOID, **{name: k for k, name in enumerate(names, 1)}}
+    classes = {**{name: k for k, name in enumerate(names, 1)}, **dict.fromkeys(BACKGROUND, 0), **dict.fromkeys(IGNORED, VOID)}
     prepare([args.output / f"{stem}.png" for stem in images] + [args.output / "classes.txt"], args.overwrite)
     for stem, (shape, regions) in images.items():
         picture = Image.fromarray(draw(regions, shape, classes, args.objects))
@@ -152,7 +165,7 @@ def main(argv=None):
             picture.putpalette(np.rint(255 * CLASS_COLORS).astype(np.uint8).tobytes())
         with replacing(args.output / f"{stem}.png") as part:
             picture.save(part, "PNG")
-    write_text(args.output / "classes.txt", "".join(f"{name},{k}\n" for k, name in enumerate(["background", *names])))
+    write_text(args.output / "classes.txt", "".join(f"{_cell(name)},{k}\n" for k, name in enumerate(["background", *names])))
     outlines = sum(len(regions) for _, regions in images.values())
     say(f"{len(images)} masks of {outlines:,} outlines in {args.output}: background, {listed(names, 20)}")
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections import defaultdict
 
-from common.config import UserError
+from common.config import Data, UserError
 from common.output import write_text
 from common.streams import SPLIT, generator
 from common.text import listed
@@ -32,6 +32,8 @@ def split(items, config):
         return _drawn(items, config)
     elif not given["train"]:
         raise UserError(f"{data.data_dir} has images to validate on, but none to train on in train/")
+    elif data.validation != Data.validation:
+        raise UserError("--validation does nothing beside published parts: leave it out, or give patterns without {part}")
     train, val = ({items[i].group for i in given[part]} - {""} for part in SIDES)
     if both := sorted(train & val):
         torn = f"{len(both)} of {len(train | val)} groups on both sides: {listed(both, 3)}"
@@ -51,7 +53,8 @@ def _drawn(items, config):
         raise UserError(f"{data.data_dir or 'this'} holds {len(usable)} images: it takes one to train on and one to validate")
     if len(units) < (folds or 2):
         kind, fewer = "groups" if len(units) < len(usable) else "images", ["fewer --folds"] * bool(folds)
-        remedy = " or ".join(fewer + ["patterns without {group}"] * (kind == "groups"))
+        by_pattern = any(item.group and item.page is None for item in items)  # others are stacks
+        remedy = " or ".join(fewer + ["patterns without {group}"] * by_pattern)
         raise UserError(f"{len(units)} {kind} do not make {folds or 2} parts: use {remedy}")
     order = [list(units.values())[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
     held_back = []
@@ -87,6 +90,7 @@ def torn_sequences(layout, parts, config):
         torn += [name] * (even and len(set(sides)) > 1)
     every = sum(map(len, frames.values())) == sum(map(len, parts.values())) and len(frames) > 1
     named = layout.patterns and all("{name}" in pattern for pattern in layout.patterns.values())
+    named = named and len({name[-1] for name in frames}) == 1  # what stands before the number, in the patterns too
     if not (torn and every and named) or config.data.split:
         return []
     images, masks = (text.replace("{name}", f"{{group}}{torn[0][-1]}{{name}}") for text in layout.patterns.values())

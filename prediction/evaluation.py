@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections import Counter
 from pathlib import Path
 
 from common.config import VOID, Config, Size, UserError
@@ -48,7 +49,8 @@ def find_masks(path, sources, config=None, skip_bad=False):
     here = [file for file in tree if "/" not in file]
     images, masks, plain = config.data.image_files, config.data.mask_files, "{name}.*"
     by_stem = [f"{source.stem}.x" for source in sources]
-    by_name = [Path(source.file).name for source in sources]
+    files = Counter(Path(file).name for file in {source.file for source in sources})
+    by_name = [name if files[name := Path(source.file).name] == 1 else "" for source in sources]  # "": in several folders
     ways = [(plain, plain, by_stem, here), (plain, plain, by_name, here), (plain, "{name}_mask.*", by_stem, here)]
     if masks:
         names = [Path(pattern).name for pattern in (images, masks)]
@@ -61,9 +63,9 @@ def find_masks(path, sources, config=None, skip_bad=False):
     for image, mask, called, files in ways:
         try:
             found = pair(image, mask, list(dict.fromkeys(called)), files).masks
-        except UserError:
+        except UserError as error:
             if files is here:
-                raise
+                raise UserError(f"--evaluate {path}: {str(error).split(' by --')[0]}: keep one of them") from None
             continue  # another tree than that of the training
         for source, name in zip(sources, called):
             first, *further = [path / file for file in found.get(name, ())] or [None]

@@ -3,6 +3,8 @@
 OGC GeoTIFF 1.1 (OGC 19-008r4): annex B has the tags, section 7.1.2.6 GTRasterTypeGeoKey; 42113 is GDAL's.
 """
 
+import contextlib
+
 from data.bands import images_in
 
 import numpy as np
@@ -26,6 +28,13 @@ def read_tags(source):
             return [(tag.code, tag.dtype, tag.count, tag.value, True) for tag in found] if placed else []
     except Exception:  # damaged: reading it has the words for that
         return []
+
+
+def hides(tag, numbers):
+    """Whether a tag says that there is no data where a mask or label image [H, W] has a class or an object."""
+    with contextlib.suppress(ValueError):  # of a text that is no number
+        return tag[0] == NO_DATA and bool(((numbers > 0) & (numbers == float(tag[3].strip(" \0")))).any())
+    return False
 
 
 def map_of_pixels(tags):

@@ -16,7 +16,7 @@ from common.pictures import class_names, in_values, shown_bands
 from common.text import listed, say
 from data.files import EXTENSIONS, count_pages, in_8_bits, on_scale, read_image, stretched
 from data.patterns import images_among, is_image, pair, unused, walk
-from prediction.georeference import read_tags
+from prediction.georeference import hides, read_tags
 from prediction.tiles import predict_resized, predict_tiles, smallest_image
 
 import numpy as np
@@ -35,7 +35,8 @@ class Source(NamedTuple):
     file: str = ""  # the path below the folder that was named, with "/"
 
     def __str__(self):
-        return self.path.name if self.page is None else f"{self.path.name}[{self.page + 1}]"
+        name = self.file or self.path.name  # images of two folders may have one name
+        return name if self.page is None else f"{name}[{self.page + 1}]"
 
 
 def find_images(paths, config=None):
@@ -193,6 +194,7 @@ def save_numbers(path, numbers, tags=(), colors=None):
         if path.suffix == ".tif":
             from tifffile import imwrite
 
+            tags = [tag for tag in tags if not hides(tag, numbers)]
             palette = None if colors is None else np.pad(colors, [(0, 256 - len(colors)), (0, 0)]).T.astype(np.uint16) * 257
             kind = "minisblack" if colors is None else "palette"
             imwrite(part, numbers, photometric=kind, colormap=palette, compression="zlib", metadata=None, extratags=tags)

@@ -19,8 +19,9 @@ PLACED = {SCALE: (0.5, 0.25, 0.0), TIE_POINT: (2.0, 1.0, 0.0, 500000.0, 5400000.
 TURNED = {TRANSFORMATION: (0.0, 2.0, 0.0, 100.0, 3.0, 0.0, 0.0, 200.0, 0, 0, 0, 0, 0, 0, 0, 1.0)}
 CASES = {  # tags -> the map's coordinates of the pixel in row 4 and column 10, and the map's area of a pixel
     "corners": (PLACED | {KEYS: AREA}, (500000 + 8.5 * 0.5, 5400000 - 3.5 * 0.25), 0.125),
-    "centres": (PLACED | {KEYS: POINT, NO_DATA: "7"}, (500000 + 8 * 0.5, 5400000 - 3 * 0.25), 0.125),
+    "centres": (PLACED | {KEYS: POINT, NO_DATA: "-9999"}, (500000 + 8 * 0.5, 5400000 - 3 * 0.25), 0.125),
     "turned": (TURNED | {KEYS: AREA, 34737: "WGS 84|"}, (100 + 2 * 4.5, 200 + 3 * 10.5), 6),
+    "holes": (PLACED | {NO_DATA: "7"}, (500000 + 8.5 * 0.5, 5400000 - 3.5 * 0.25), 0.125),
     "warped": ({TIE_POINT: (*PLACED[TIE_POINT], 9.0, 9.0, 0.0, 500009.0, 5400009.0, 0.0), KEYS: AREA}, None, None),
 }
 
@@ -61,7 +62,8 @@ def test_masks_and_labels_keep_the_tags(options, classes, tmp_path):
         labels = tifffile.imread(tmp_path / f"out/objects/{name}.tif")
         np.testing.assert_array_equal(labels, Image.open(tmp_path / "out/objects/plain.png"))
         for path in (tmp_path / f"out/{name}.tif", tmp_path / f"out/objects/{name}.tif"):
-            assert read(path) == tags
+            assert read(path) == {code: value for code, value in tags.items() if value != "7" or path.parent.name != "objects"}
+    assert labels.max() >= 7, "an object that nobody would see if 7 were no data"
     with open(tmp_path / "out/objects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {bool(row["map_x"]) for row in rows if row["image"] == "turned.tif"} == {True}

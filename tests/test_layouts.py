@@ -16,6 +16,7 @@ from data.files import in_8_bits, nearest, on_scale, read_image, read_mask, read
 from data.layouts import Item, Layout, find_channels, find_layout
 from data.meaning import mask_meaning
 from data.patterns import guess
+from data.splits import split
 from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 from tests.helpers import refused
 
@@ -248,6 +249,16 @@ def test_isbi_reads_pages(tmp_path):
     np.testing.assert_array_equal([mask for _, mask in found], np.tile(labels, (5, 1, 1)))
     assert meaning_of(config, layout).table[[0, 255]].tolist() == [0, 1]
     assert layout.class_names == ("membrane", "cell")
+
+    for part in ("train", "val"):  # stacks of one name in two folders are two
+        for kind, stack in (("images", pages[:3]), ("masks", labels[:3])):
+            save_stack(tmp_path / f"parts/{part}/{kind}/a.tif", stack)
+    config, layout = layout_of("folder", tmp_path / "parts")
+    assert split(layout.items, config) == {"train": [0, 1, 2], "val": [3, 4, 5]}
+    with refused("2 groups do not make 5 parts: use fewer --folds"):
+        split(layout.items, config.replace(folds=5, fold=0))
+    with refused("is the --data-dir too: name a folder of its own"):
+        config.replace(cache=tmp_path / "parts")
 
     save_stack(tmp_path / "train-labels.tif", labels[:9])
     with refused("train-volume.tif has 11 pages", "train-labels.tif has 9"):

@@ -3,15 +3,17 @@
 import json
 from pathlib import Path
 
+from common.cli import make_parser, parse, read_config
 from common.config import VOID, Config, Size
 from data import overview
-from data.loader import Examples, training_batches
+from data.loader import Examples, load_examples, training_batches
 from data.overview import draw_augmentations, main, overlay, size_advice
 from tests.drawn import NOISE, save, save_pairs
 from tests.helpers import refused
 
 import numpy as np
 import pytest
+import tifffile
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -211,6 +213,25 @@ def test_names_that_are_no_text(tmp_path, capsys, no_figures):
     code, printed, summary = run(capsys, folder)
     assert code == 1 and r"\x1b[2J\udcff$x$.png: all pixels of the image are equal" in printed and "\x1b" not in printed
     assert "\x1b[2J\udcff$x$.png" in summary["problems"][0]
+
+
+def test_the_training_finds_what_the_overview_says(tmp_path, capsys, no_figures):
+    """White, where colours are read as gray: that of the gray. And that there is nothing to validate on."""
+    folder, options = tmp_path / "data", ["--void-label", "255", "--channels", "1", "--batch-size", "1"]
+    command = ["--dataset", "folder", "--data-dir", str(folder), *options]
+    for part in ("train", "val"):
+        (folder / part / "images").mkdir(parents=True)
+        save(folder / part / "masks/a.png", HALF)
+        colour = np.dstack([np.uint16(v) + HALF for v in (3000, 200, 100)])
+        tifffile.imwrite(folder / part / "images/a.tif", colour, photometric="rgb")
+    code, _, summary = run(capsys, folder, *options)
+    config, *_ = load_examples(read_config(parse(make_parser("train", ""), command)))
+    assert code == 0 and config.data.white == summary["white"] == 1027  # of 3001, 201, 101 by 0.299, 0.587, 0.114
+    save(folder / "val/masks/a.png", 0 * HALF + 255)
+    code, _, summary = run(capsys, folder, *options)
+    assert code == 1 and "no pixel of the masks to validate on is labelled" in summary["problems"][0]
+    with refused("no pixel of the masks to validate on is labelled"):
+        load_examples(read_config(parse(make_parser("train", ""), command)))
 
 
 def test_classes_weigh_as_the_training_counts_them(tmp_path):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 
+from common.colors import names_in
 from common.config import VOID, Config
 from data.loader import load_examples
 from data.polygons import main, run_lengths
@@ -91,6 +92,17 @@ def labelme(folder, *shapes, name="x.json"):
     return folder / name
 
 
+def test_classes_of_coco_are_the_same_in_every_file(tmp_path, capsys):
+    """One that no outline has keeps its number, also where it is called its own family; what has no outline is told."""
+    own = [{"id": k, "name": name, "supercategory": name} for k, name in enumerate(("person", "7", "2,4-D", "void"))]
+    mask = drawn(coco(tmp_path, (1, [SQUARE, []]), (2, [BESIDE]), (3, [HOLE]), (2, []), categories=own))
+    assert "a.json: passed over 1 annotations without an outline" in capsys.readouterr().out
+    np.testing.assert_array_equal(mask, boxes((2, 2, 12, 2, 12), (3, 2, 6, 14, 18), (VOID, 4, 8, 4, 8)))
+    assert names_in(tmp_path / "m/classes.txt") == ("background", "person", "class 7", "2 4-D")
+    with refused("a.json is no COCO or LabelMe JSON", "run lengths of [10, 40]"):
+        drawn(coco(tmp_path, (1, {"size": [10, 40], "counts": [400]}), categories=own))
+
+
 def test_shapes_of_labelme(tmp_path, capsys):
     png = io.BytesIO()
     Image.fromarray(np.ones((3, 4), bool)).save(png, "PNG")
@@ -100,15 +112,16 @@ def test_shapes_of_labelme(tmp_path, capsys):
         ("cat", np.reshape(SQUARE, (-1, 2)).tolist(), {}),
         ("_background_", [[4, 4], [8, 8]], dict(shape_type="rectangle")),
         ("dog", [[16, 16], [16, 19]], dict(shape_type="circle")),
-        ("__ignore__", [[18, 2], [14, 0]], dict(shape_type="rectangle")),
+        ("__ignore__", [[18, 2], [14, 2], [14, 0], [18, 0]], dict(shape_type="rectangle")),
         ("dog", [[0, 14], [3, 16]], part),
+        ("cat", [[-2, 18], [1, 20]], part),
         ("cat", [[0, 0], [9, 9]], dict(shape_type="line")),
     )
     mask = drawn(path, name="x")
     assert "passed over 1 shapes that hold no area: line" in capsys.readouterr().out
     assert mask[15:17, 15:17].tolist() == [[2, 2]] * 2 and abs((mask == 2).sum() - 12 - np.pi * 9) < 4
     mask[12:20, 12:20] = 0
-    expected = boxes((1, 2, 12, 2, 12), (0, 4, 8, 4, 8), (VOID, 0, 2, 14, 18), (2, 14, 17, 0, 4))
+    expected = boxes((1, 2, 12, 2, 12), (0, 4, 8, 4, 8), (VOID, 0, 2, 14, 18), (2, 14, 17, 0, 4), (1, 18, 20, 0, 2))
     np.testing.assert_array_equal(mask, expected)
 
 

@@ -11,6 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import predict
+from common.checkpoint import read_checkpoint
 from common.config import VOID, Config, Names, Size, UserError
 from common.metrics import predicted_classes
 from common.output import write_text
@@ -27,6 +28,7 @@ from prediction.images import Source, array_file, find_images, predict_mask
 from prediction.network import make_predict
 from prediction.tiles import HALO, cut, predict_tiles, smallest_image, smallest_tile, symmetries
 from tests.conftest import IMPLEMENTATIONS, save_network
+from tests.helpers import refused
 from training.report import best_threshold
 
 import numpy as np
@@ -165,7 +167,7 @@ def same(monkeypatch):
 
 
 def save(path, values):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(values, np.uint8)).save(path)
 
 
@@ -442,6 +444,26 @@ def test_masks_are_found_as_the_training_finds_them(suffix, stored, tmp_path):
     assert {stem: unicodedata.normalize("NFC", item.mask.stem) for stem, item in masks.items()} == {
         k: k + suffix for k in "abé"
     }
+
+
+def test_images_of_one_name_in_two_folders(tmp_path, capsys):
+    """Each has a row of its own, and a folder that has one mask for both is no truth."""
+    for folder in ("p/images", "q/images", "p/masks", "q/masks", "flat"):
+        noise_file(tmp_path / folder / "0.png")
+    patterns = dict(image_files="{group}/images/{name}.png", mask_files="{group}/masks/{name}.png")
+    checkpoint = save_network(tmp_path / "run/c.safetensors", dataset="folder", data_dir=tmp_path, channels=3, **patterns)
+    command = [str(tmp_path), "--checkpoint", str(checkpoint), "--output", str(tmp_path / "out"), "--evaluate"]
+    with refused("--evaluate ", "flat holds no mask for "):
+        predict.main([*command, str(tmp_path / "flat")])
+    config = read_checkpoint(checkpoint)[0]
+    sources = find_images([tmp_path], config)
+    assert [str(source) for source in sources] == ["p/images/0.png", "q/images/0.png"]
+    assert {item.mask for item in find_masks(tmp_path, sources, config).values()} == {
+        tmp_path / f"{folder}/masks/0.png" for folder in "pq"
+    }
+    noise_file(tmp_path / "two/0.png"), noise_file(tmp_path / "two/0.jpg")
+    with refused("--evaluate ", "two: 0.jpg and 0.png have the same name: keep one of them"):
+        find_masks(tmp_path / "two", find_images([tmp_path / "flat"]))
 
 
 def test_pages_go_to_images_in_the_order_of_their_numbers(tmp_path):

@@ -73,6 +73,8 @@ def test_published_parts_are_respected():
     assert sorted(found["train"] + found["val"]) == [0, 1, 3, 4] and len(found["val"]) == 1
     folds = [split(items("-" * 4, parts=["train", "val"] * 2), config(folds=2, fold=k))["val"] for k in (0, 1)]
     assert sorted(sum(folds, [])) == [0, 1, 2, 3], "folds are over all that is labelled"
+    with refused("--validation does nothing beside published parts"):
+        split(items("--", parts=["train", "val"]), config(validation=0.5))
     with pytest.raises(UserError, match="none to train on"):
         split(items("--", parts=["val", "val"]), config())
 
@@ -160,6 +162,9 @@ def test_frames_of_one_sequence_on_both_sides_are_pointed_out(parts, tmp_path, c
     assert line in capsys.readouterr().out
     (train, val), lines = read(*shlex.split(line.partition("; ")[2].partition(" keeps")[0]))
     assert not train & val and not lines
+    for path in list(tmp_path.rglob("pet_*")):  # no pattern fits both pet- and 0001TP_
+        path.rename(path.with_name(path.name.replace("_", "-")))
+    assert read()[1] == []
 
 
 def test_what_a_run_had_is_compared_by_content(tmp_path):
