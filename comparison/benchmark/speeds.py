@@ -56,6 +56,6 @@ def print_table(group, records, limit, first):
             f"{row['images_per_second_best']:>9.1f}{row['images_per_second'] / reference:>10.2f}"
             f"{1000 * statistics.median(row['step_seconds']):>8.1f} ms{row['flops_per_second'] / 1e9:>9.0f}"
             f"{f'{100 * share:.0f} %' if share else '':>9}{row['trace_seconds']:>6.1f} s{row['compile_seconds']:>7.1f} s"
-            f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak else '':>17}",
+            f"{row['first_step_seconds']:>10.1f} s{f'{peak / 2**20:.0f} MiB' if peak and mode == 'train' else '':>17}",
             flush=True,
         )

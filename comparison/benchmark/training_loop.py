@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import CORES
 from common.device import be_deterministic, tf
 from common.output import write_text
 from comparison import columns
@@ -18,7 +19,7 @@ from training.run import Run
 import numpy as np
 
 STEPS = 10  # of the loop and of the bare step in a round
-LEAD = 4  # steps of the loop before its clock starts: that many batches gather while the bare step has its turn
+LEAD = CORES + 2  # steps of the loop before its clock starts: that many batches gather while the bare step has its turn
 PAUSE = 0.2  # seconds, and LEAD steps, in which the pipeline fills up, so that it does not run beside the bare step
 
 

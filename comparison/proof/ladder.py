@@ -222,10 +222,7 @@ def tolerance(rung, pair, case, scale=0.0, rounded=0.0):
             of_16_bits = "every step starts from weights that a rounding to 16 bits has moved, and adds its own"
             return 5 * ROUNDING[precision] * scale, of_16_bits
         return 2e-5, "a step of v1's Adam is 6e-6 longer, and rounding decides where a gradient is nothing else; then it grows"
-    if rung.startswith("weights") and training.optimizer == "adam":
-        reason = "a step of Adam is as long as its learning rate, and where a gradient is rounding alone it goes either way"
-        return 2 * training.learning_rate * case.steps, reason
-    if rung.startswith("weights"):
+    if rung.startswith("weights") and training.optimizer == "sgd":  # Adam's step is as long where a gradient is rounding alone
         reason = "a step of SGD is linear in its gradient, so that rounding stays rounding; constants pass through float32"
         of_gradients = case.steps * training.learning_rate / (1 - training.momentum) * rounded
         return 4 * case.steps * max(ROUNDING[precision], 2**-24) * scale + of_gradients, reason

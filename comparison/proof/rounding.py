@@ -6,7 +6,7 @@ What an operation adds. A sum of n products, in any order, is off by 4 sqrt(n) u
 but for a case in thousands (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci.
 Comput. 41, theorem 2.4 with lambda = 4); u is the rounding of one operation. Kernels sum in vectors, in blocks and on several
 threads: n, what comes one after the other, is 1024 at most, however large the sum, but for one kernel
-(`of_the_head_bias`). That makes 128 u. What has 16 bits, and TF32, is summed in float32, and stored in fewer bits:
+(`one_by_one`). That makes 128 u. What has 16 bits, and TF32, is summed in float32, and stored in fewer bits:
 kernel, convolution, normalization and activation, 4 times up to twice the usual rounding.
 
 What the network makes of it. An operation that is off by 128 u of its products has computed with weights that are 128 u off
