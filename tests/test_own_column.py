@@ -211,8 +211,6 @@ def test_mutants_are_planted_by_the_hundred_and_one_is_caught(tmp_path, capsys):
     file = tmp_path / "found.json"
     file.write_text(json.dumps([{**chosen._replace(source="")._asdict(), **found}]))
     mutants.main(["--report", str(file)])
-    assert capsys.readouterr().out.splitlines()[-2].split() == ["all", *"11011"], (
-        "planted, caught, by an error, twice"
-    )
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["all", *"11011"], "planted, caught, by an error, twice"
     with pytest.raises(UserError, match="--only"):
         mutants.main(["--only", "no such place"])

@@ -44,6 +44,14 @@ def measure(implementation, config, counts, rounds):
     from data.loader import training_batches
     from training.devices import on_every_replica, scope, total
 
+    def first_of_each(combine):
+        @tf.function
+        @on_every_replica
+        def add_up(*gradients):
+            return tf.add_n([tf.reshape(x, [-1])[0] for x in combine(list(gradients))])
+
+        return add_up
+
     ready = {}
     for n, strategy in start_devices(counts, deterministic=False).items():
         with scope(strategy):
@@ -55,13 +63,7 @@ def measure(implementation, config, counts, rounds):
 
         ready[n, strategy, "step"] = functools.partial(step, *batch)
         for what, combine in ("sum", total), ("call", list):  # a call alone takes its time, too
-
-            @tf.function
-            @on_every_replica
-            def add_up(*gradients, combine=combine):
-                return tf.add_n([tf.reshape(x, [-1])[0] for x in combine(list(gradients))])
-
-            ready[n, strategy, what] = functools.partial(add_up, *gradients)
+            ready[n, strategy, what] = functools.partial(first_of_each(combine), *gradients)
 
     def seconds(turn):
         with turn[1].scope():
