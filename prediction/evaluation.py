@@ -49,8 +49,8 @@ def find_masks(path, sources, config=None, skip_bad=False):
     here = [file for file in tree if "/" not in file]
     images, masks, plain = config.data.image_files, config.data.mask_files, "{name}.*"
     by_stem = [f"{source.stem}.x" for source in sources]
-    files = Counter(Path(file).name for file in {source.file for source in sources})
-    by_name = [name if files[name := Path(source.file).name] == 1 else "" for source in sources]  # "": in several folders
+    times = Counter(Path(file).name for file in {source.file for source in sources})
+    by_name = [name if times[name := Path(source.file).name] == 1 else "" for source in sources]  # "": in several folders
     ways = [(plain, plain, by_stem, here), (plain, plain, by_name, here), (plain, "{name}_mask.*", by_stem, here)]
     if masks:
         names = [Path(pattern).name for pattern in (images, masks)]
