@@ -26,6 +26,7 @@ from tests.conftest import save_network
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from skimage.draw import disk
 
@@ -259,6 +260,17 @@ def test_measures():
     assert row == {"label": 1, "area": 6, "row": 2.5, "column": 4, "top": 2, "left": 3, "bottom": 4, "right": 6}
     assert measure(labels * 0, image[..., np.newaxis]) == []
     assert measure(labels, np.dstack([image, image * 2, image]))[0]["mean_intensity_green"] == 700
+
+
+def test_intensities_of_floats_are_those_of_the_file(bright, tmp_path):
+    """And not those of the scale of whole numbers on which they are decoded."""
+    checkpoint = bright(dataset="folder", data_dir=tmp_path, white=1.25)
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    tifffile.imwrite(tmp_path / "images/a.tif", np.float32(1.25 * DISCS["a"]))
+    run(checkpoint, tmp_path, *BY_HAND)
+    found = [float(row["mean_intensity"]) for row in read(tmp_path / "out/objects.csv")]
+    assert len(found) == 2 and all(0.7 < value <= 1.25 for value in found), found
 
 
 def test_more_objects_than_16_bits_number(tmp_path, capsys):
