@@ -64,10 +64,10 @@ def run_short(config, args):
     ways = list(parity.cases("default", config, steps=5, precision=args.only))
     chosen = [case for case in ways if case.title.split(": ")[1] in SHORT] or ways[:2]
     passed = parity.climb_all(chosen, config.training.run_dir / "parity.json")
-    output = config.training.run_dir / "bench.json"
+    files = (config.training.run_dir / name for name in ("bench.json", "roofline.png"))
     in_64_bits = {"batch_norm": "explicit"} if args.only == "float64" and config.network.batch_norm == "fused" else {}
     config = config.replace(precision=args.only or "float32", **in_64_bits)  # for which there is no fused kernel
-    bench.run_matrix(config, {"precision", "jit"}, "quick", args.rounds, output)
+    bench.run_matrix(config, {"precision", "jit"}, "quick", args.rounds, *files)
     return passed
 
 

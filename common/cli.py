@@ -110,6 +110,10 @@ def count(text):
     return int(text)
 
 
+def add_format(parser):
+    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
+
+
 def in_a_line(error):
     """What to tell the user of an error; None for one that needs its traceback."""
     tf = sys.modules.get("tensorflow")

@@ -225,13 +225,13 @@ def test_the_list_of_a_gpu_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         bench, "write_text", lambda path, text: written.append(len(json.loads(text)["records"])) or write(path, text)
     )
-    arguments = "bench --gpu --quick --image-size 16 --depth 1 --filters 2 --images 12 --rounds 1".split()
+    arguments = "bench --gpu --quick --image-size 16 --depth 1 --filters 2 --images 12 --rounds 1 --format svg".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
     assert written == [2, 4], "training and inference"
     output = capsys.readouterr().out
     assert "images/s in training by batch size, lowlevel, ReLU, float32, 16x16 pixels: 8: " in output
     assert "training, paper, float32, batch 8, 16x16 pixels\n" in output, "smaller than NVIDIA's"
-    assert "limit in float32" in output and (tmp_path / "roofline.png").exists()
+    assert "limit in float32" in output and (tmp_path / "roofline.svg").read_bytes().startswith(b"<?xml")
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["not_measured"] == {} and record["environment"]["packages"]["tensorflow"] == tf.__version__
     assert {r["variant"] for r in record["records"]} == {"paper", "ReLU"}

@@ -106,10 +106,10 @@ def survive(implementation, folder, kills):
     assert not [*(folder / "killed").rglob(".unet-*"), *folder.glob("killed-*")], "nothing half stays, and nothing is set aside"
 
 
-slow = pytest.mark.slow  # highlevel has lowlevel's loop
+KILLS = [("lowlevel", 1), ("keras_impl", 2)]  # highlevel has lowlevel's loop
+KILLS += [pytest.param(name, 20, marks=pytest.mark.slow) for name in ("lowlevel", "highlevel", "keras_impl")]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=slow)])
-@pytest.mark.parametrize("implementation", ["lowlevel", pytest.param("highlevel", marks=slow), "keras_impl"])
-def test_killed_and_resumed_it_is_the_same_run(kills, implementation, tmp_path):
+@pytest.mark.parametrize(("implementation", "kills"), KILLS)
+def test_killed_and_resumed_it_is_the_same_run(implementation, kills, tmp_path):
     survive(implementation, tmp_path, kills)

@@ -152,7 +152,7 @@ def test_the_first_screen_says_what_this_is(look, width, height):
         assert lit(page) == [BN] and row(page, BN).bounding_box()["y"] < page.locator("#dock").bounding_box()["y"]
         assert row(page, BN).locator(".cell").first.evaluate(f"item => {BEFORE.replace('before', 'after')}") != "none"
         assert page.locator("#content .m:visible").count() > 30, "what it does to an image"
-    for k in range(5):
+    for k in range(5 if width == 800 else 1):
         href = questions.nth(k).get_attribute("href")
         questions.nth(k).click()
         row(page, href[1:]).and_(page.locator(".lit")).wait_for()

@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from common import CORES, asks_for_gpu
-from common.cli import count
+from common.cli import add_format, count
 from common.config import Size, UserError, flag
 from common.output import write_text
 from comparison import columns
@@ -48,6 +48,7 @@ def add_options(parser):
     counts = lambda text: [count(number) for number in text.split(",")]  # noqa: E731
     what.add_argument("--devices", type=counts, metavar="1,2,4", dest="scaling", help=words)
     group.add_argument("--column", metavar="FOLDER", help="a column of your own beside the three: a folder with model.py")
+    add_format(group)
     parser.set_defaults(what="default", images=40)
 
 
@@ -66,7 +67,8 @@ def run(config, args):
         module, file, _ = OTHERS[args.what]
         importlib.import_module(f"comparison.benchmark.{module}").run(config, rounds, folder / file)
     else:
-        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", args.gpu, args.column)
+        picture = folder / f"roofline.{args.format}"
+        run_matrix(config, args.given, args.what, rounds, folder / "bench.json", picture, args.gpu, args.column)
     return True
 
 
@@ -166,9 +168,9 @@ class Workers:
         }
 
 
-def run_matrix(config, given, matrix, rounds, path, gpu=False, own=None):
+def run_matrix(config, given, matrix, rounds, path, picture, gpu=False, own=None):
     """Measures the `matrix`, that of a GPU if there is one or `gpu`; prints the table and writes JSON to `path`, a setting at a
-    time; at last the roofline, beside it.
+    time; at last the roofline to `picture`.
 
     given: names of the options that the user has set. own: the folder of a column of the reader's own.
 
@@ -219,5 +221,5 @@ def run_matrix(config, given, matrix, rounds, path, gpu=False, own=None):
         raise UserError("; ".join(workers.failed.values()))
     for why in workers.failed.values():
         print(f"\n{why}")
-    roofline.draw(records, limits, what, path.with_name("roofline.png"))
-    print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {path.with_name('roofline.png')}")
+    roofline.draw(records, limits, what, picture)
+    print(f"\nmedians of {rounds} interleaved rounds; written to {path} and {picture}")

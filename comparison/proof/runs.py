@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from common.checkpoint import read_checkpoint
+from common.cli import add_format
 from common.config import FIELDS, UserError, flag
 from common.pictures import draw_curves, expendable
 from comparison import columns
@@ -16,7 +17,7 @@ def add_options(parser):
     trained = [Path("runs") / implementation for implementation in columns.IMPLEMENTATIONS]
     parser.usage = "%(prog)s [options] [DIR ...]"
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="DIR", default=trained, help="run directories")
-    parser.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures (default: png)")
+    add_format(parser)
 
 
 def run(config, args):
