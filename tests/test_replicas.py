@@ -41,9 +41,9 @@ def tell_apart(implementation, with_faults):
     hard = replicas.WAYS["explicit, class weights, clipped, dropout"]
     config = Config.of(**{**TINY, **hard, "weight_map": True})
     alone = replicas.train(implementation, config, range(STEPS), strategies[1])
-    share, total = devices.share_of_loss, devices.total
+    share, total, moments = devices.share_of_loss, devices.total, tf.nn.moments
     faults = {
-        "moments of each device": {"moments": lambda x: tf.nn.moments(x, [0, 1, 2])},
+        "moments of each device": {"moments": lambda x: moments(x, [0, 1, 2])},
         "weights of each device": {"share_of_mean": lambda x, w=None: weighted_mean(x, w) / 2},
         "a mean is no share": {"share_of_loss": lambda *batch: 2 * share(*batch)},
         "the same dropout on each": {"drawn_for_batch": lambda draw, x: draw(x)},
