@@ -27,7 +27,7 @@ tour: .venv/installed-dev
 # pytest: two processes, and a file's tests stay together, for what they share.
 # The stamps are as old as the last installation, so a change of the requirements installs again and nothing else does.
 .venv/installed: .venv/bin/python requirements.txt
-	@echo "Installing TensorFlow and the other packages of requirements.txt into .venv: about 700 MB, once."
+	@echo "Installing TensorFlow and the other packages of requirements.txt into .venv: about 700 MB to download, once."
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 

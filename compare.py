@@ -1,6 +1,6 @@
 """Are the three implementations the same network, and how fast is each?
 
-    python compare.py              both questions, the short way, within 3 minutes on 2 cores
+    python compare.py              both questions, the short way, 2 to 5 minutes on 2 cores
     python compare.py parity       weights, logits, loss, gradients, training steps: every pair compared
         parity --column FOLDER     the same of a column of your own, a folder with model.py, beside the three
     python compare.py graph        what each really executes: operations as traced, as optimized, as StableHLO

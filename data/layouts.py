@@ -197,9 +197,7 @@ def _pairs(config):
     asked = f"--image-files {quote(patterns[0])} --mask-files {quote(patterns[1])}"
     if not masked:
         raise UserError(f"by {asked} {listed(alone, 4) or 'no file fits'}: {there}")
-    image, mask = (Path(text).name.replace("{name}", "STEM") for text in patterns)
-    words = f"{mask} is the mask of {image}, by" if "STEM" in mask and "STEM" in image else "images and masks by"
-    over = [f"{words} {asked}"]  # to paste and change
+    over = [f"images and masks by {asked}"]  # to paste and change
     if apart := sum(parts[file] == "test" and file not in masked for file in found.fields):
         over.append(f"{apart} images of the test part have no masks: left alone")
     used = {*found.fields, *lists, *(mask for masks in found.masks.values() for mask in masks)}

@@ -25,6 +25,7 @@ MASKS = re.compile(r"mask|label|annot|truth|seg|manual|trimap|matte|target|(?<![
 IMAGES = re.compile(r"image|img|photo|jpeg|input|raw|rgb|picture|frame", re.IGNORECASE)
 SUFFIX = re.compile(r"[-_. ].*[^\W\d_].*")  # of masks beside their images: _mask, -seg, and not _1, which numbers images
 ANNOTATIONS = (".json", ".geojson", ".shp", ".xml", ".kml")  # may hold outlines; and .txt in a folder of labels, as YOLO has it
+OF_A_RUN = ("config.json", "split.json")  # JSON that a run writes beside the images that it draws
 
 
 class Pairs(NamedTuple):
@@ -276,7 +277,7 @@ def inventory(files):
 
 def outlines(files):
     """The files that may hold outlines instead of masks, in words with what to do, or ""."""
-    found = [file for file in files if Path(file).suffix.lower() in ANNOTATIONS]
+    found = [file for file in files if Path(file).suffix.lower() in ANNOTATIONS and Path(file).name not in OF_A_RUN]
     found += [file for file in files if re.search(r"label[^/]*/[^/]+\.txt$", file)]
     draw = "may hold outlines: python -m data.polygons FILES --output masks draws masks from COCO and LabelMe JSON"
     return f"{listed(found, 3)} {draw}; save other kinds as masks" if found else ""

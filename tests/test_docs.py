@@ -144,8 +144,8 @@ def test_code_in_the_readme_is_what_the_columns_compute():
     )
     assert tuple(blocks) == IMPLEMENTATIONS and len(FENCED.findall(TEXTS[README])) == 3
     assert all(3 <= len(block.splitlines()) <= 6 for block in blocks.values())
-    network = Config.of(channels=1, classes=1).network
-    weights = {name: value for name, value in initial_weights(network).items() if re.match("down0/(conv|bn)1/", name)}
+    config = Config.of(channels=1, classes=1, batch_norm="explicit")
+    weights = {name: value for name, value in initial_weights(config.network).items() if re.match("down0/(conv|bn)1/", name)}
     x = np.random.default_rng(0).random([2, 16, 16, 1], np.float32)
     variables = {name.rpartition("/")[2]: tf.Variable(value) for name, value in weights.items()}
     found = {"lowlevel": run_block(blocks["lowlevel"], x=x, **variables)}
@@ -158,15 +158,17 @@ def test_code_in_the_readme_is_what_the_columns_compute():
     v1 = V1()
     v1()  # makes the variables
     assign_weights({variable.name.removesuffix(":0"): variable for variable in v1.variables}, weights)
-    found["highlevel"] = v1()
+    found["highlevel"], moved = v1(), [variables["moving_variance"], *v1.variables]
     inputs = keras.Input([None, None, 1])
     model = keras.Model(inputs, run_block(blocks["keras_impl"], x=inputs, layers=keras.layers))
     assign_weights({weight.path.replace("_", "/", 1): weight.value for weight in model.weights}, weights)
     found["keras_impl"] = model(x, training=True)
     for implementation, y in found.items():
-        column = columns.load(implementation).UNet(network)
-        wanted = dict(activations(column, Config.of(channels=1, classes=1), tf.constant(x), True))["down0/act1"]
-        np.testing.assert_allclose(y, wanted, atol=1e-5, err_msg=f"{implementation}: one kernel or several, in float32")
+        column = columns.load(implementation).UNet(config.network)
+        wanted = dict(activations(column, config, tf.constant(x), True))["down0/act1"]
+        np.testing.assert_allclose(y, wanted, atol=1e-6, err_msg=f"{implementation}: one kernel or several, in float32")
+    stored = [v.numpy() for v in [*moved, *model.variables] if re.search("moving_variance|Variable", v.name)]
+    assert len(stored) == 3 and np.ptp(stored, axis=0).max() < 1e-6, "N and not N - 1: 3e-6 with v1's default"
 
 
 def run_block(block, **names):

@@ -128,6 +128,8 @@ def draw_predictions(path, columns, title, config):
     """Draws validation images in rows: image, truth, and the predictions of `columns`, {label: what `predict_some` returns}.
 
     If there is but one column, another shows where it is wrong; with several, in which pixels they differ, in all how many.
+
+    Returns: the title, with that number.
     """
     classes, rows, masks, apart = config.network.classes, [], [], []
     for examples in zip(*columns.values()):
@@ -149,6 +151,7 @@ def draw_predictions(path, columns, title, config):
         title += f"; {sum(map(np.sum, apart)):,} of {sum(map(np.size, apart)):,} pixels differ"
     found = sorted(set().union(*map(np.unique, masks))) if classes > 1 else []
     draw_grid(path, rows, title, legend(names_of_values(config), found))
+    return title
 
 
 def draw_results(config, rows, best, validation, eval_step):

@@ -62,6 +62,6 @@ def run(config, args):
     with expendable(pictures):
         draw_curves(curves, histories)
         words = f"the weights of {run_dir}, best epoch, in each" if alone else "best epoch of each"
-        draw_predictions(pictures, predicted, f"validation images, {words}", first)
-        print(f"\ndrawn to {curves} and {pictures}")
+        title = draw_predictions(pictures, predicted, f"validation images, {words}", first)
+        print(f"\n{title}\ndrawn to {curves} and {pictures}")
     return True
