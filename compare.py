@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHONSAFEPATH leave it out
 
-from common.cli import OF_A_RUN, count, given_options, make_parser, parse, read_config, run_script
+from common.cli import OF_A_RUN, count, given_options, make_parser, parse, read_config, refuse_idle, run_script
 from common.config import FIELDS, UserError
 from common.output import prepare, take_results
 
@@ -53,7 +53,9 @@ def read_command_line(argv):
     args.only = args.precision if "precision" in args.given else None
     if name in ("parity", None):  # which chooses the normalization that goes with a precision
         args.precision = "float32"
-    return command, read_config(args), args
+    config = read_config(args)
+    refuse_idle(config, args.given - {"momentum", "bn_momentum"})  # which some of the ways of parity use
+    return command, config, args
 
 
 def run_short(config, args):

@@ -90,7 +90,10 @@ def process(source, paths, predict, config, args, evaluation=None, settings=None
     refuse_existing(paths.values(), args.overwrite)  # what has come since the command began
     save_to, klass, tags = paths.get("probabilities"), args.object_class, read_tags(source)
     keep, threshold = settings and klass, args.threshold or 0.5
-    image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, keep, threshold)
+    try:
+        image, mask, p = images.predict_mask(predict, source, config, args.tile, args.tta, save_to, keep, threshold)
+    except MemoryError:  # for all of the image; what --tile makes smaller `make_predict` says
+        raise UserError(f"{source} does not fit into memory: cut it into parts") from None
     line, labels, measured = images.describe(source, mask, config), None, []
     if settings:
         from prediction import objects  # and scikit-image with it

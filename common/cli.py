@@ -23,6 +23,7 @@ ONLY_BESIDE = (  # an option, another, and the values of that beside which alone
 
 # whatever else trains begins anew, at one learning rate, and saves nothing
 OF_A_RUN = {"resume", "checkpoint", "checkpoint_every", "patience", "schedule", "warmup", "devices", "workers", "worker"}
+OF_A_RUN |= {"folds", "fold"}
 
 OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or --crop-size, or --precision bfloat16; what was saved before stays"
 

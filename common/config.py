@@ -79,7 +79,8 @@ def check(part):
             other, *allowed = marks["needs"]
             has = getattr(part, other)
             if has is None or allowed and has not in allowed:
-                raise UserError(f"{word} needs {flag(other)} {' or '.join(allowed)}".rstrip())
+                without = f", or --no-{word[2:]}" if value is True and field.name in PRESETS["paper"] else ""
+                raise UserError(f"{word} needs {flag(other)} {' or '.join(allowed)}".rstrip() + without)
         for other in marks.get("excludes", ()):
             if getattr(part, other) not in (None, False):
                 raise UserError(f"{word} and {flag(other)} exclude each other: leave one of them out")
@@ -233,14 +234,16 @@ class Data:
         needs=(*FOLDER, "carvana", "isbi"), excludes=("colors", "objects"), found=True,
     )  # fmt: skip
     class_names: Names | None = option(
-        None, "background,cell, or a class list in a file (default: as the data set has them)", found=True, val=False
+        None, "background,cell, or a class list in a file (default: as the data set has them)", free=True, found=True, val=False
     )
     show_bands: Bands | None = option(
         None, "which bands pictures show as red, green and blue: 3,2,1, or 4 as gray (default: 1,2,3)", free=True, val=False
     )
     images: int = option(250, "synthetic: how many to draw", low=2)
     validation: float = option(0.2, "share of the images held back to validate on", above=0, below=1)
-    split: Path | None = option(None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line")
+    split: Path | None = option(
+        None, "a run's split.json, or a folder with train.txt and val.txt: names, one a line", free=True
+    )
     folds: int | None = option(None, "split into so many, and validate on number --fold", low=2, excludes=("split",))
     fold: int | None = option(None, "validate on this one, from 0 (default: all in turn)", low=0, needs=("folds",))
     cache: Path | None = option(None, "folder that keeps the decoded and resized images for the next run", free=True, val=False)
@@ -260,7 +263,7 @@ class Data:
     def __post_init__(self):
         if isinstance(self.colors, Path):
             object.__setattr__(self, "colors", ColorTable.parse(self.colors))
-        if self.class_names and len(self.class_names) == 1 and Path(self.class_names[0]).is_file():
+        if self.class_names and len(self.class_names) == 1:  # a file, for there are two classes at least
             object.__setattr__(self, "class_names", names_in(self.class_names[0]))
         if self.dataset == "dsb2018":
             object.__setattr__(self, "objects", True)
@@ -325,11 +328,6 @@ class Config:
             values, needed = self.flat[name], max(network.classes or 0, 2)
             if values and network.classes and len(values) != needed:
                 raise UserError(f"{flag(name)} needs one for each of {needed} classes, got {len(values)}")
-
-    @property
-    def seed(self):
-        """Of all that is random: `network.seed`."""
-        return self.network.seed
 
     @property
     def flat(self):

@@ -271,7 +271,7 @@ def steps_per_epoch(config, training):
 def _batch(config, training, step):
     """The epoch of a global step, counted from 0, and the indices of its images."""
     epoch, position = divmod(int(step), steps_per_epoch(config, training))
-    order = generator(config.seed, ORDER, epoch).permutation(len(training.names))
+    order = generator(config.network.seed, ORDER, epoch).permutation(len(training.names))
     return epoch, order[position * config.training.batch_size : (position + 1) * config.training.batch_size]
 
 
@@ -285,7 +285,7 @@ def augmented(config, training, epoch, i):
 
     The mask holds class indices, uint8, or where the data tells objects apart their numbers, int32, and no two touch.
     """
-    rng = generator(config.seed, AUGMENT, epoch, i)
+    rng = generator(config.network.seed, AUGMENT, epoch, i)
     example = _example(config, training, i, fits=not config.data.crop_size)
     image, mask = augment(*example, window(config, training), config.data.augment, rng, config.data.scale)
     return image, part_touching(mask) if config.data.objects else mask

@@ -56,7 +56,7 @@ def _drawn(items, config):
         by_pattern = any(item.group and item.page is None for item in items)  # others are stacks
         remedy = " or ".join(fewer + ["patterns without {group}"] * by_pattern)
         raise UserError(f"{len(units)} {kind} do not make {folds or 2} parts: use {remedy}")
-    order = [list(units.values())[k] for k in generator(config.seed, SPLIT).permutation(len(units))]
+    order = [list(units.values())[k] for k in generator(config.network.seed, SPLIT).permutation(len(units))]
     held_back = []
     if folds:  # with nearly as many images each: the largest unit first, always to the smallest fold
         parts = [[] for _ in range(folds)]

@@ -75,7 +75,7 @@ def asked_for(config):
     crop, lost = config.data.crop_size or Size(0, 0), margin(config.network.depth, config.network.padding)
     size = config.data.image_size or Size(*(max(128, side - lost) for side in crop))
     network = config.network
-    return dict(n=config.data.images, size=size, seed=config.seed, classes=network.classes, channels=network.channels)
+    return dict(n=config.data.images, size=size, seed=config.network.seed, classes=network.classes, channels=network.channels)
 
 
 _ahead = {}  # what is drawn -> the end of a pipe through which it comes

@@ -81,7 +81,7 @@ def layers(built, images, masks):
         before = name
     bottom = f"down{config.network.depth}/act2"
     rate = config.network.dropout or 0.5  # by default there is none; so it would be
-    dropped = tf.nn.experimental.stateless_dropout(found[bottom][0], rate, seed=[config.seed, 0])
+    dropped = tf.nn.experimental.stateless_dropout(found[bottom][0], rate, seed=[config.network.seed, 0])
     found["dropout, training"] = dropped.numpy(), "", 0
     for name, values in finder.activations(built.model, config, images, True):
         if "/bn" in name or name == "head":

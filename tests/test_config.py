@@ -67,7 +67,7 @@ WRONG = [  # options, and what the message says of them
     (dict(optimizer="sgd", momentum=0.0), "--momentum must be above 0 and below 1"),
     (dict(bn_epsilon=1e-6), "no epsilon below 1.001e-5, got 1e-06: add --batch-norm explicit"),
     (dict(precision="float64"), "no float64 kernel: add --batch-norm explicit"),
-    (dict(weight_map=True), "--weight-map needs --loss cross_entropy or dice_ce"),
+    (dict(weight_map=True), "--weight-map needs --loss cross_entropy or dice_ce, or --no-weight-map"),
     (dict(jit=True, deterministic=True), "--jit and --deterministic exclude each other: leave one of them out"),
     (dict(jit=True, devices=2), "--jit is for one device"),
     (dict(dataset="folder"), "--dataset folder needs --data-dir"),

@@ -1,6 +1,7 @@
 """Several devices and hosts: the same training as on one, and nobody waits for a host that is lost."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -250,17 +251,28 @@ def test_a_fold_sees_its_gpu_from_its_start(monkeypatch):
     class Process:
         def __init__(self, command, env, **_):
             seen.append(env["CUDA_VISIBLE_DEVICES"])
-            self.stdout = []
+            self.stdout = io.StringIO("a line\n")
 
         def wait(self):
-            return 0
+            return 1 if self.stdout.closed and broken else 0
 
+    broken = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("training.folds.subprocess.Popen", Process)
     monkeypatch.setattr("training.folds.find_devices", lambda _: ["GPU:0", "GPU:1"])
-    folds = [Config.of(folds=2, fold=k) for k in range(2)]
+    folds = [Config.of(folds=6, fold=k) for k in range(6)]
     side_by_side("lowlevel", folds, Config.of(devices=2).training)
-    assert sorted(seen) in (["4", "4"], ["4", "7"], ["7", "7"]) and os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+    assert len(seen) == 6 and {*seen} <= {"4", "7"} and os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+
+    def print_to_nobody(*words, **_):
+        if words[0].endswith("a line\n"):
+            broken.append(words)
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", print_to_nobody)
+    with pytest.raises(BrokenPipeError):
+        side_by_side("lowlevel", folds, Config.of(devices=2).training)
+    assert len(seen) < 12, "no more begin"
 
 
 def test_free_addresses_differ():

@@ -228,6 +228,8 @@ def train(implementation):
         (compare.main, "parity --steps 0", ["--steps"]),
         (compare.main, "relay --jit", ["--jit"]),
         (compare.main, "relay --epochs 5", ["--epochs"]),
+        (compare.main, "graph --cache a", ["--cache does nothing beside --dataset synthetic"]),
+        (compare.main, "bench --folds 2", ["--folds"]),
         (compare.main, "seeds --schedule cosine", ["unrecognized arguments: --schedule cosine", "--help"]),
         (compare.main, "parity --save README.md", ["README.md", "is there already: move it away"]),
         (compare.main, "runs nowhere", ["nowhere"]),

@@ -13,7 +13,7 @@ import time
 
 from common.checkpoint import load_checkpoint, load_metadata
 from common.cli import run_script
-from common.config import IMPLEMENTATIONS, Config, Size, Stopped, UserError
+from common.config import IMPLEMENTATIONS, Config, Names, Size, Stopped, UserError
 from common.output import try_lock
 from common.weights import initial_weights
 from comparison import columns
@@ -22,7 +22,7 @@ from tests.conftest import save_network
 from tests.helpers import ROOT
 from tests.test_network import random_batch
 from training import run as loop
-from training.folder import KNOWN, write_config
+from training.folder import KNOWN, check_folder, write_config
 from training.options import read_command_line
 from training.report import read_history, write_history
 from training.schedule import learning_rate, stops_early
@@ -170,6 +170,26 @@ def test_what_a_run_that_goes_on_does_not_change(options, words, tmp_path):
         return
     with pytest.raises(UserError, match=words):
         read_command_line("lowlevel", argv, "")
+
+
+def test_a_run_that_goes_on_needs_no_file_that_named_its_images_or_classes(tmp_path):
+    names, own = tmp_path / "names.txt", tmp_path / "run/split.json"
+    names.write_text("background\ncell\n")
+    write_config(Config.of(run_dir=tmp_path / "run", split=tmp_path / "moved.json", class_names=Names([str(names)])))
+    argv = ["--resume", "--run-dir", str(tmp_path / "run")]
+    assert read_command_line("lowlevel", argv, "").data.split == tmp_path / "moved.json", "it has no other yet"
+    own.write_text("{}")
+    assert read_command_line("lowlevel", argv, "").data.split == own
+    given = read_command_line("lowlevel", [*argv, "--split", str(names), "--class-names", str(names)], "")
+    assert given.data.split == names and given.data.class_names == ("background", "cell")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_data_is_read(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append(path))  # root may write anywhere
+    with pytest.raises(UserError, match="cannot write to --run-dir .*new/run: name a folder"):
+        check_folder(Config.of(run_dir=tmp_path / "new/run").training)
+    assert asked == [tmp_path], "the nearest that is there"
 
 
 def test_fewer_epochs_than_are_done_are_refused(tmp_path):

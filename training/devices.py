@@ -109,6 +109,8 @@ def lowlevel(column):
             return drawn_for_batch(lambda x: draw(x, training), x) if training else x
 
     def make_train_step(model, config, optimizer):
+        @tf.function(autograph=False)
+        @mock.patch.object(tf.nn, "moments", lambda x, axes: moments(x))  # around all replicas, which take turns in it
         @on_every_replica
         def train_step(images, masks):
             with tf.GradientTape() as tape:
@@ -122,12 +124,7 @@ def lowlevel(column):
             optimizer.apply(gradients)
             return loss
 
-        @tf.function(autograph=False)
-        def around(images, masks):  # around all replicas, which take turns in it
-            with mock.patch.object(tf.nn, "moments", lambda x, axes: moments(x)):
-                return train_step(images, masks)
-
-        return around
+        return train_step
 
     return dict(UNet=UNet, make_train_step=make_train_step)
 

@@ -23,6 +23,8 @@ def check_folder(training):
     """
     run_dir, checkpoint = training.run_dir, training.checkpoint
     refuse_file(run_dir, "--run-dir ")
+    if not os.access(next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists()), os.W_OK):
+        raise UserError(f"cannot write to --run-dir {run_dir}: name a folder that you may write to")
     if not is_run(run_dir):
         if others := [path.name for path in run_dir.glob("*") if path.name != "lock" and not is_part(path)]:
             raise UserError(f"{run_dir} holds {others[0]} and no run: take another --run-dir, such as {run_dir / 'run'}")

@@ -46,8 +46,10 @@ def side_by_side(implementation, folds, training):
         free.put(device)
 
     def run(config):
-        device, fold = free.get(), config.data.fold
-        if not (failed or arrived):
+        device, fold, process = free.get(), config.data.fold, None
+        if failed or arrived:
+            return free.put(device)
+        try:
             env = environment()
             see_one_gpu(device, env)
             command = [sys.executable, "-m", f"{implementation}.train", "--resume", f"--run-dir={config.training.run_dir}"]
@@ -55,11 +57,13 @@ def side_by_side(implementation, folds, training):
             processes.append(process)
             if arrived:  # just before it was in the list
                 process.send_signal(arrived[0])
-            for line in process.stdout:
-                print(f"fold {fold}: {line}", end="", flush=True)
-            if process.wait():
+            with process.stdout as lines:  # closed where nobody reads what is printed, which ends the process too
+                for line in lines:
+                    print(f"fold {fold}: {line}", end="", flush=True)
+        finally:
+            if process is None or process.wait():
                 failed.append(fold)
-        free.put(device)
+            free.put(device)
 
     def pass_on(number, frame):  # to the processes, which save and stop
         arrived.append(number)

@@ -61,5 +61,7 @@ def resumed(args, given):
             raise UserError(
                 f"{last} is {done['epoch']} epochs on, and --epochs {args.epochs} is less: name more, or leave it out"
             )
-    changed = {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
+    own = args.run_dir / "split.json"  # whatever has become of the file that --split named
+    changed = {"split": own} if stored.data.split and own.exists() else {}
+    changed |= {name: getattr(args, name) for name in given & free} | {"run_dir": args.run_dir, "resume": True}
     return stored.replace(**changed)

@@ -44,7 +44,9 @@ def train_as_told(implementation, train, argv, description):
             batch = config.training.batch_size
             raise UserError(f"out of memory with --batch-size {batch}: {words}; what was saved before stays")
     except Stopped as stopped:
-        command = f"python -m {implementation}.train --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
+        file = Path(sys.modules[train.__module__].__file__)
+        script = f"-m {implementation}.train" if Path.cwd() in file.resolve().parents else shlex.quote(str(file))
+        command = f"python {script} --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
         if config.training.workers:
             command += f" --workers {config.training.workers} --worker {config.training.worker}"
         raise Stopped(f"{stopped}; go on with: {command}", stopped.signal) from None
@@ -56,6 +58,8 @@ class Trial(Run):
     def end_step(self, loss):
         float(loss)  # a GPU's calls return before the work is done
         self.step = self.all_steps
+        if self.stop.arrived:
+            raise Stopped("stopped", self.stop.arrived)
 
     def finish(self):
         pass
@@ -67,8 +71,9 @@ def largest_batch(train, config):
     script.Run = Trial
     while batch := batch // 2:
         gc.collect()
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.suppress(tf.errors.ResourceExhaustedError):
+        quiet = io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            with contextlib.suppress(tf.errors.ResourceExhaustedError, UserError):
                 train(config.replace(batch_size=batch, run_dir=Path(folder) / "run", resume=False, checkpoint=None))
                 break
     script.Run = Run

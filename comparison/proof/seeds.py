@@ -41,7 +41,7 @@ def run(config, args):
     if 3.0 ** (1 - args.seeds) > LEVEL:  # so often chance gives the best of every seed to one implementation
         raise UserError(f"--seeds {args.seeds} are too few to tell a difference from chance: 6 or more")
     config, training, validation = load_examples(columns.shrunk(config, SMALL, args.given))
-    names, seeds = columns.IMPLEMENTATIONS, range(config.seed, config.seed + args.seeds)
+    names, seeds = columns.IMPLEMENTATIONS, range(config.network.seed, config.network.seed + args.seeds)
     print(f"\n{'dice at the end':<16}" + "".join(f"{name:>12}" for name in names), flush=True)
     trainers = [make_trainer(name, config, training, validation) for name in names]
     dice, todo = np.zeros((args.seeds, 3)), itertools.product(range(args.seeds), range(3))
