@@ -263,7 +263,7 @@ def export(kind, implementation, config, weights, path, size=None, quantize=Fals
             about |= write_litert(folder, network, model, variables, size, calibration)
         (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{implementation} exported to {path} ({kind}, {total / 1e3:,.0f} kB) for {words}")
+    print(f"{implementation} exported to {path} ({kind}, {total / 1e3:,.0f} kB; docs/predict.md loads it) for {words}")
     if white != 255:
         print(f"white is {white:g}: divide images by it")
     if config.data.stretch:

@@ -216,7 +216,7 @@ def test_export_answers_as_the_live_network(case, exported):
 def test_keras_export_says_which_sizes_it_takes(name, sides, tmp_path, capsys):
     network = CONFIGS[name].network
     export("keras", "keras_impl", CONFIGS[name], some_weights(CONFIGS[name]), tmp_path)
-    assert capsys.readouterr().out.endswith(f" kB) for images whose sides are {sides}\n")
+    assert capsys.readouterr().out.endswith(f" kB; docs/predict.md loads it) for images whose sides are {sides}\n")
     about = json.loads((tmp_path / "export.json").read_text())
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     fits = 12 * about["sides_multiple_of"] + about["sides_and"]
