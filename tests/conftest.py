@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import signal
+from pathlib import Path
 
 import common  # noqa: F401  settles the environment before any TensorFlow is imported, and answers Ctrl-C
 from common.checkpoint import save_checkpoint
@@ -35,6 +36,12 @@ def save_network(path, implementation="lowlevel", about=None, **options):
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
     return request.param
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Where others look at the pictures: a figure takes a second."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **_: Path(path).touch())
 
 
 @pytest.fixture(autouse=True)

@@ -173,9 +173,13 @@ def test_train_scripts_answer_without_tensorflow(implementation, arguments, code
     assert "common.cli" in done.stderr and "tensorflow" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_needs_no_tensorflow():
+def test_what_counts_and_helps_needs_no_tensorflow():
     program = """
 import runpy, sys
+import common.pictures
+assert not {"tensorflow", "matplotlib", "skimage", "scipy"} & set(sys.modules), "colours and names"
+import common.layers, common.weights, study.page
+import comparison.benchmark.bench, comparison.benchmark.roofline, comparison.proof.graph
 for command in ["predict.py", "compare.py", *(f"compare.py {name}" for name in ("parity", "graph", "relay", "bench", "runs"))]:
     sys.argv = [*command.split(), "--help"]
     try:

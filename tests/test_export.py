@@ -39,9 +39,9 @@ OWN = Config.of(filters=2, depth=3, dropout=0.5, image_size=SIZE)
 CONFIGS = {
     "own": OWN,
     "paper": OWN.replace(channels=3, classes=3, padding="valid", batch_norm="none", activation="relu"),
-    "bfloat16": OWN.replace(precision="bfloat16"),
-    "float16": OWN.replace(precision="float16"),
-    "float64": OWN.replace(precision="float64", batch_norm="explicit"),
+    "bfloat16": OWN.replace(precision="bfloat16", depth=1),
+    "float16": OWN.replace(precision="float16", depth=1),
+    "float64": OWN.replace(precision="float64", depth=1, batch_norm="explicit"),
 }
 CASES = [  # each kind through two implementations or three, and each configuration through some kinds
     *[("savedmodel", "lowlevel", "own"), ("savedmodel", "highlevel", "float64"), ("savedmodel", "keras_impl", "paper")],

@@ -180,7 +180,7 @@ def climb_with(plant, monkeypatch, column="lowlevel", exact=True, steps=3, **opt
 @pytest.mark.parametrize(
     ("plant", "options", "found"),
     [  # one of each kind; the others take their turn with -m slow
-        pytest.param(*fault, marks=pytest.mark.slow if k in (1, 3, 5, 6, 9, 11) else (), id=fault[2].replace(" ", "-"))
+        pytest.param(*fault, marks=pytest.mark.slow if k in (0, 1, 3, 5, 6, 9, 10, 11) else (), id=fault[2].replace(" ", "-"))
         for k, fault in enumerate(FAULTS)
     ],
 )
@@ -256,5 +256,6 @@ def test_a_second_moment_that_stands_still_is_seen(monkeypatch):
         "named_state",
         lambda right: lambda *of: {name: tf.zeros_like(v) if name.endswith("/v") else v for name, v in right(*of).items()},
     )
+    monkeypatch.setattr(finder, "locate", lambda *_: "none")  # its words are not looked at
     checks, _ = climb_with(still, monkeypatch, "keras_impl", exact=False, steps=1)
     assert {check.rung for check in checks if not check.passed} >= {"v beside its formula"}

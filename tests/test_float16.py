@@ -86,6 +86,7 @@ def test_a_planted_fault_is_seen(monkeypatch):
     checks, _, _ = ladder.climb(case, batches, seen)
     assert {*ladder.SCALES} <= {check.rung for check in checks} and all(check.passed for check in checks)
     monkeypatch.setattr(columns, "load", load)
+    monkeypatch.setattr("comparison.proof.finder.locate", lambda *_: "none")  # its words are not looked at
     checks, _, _ = ladder.climb(case, batches, {"keras_impl": seen["keras_impl"]})
     assert {check.rung for check in checks if not check.passed} == {*ladder.SCALES}
 

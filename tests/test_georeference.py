@@ -40,8 +40,10 @@ def read(path):
     return {code: value for code, _, _, value, _ in read_tags(Source(path, None, path.stem))}
 
 
-@pytest.mark.parametrize("options", [{"rowsperstrip": 7}, {"tile": (16, 16)}, {"bigtiff": True}, {"byteorder": ">"}], ids=str)
-@pytest.mark.parametrize("classes", [1, 3])
+WAYS = [({"rowsperstrip": 7}, 1), ({"tile": (16, 16)}, 3), ({"bigtiff": True}, 3), ({"byteorder": ">"}, 1)]
+
+
+@pytest.mark.parametrize("options, classes", WAYS, ids=str)
 def test_masks_and_labels_keep_the_tags(options, classes, tmp_path):
     checkpoint = save_network(tmp_path / "c.safetensors", classes=classes)
     image = np.random.default_rng(0).integers(0, 256, (40, 56), np.uint8)

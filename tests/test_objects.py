@@ -382,7 +382,7 @@ def test_objects_of_one_of_many_classes(bright, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("numbered", [True, False])
-def test_objects_are_evaluated(numbered, bright, tmp_path, capsys):
+def test_objects_are_evaluated(numbered, bright, tmp_path, capsys, no_figures):
     """Against label images, and against connected parts, where the two that touch are one."""
     truth = tmp_path / "truth"
     labels = {stem: split_objects(p, Settings(0.5, 0.9, 20)).astype(np.uint16) * 300 for stem, p in DISCS.items()}
@@ -421,7 +421,7 @@ def test_the_worst_images_come_first_and_the_classes_are_confused(bright, tmp_pa
     assert (tmp_path / "out/evaluation/confusion.png").stat().st_size > 1000
 
 
-def test_what_nobody_labelled_counts_nowhere(bright, tmp_path):
+def test_what_nobody_labelled_counts_nowhere(bright, tmp_path, no_figures):
     """One of two objects lies in the void: it is neither to be found nor invented."""
     masks = {stem: np.zeros(SIZE, np.uint8) for stem in "ab"}
     for stem, mask in masks.items():

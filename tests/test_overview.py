@@ -1,7 +1,6 @@
 """The overview of a data set: it counts right, names every problem, and its pictures show the mask where it lies."""
 
 import json
-from pathlib import Path
 
 from common.cli import make_parser, parse, read_config
 from common.config import VOID, Config, Size
@@ -14,7 +13,6 @@ from tests.helpers import refused
 import numpy as np
 import pytest
 import tifffile
-from matplotlib.figure import Figure
 from PIL import Image
 
 HALF = np.repeat([[0] * 36 + [1] * 12], 40, axis=0).astype(np.uint8)  # a quarter of it foreground
@@ -25,12 +23,6 @@ def examples(*images):
     masks = [HALF[: len(image), : image.shape[1]] for image in images]
     names, sizes = [f"{i}.png" for i in range(len(images))], [Size(*mask.shape) for mask in masks]
     return Examples(names, images, masks, sizes)
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Where the numbers are looked at: a figure takes a second."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
 
 
 def run(capsys, folder, *options, dataset="folder"):

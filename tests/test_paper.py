@@ -28,6 +28,9 @@ def preset(*options):
     return read_config(parse(make_parser("test", ""), ["--preset", "paper", *options]))
 
 
+@pytest.mark.parametrize(
+    "implementation", ["lowlevel", *(pytest.param(name, marks=pytest.mark.slow) for name in IMPLEMENTATIONS[1:])]
+)
 def test_the_layers_of_figure_1(implementation):
     config = preset()
     code = columns.load(implementation)

@@ -14,7 +14,6 @@ from common.pictures import (
     mask_colors,
     told_apart,
 )
-from tests.helpers import python
 from training.report import draw_predictions
 
 import numpy as np
@@ -185,9 +184,3 @@ def test_no_picture_costs_a_result(tmp_path, capsys):
     assert line.startswith(f"warning: {tmp_path / 'grid.png'} could not be drawn, all else is saved: TypeError: Invalid shape")
     with pytest.raises(KeyboardInterrupt), expendable("a picture"):
         raise KeyboardInterrupt
-
-
-def test_colours_and_names_cost_no_library():
-    slow = ("tensorflow", "matplotlib", "skimage", "scipy")
-    found = python("-c", f"import sys, common.pictures; print([name for name in {slow} if name in sys.modules])")
-    assert found.stdout == "[]\n", found.stderr

@@ -8,7 +8,6 @@ import compare
 from common.config import Config, Size
 from comparison import columns
 from comparison.benchmark import profile
-from tests.helpers import refused
 
 import numpy as np
 import pytest
@@ -164,8 +163,3 @@ def test_profile_of_a_small_network(tmp_path, monkeypatch, capfd):
     trained, inferred = (record["rows_ms"] for record in records)
     gradients = ("convolution, filter gradient", "convolution, input gradient", "optimizer", "loss", "batch normalization")
     assert all(trained[row] > 0 and inferred[row] == 0 for row in gradients)
-
-
-def test_jit_is_refused(tmp_path):
-    with refused("--jit"):
-        compare.main(["bench", "--profile", "--jit", "--run-dir", str(tmp_path)])

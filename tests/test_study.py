@@ -14,7 +14,7 @@ from pathlib import Path
 from common.config import Config, Size, UserError
 from comparison.columns import Built
 from study import page, rows
-from study.__main__ import MEASURED, main, read_command_line
+from study.__main__ import MEASURED, read_command_line
 from study.measure import operations
 from tests.conftest import IMPLEMENTATIONS
 from tests.test_columns import FORWARD, MIRRORED, functions, mirrored
@@ -268,11 +268,3 @@ def test_command_line():
     with pytest.raises(UserError, match="goes with --measure"):
         read_command_line(["--checkpoint", "runs/lowlevel/best.safetensors"])
     assert args.measure and config.network.filters == 8 and config.training.loss == "dice_ce"
-
-
-def test_a_page_is_not_written_over_something_else(tmp_path):
-    notes = tmp_path / "notes.html"
-    notes.write_text("mine")
-    with pytest.raises(UserError, match="notes.html is there already"):
-        main(["--output", str(notes)])
-    assert notes.read_text() == "mine"

@@ -378,7 +378,9 @@ def test_out_of_memory_names_the_largest_batch_that_fits(implementation, tmp_pat
 
 
 @pytest.mark.parametrize("room, largest", [(99, 50), (12, 12), (1, 1), (0, 0)])
-def test_the_largest_batch_is_tried_by_halves(room, largest):
+def test_the_largest_batch_is_tried_by_halves(room, largest, monkeypatch):
+    monkeypatch.setattr("training.start.gc.collect", lambda: None)
+
     def train(config):
         if config.training.batch_size > room:
             out_of_memory()

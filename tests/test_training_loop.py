@@ -6,10 +6,11 @@ import json
 import time
 
 import compare
-from common.config import Config, Size, UserError
+from common.config import Config, Size
 from comparison import columns
 from comparison.benchmark import training_loop
 from comparison.benchmark.worker import load_batch
+from tests.test_training import LOOPS, no_pictures  # noqa: F401
 from training.run import Run
 
 import numpy as np
@@ -17,11 +18,6 @@ import pytest
 import tensorflow as tf
 
 TINY = "--image-size 16 --depth 1 --filters 2 --batch-size 2 --images 6".split()
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
-    monkeypatch.setattr("training.run.draw_augmentations", lambda *_: None)  # seconds that prove nothing here
 
 
 @pytest.mark.slow
@@ -62,6 +58,7 @@ def train(implementation, rounds, folder, monkeypatch):
     return requests.answers
 
 
+@LOOPS
 def test_a_planted_cost_is_seen_and_no_loop_waits_for_the_loss(implementation, tmp_path, monkeypatch):
     """A loop that idles longer than a step takes, even on a busy machine.
 
@@ -84,17 +81,3 @@ def test_a_planted_cost_is_seen_and_no_loop_waits_for_the_loss(implementation, t
     assert of_cpu < cost / 2, "nobody computes while it sleeps"
     assert len(seen) > training_loop.STEPS
     assert all(tf.is_tensor(loss) == (implementation != "keras_impl") for loss in seen)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--rounds", "0"], "--rounds"),
-        (["--data"], "not allowed with argument"),
-        (["--batch-size", "99"], "--batch-size is 99"),
-    ],
-)
-def test_mistakes_are_told(arguments, words, tmp_path):
-    """By `UserError`, which the script turns into one line and exit code 2."""
-    with pytest.raises(UserError, match=words):
-        compare.main(["bench", "--loop", *TINY, *arguments, "--run-dir", str(tmp_path)])

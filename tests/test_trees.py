@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import lowlevel.train
 import predict
@@ -16,7 +15,6 @@ from tests.drawn import RNG, save
 import numpy as np
 import pytest
 import tifffile
-from matplotlib.figure import Figure
 from PIL import Image
 
 SIZE, SMALL = 32, "--filters 2 --depth 1 --batch-size 2 --epochs 1 --learning-rate 0.01".split()
@@ -277,9 +275,8 @@ def test_published_trees(tree, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("tree", [busi, *(pytest.param(tree, marks=pytest.mark.slow) for tree in TREES if tree is not busi)])
-def test_from_the_overview_to_an_evaluation(tree, tmp_path, monkeypatch):
+def test_from_the_overview_to_an_evaluation(tree, tmp_path, no_figures):
     """The same command for overview and training, and nothing but the checkpoint to predict and to evaluate."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())  # 9 s of 10: others look at pictures
     data, options = prepared(tree, tmp_path)
     _, sides, classes, images, masks, _ = TREES[tree]
     run, options = tmp_path / "run", [*options, *SMALL]
