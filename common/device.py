@@ -152,6 +152,10 @@ def be_deterministic():
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # the graphs as they are written
 
 
+def on_gpu():
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def device_name():
     """What TensorFlow computes on: the GPU's name, or the number of CPU cores."""
     gpus = tf.config.list_physical_devices("GPU")

@@ -8,6 +8,7 @@ settled before the work begins: a run has a folder of its own (`training.folder`
 import contextlib
 import csv
 import fcntl
+import json
 import os
 import re
 import tempfile
@@ -60,6 +61,11 @@ def write_text(path, text):
     """Writes a text in UTF-8, whole or not at all; of a name that is none, json.loads reads back the same name."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path, value, indent=2):
+    """Writes JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def write_csv(path, rows):

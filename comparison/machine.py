@@ -1,16 +1,14 @@
 """What figures depend on besides the code: the machine, its libraries, and the arithmetic that it takes."""
 
-import contextlib
 import json
 import os
 import platform
-import re
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 from common import recorded
 from common.device import device_name, tf
+from comparison.columns import found_in
 
 
 def has_tf32():
@@ -33,22 +31,18 @@ def arithmetic(config):
 
 
 def processor():
-    with contextlib.suppress(OSError, TypeError):
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    return platform.processor() or platform.machine()
+    return found_in("/proc/cpuinfo", r"model name\s*: (.*)") or platform.processor() or platform.machine()
 
 
 def environment():
     """What the figures depend on besides the code."""
     gpus = tf.config.list_physical_devices("GPU")
     build = tf.sysconfig.get_build_info()
-    driver = None
-    with contextlib.suppress(OSError, TypeError):
-        driver = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
     return {
         "device": device_name(),
         "gpu": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
-        **dict(driver=driver, cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
+        "driver": found_in("/proc/driver/nvidia/version", r"Kernel Module\D*([\d.]+)"),
+        **dict(cuda=build.get("cuda_version"), cudnn=build.get("cudnn_version")),
         **dict(cpu=processor(), system=platform.platform(), python=platform.python_version()),
         "packages": {name: version(name) for name in ("tensorflow", "keras", "tf-keras", "numpy")},
         "threads": {

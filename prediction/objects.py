@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.config import VOID, UserError
-from common.output import replacing, write_csv, write_text
+from common.output import replacing, write_csv, write_json
 from common.pictures import class_names, shown_bands, told_apart
 from common.text import cell, say
 from data.borders import CROSS, part_touching
@@ -211,7 +211,7 @@ def settled(checkpoint, config, predict, klass, tile, tta=None):
     try:
         if not is_ours:
             raise OSError(f"{path} holds something else")
-        write_text(path, json.dumps({"checkpoint": digest, "classes": known}, indent=2) + "\n")
+        write_json(path, {"checkpoint": digest, "classes": known})
     except OSError as error:
         say(f"warning: the settings are not kept for the next time: {error}", sys.stderr)
     return settings

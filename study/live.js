@@ -1,6 +1,6 @@
 "use strict";
 // The U-Net of this page once more, in plain JavaScript: canonical weights, "same" padding, ELU, one class, in inference.
-// A map is {data: Float32Array, [h, w, c] as in TensorFlow, h, w, c}; study/live.py packs the weights and the first image.
+// A map is {data: Float32Array, [h, w, c] as in TensorFlow, h, w, c}; study/maps.py packs the weights and the first image.
 (() => {
   const at = id => document.getElementById(id), told = JSON.parse(at("network").textContent), weights = {}, shapes = {};
   const half = n => {  // of a float16 in 16 bits: sign, 5 of exponent, 10 of fraction

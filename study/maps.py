@@ -9,14 +9,15 @@ import io
 import re
 
 from common.checkpoint import load_checkpoint
-from common.config import IMPLEMENTATIONS
+from common.config import IMPLEMENTATIONS, Config
 from common.device import tf
 from common.layers import table
 from common.losses import probabilities, segmentation_loss
 from common.shapes import min_size, missing
+from common.weights import fold_batch_norm
 from comparison import columns
 from comparison.proof import finder
-from data.loader import training_batches
+from data.loader import load_examples, training_batches
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,8 @@ from PIL import Image
 IMAGES, SHOWN, SIDE = 2, 2, 64  # drawn images, maps of each layer, pixels of an image
 TRAINING, WATCHED = 250, 10  # steps: a minute on two quiet cores; those of one weight
 WEIGHT = "down0/conv1/kernel"  # of which the number in the middle is followed
+SMALL = dict(filters=4, depth=3)  # the network that the page itself runs: 30,000 weights, 80 kB of text
+LEARNING = 1500  # its steps of training: a minute
 STEPS = np.linspace(-1, 1, 255)[:, None]  # of colour, from -1 to 1
 ENDS = np.array([[33, 102, 172], [178, 84, 0]])  # blue and orange
 PALETTE = np.rint(np.where(STEPS < 0, 255 + STEPS * (255 - ENDS[0]), 255 - STEPS * (255 - ENDS[1]))).astype(np.uint8)
@@ -75,7 +78,7 @@ def layers(built, images, masks):
     weights = built.values()
     kinds = {layer.name: layer.kind for layer in table(config.network)}
     sides = {"conv": 3, "pool": 2}
-    for name, values in finder.activations(built.model, config, images, False):
+    for name, values in finder.layers(built.model, config, images, False)[0]:
         kind = kinds.get(name, "bias")
         found[name] = (values, "", 0) if kind == "concat" else (values, before, 1 if name == "head" else sides.get(kind, 1))
         before = name
@@ -83,7 +86,7 @@ def layers(built, images, masks):
     rate = config.network.dropout or 0.5  # by default there is none; so it would be
     dropped = tf.nn.experimental.stateless_dropout(found[bottom][0], rate, seed=[config.network.seed, 0])
     found["dropout, training"] = dropped.numpy(), "", 0
-    for name, values in finder.activations(built.model, config, images, True):
+    for name, values in finder.layers(built.model, config, images, True)[0]:
         if "/bn" in name or name == "head":
             found[f"{name}, training"] = values, "", 0
     p = probabilities(tf.constant(found["head"][0])).numpy()[..., -1:]
@@ -163,3 +166,15 @@ def watch(config, examples):
                 steps[key].append(float(variable.numpy()[at]))
         found[name] = {key: [float(f"{value:.7g}") for value in values] for key, values in steps.items()}
     return found
+
+
+def packed():
+    """{"weights": {canonical name: (shape, float16 in base64)}, "depth": poolings, "image": a PNG in base64}.
+
+    The small network that the page runs on an image of the reader's: study/live.js has its forward pass once more. The batch
+    normalizations are folded into the convolutions, which leaves kernels and biases.
+    """
+    config, examples, validation = load_examples(Config.of(**SMALL))
+    _, weights = fold_batch_norm(config.network, trained(config, examples, steps=LEARNING).values())
+    written = {name: (w.shape, base64.b64encode(w.astype("<f2").tobytes()).decode()) for name, w in weights.items()}
+    return {"weights": written, "depth": SMALL["depth"], "image": as_png(validation.images[0][..., 0], "L")}

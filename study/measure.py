@@ -25,7 +25,7 @@ from comparison.proof.graph import NO_WORK, collect_one, is_mathematics, stateme
 from comparison.proof.graph import operations as signatures
 from comparison.proof.ways import EXACT_CONSTANTS, Case
 from data.loader import load_examples, training_batches
-from study import live, maps, rows
+from study import maps, rows
 
 import keras
 from tensorflow.python import pywrap_tfe  # to learn which operation a gradient belongs to, which no public function tells
@@ -224,7 +224,7 @@ def parity(case, batches):
     for name in IMPLEMENTATIONS:
         seen = values[name] = collections.defaultdict(lambda: collections.defaultdict(dict))
         built = exact.build(name, case)
-        for layer, array in finder.activations(built.model, case.config, images, True):
+        for layer, array in finder.layers(built.model, case.config, images, True)[0]:
             seen[layer_row(layer)]["output, in training"][layer] = array
         for rung, arrays in ladder.observe(name, case, batches).items():
             for row in RUNG_ROWS.get(rung, ()):
@@ -290,6 +290,6 @@ def measure(config, checkpoint=None):
         "totals": all_totals,
         "rows": dict(sorted(measured.items())),
         "watched": maps.watch(config, examples),
-        "live": live.packed(),
+        "live": maps.packed(),
         **drawn,
     }

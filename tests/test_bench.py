@@ -198,10 +198,8 @@ def test_the_list_of_a_gpu_is_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cells, "doubled", lambda rate: [(2, rate(2)), (4, rate(4))])
     settings = [("ReLU", Size(16, 16), None, "float32", False), ("paper", None, 8, "float32", False)]
     monkeypatch.setattr(cells, "settings_of_gpu", lambda *_: settings)
-    written, write = [], bench.write_text
-    monkeypatch.setattr(
-        bench, "write_text", lambda path, text: written.append(len(json.loads(text)["records"])) or write(path, text)
-    )
+    written, write = [], bench.write_json
+    monkeypatch.setattr(bench, "write_json", lambda path, value: written.append(len(value["records"])) or write(path, value))
     arguments = "bench --gpu --quick --image-size 16 --depth 1 --filters 2 --images 12 --rounds 1 --format svg".split()
     assert compare.main([*arguments, "--run-dir", str(tmp_path)]) == 0
     assert written == [2, 4], "training and inference"

@@ -16,7 +16,7 @@ from common.device import tf
 from common.weights import assign_weights, initial_weights
 from comparison import columns
 from comparison.proof import mutants
-from comparison.proof.finder import activations
+from comparison.proof.finder import layers
 from training.options import read_command_line as read_training
 
 import keras
@@ -165,7 +165,7 @@ def test_code_in_the_readme_is_what_the_columns_compute():
     found["keras_impl"] = model(x, training=True)
     for implementation, y in found.items():
         column = columns.load(implementation).UNet(config.network)
-        wanted = dict(activations(column, config, tf.constant(x), True))["down0/act1"]
+        wanted = dict(layers(column, config, tf.constant(x), True)[0])["down0/act1"]
         np.testing.assert_allclose(y, wanted, atol=1e-6, err_msg=f"{implementation}: one kernel or several, in float32")
     stored = [v.numpy() for v in [*moved, *model.variables] if re.search("moving_variance|Variable", v.name)]
     assert len(stored) == 3 and np.ptp(stored, axis=0).max() < 1e-6, "N and not N - 1: 3e-6 with v1's default"

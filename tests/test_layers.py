@@ -33,7 +33,7 @@ def test_shapes_are_what_the_layers_compute(implementation, padding):
     model = code.UNet(config.network)
     assign_weights(code.named_weights(model), initial_weights(config.network))
     images = np.zeros((1, *layers[0].inputs), np.float32)
-    found = finder.activations(model, config, images, training=False)
+    found = finder.layers(model, config, images, training=False)[0]
     assert {name: value.shape[1:] for name, value in found} == {layer.name: layer.outputs for layer in layers}
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import compare
-from common.config import Config, Size, UserError
+from common.config import Config, Size
 from common.weights import initial_weights
 from comparison import columns, own
 from comparison.proof import ladder, mutants, oracle, reducer
@@ -207,5 +207,3 @@ def test_mutants_are_planted_by_the_hundred_and_one_is_caught(tmp_path, capsys, 
     file.write_text(json.dumps([{**chosen._replace(source="")._asdict(), **found}]))
     mutants.main(["--report", str(file)])
     assert capsys.readouterr().out.splitlines()[-2].split() == ["all", *"11011"], "planted, caught, by an error, twice"
-    with pytest.raises(UserError, match="--only"):
-        mutants.main(["--only", "no such place"])

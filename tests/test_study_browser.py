@@ -9,7 +9,7 @@ from pathlib import Path
 import predict
 from common.checkpoint import save_checkpoint
 from common.config import Config
-from study.live import SMALL
+from study.maps import SMALL
 from study.page import STAGES
 
 import numpy as np

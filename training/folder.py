@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common.config import Config, UserError
-from common.output import is_part, refuse_file, try_lock, write_text
+from common.output import is_part, refuse_file, try_lock, write_json
 
 FILES = ("config.json", "split.json", "history.csv", "classes.csv", "folds.csv", "best.safetensors", "last.safetensors")
 FILES += ("curves.png", "augmentations.png", "predictions.png", "confusion.csv", "confusion.png", "objects.json", "lock")
@@ -110,4 +110,4 @@ def read_config(run_dir):
 
 def write_config(config):
     """config.json, which --resume reads."""
-    write_text(config.training.run_dir / "config.json", json.dumps(config.kept.as_dict(), indent=2) + "\n")
+    write_json(config.training.run_dir / "config.json", config.kept.as_dict())

@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from common import CORES, asks_for_gpu
 from common.cli import add_format, count
 from common.config import Size, UserError, flag
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from comparison.benchmark import cells, roofline, scaling, speeds
 from comparison.benchmark.cells import LIMIT
@@ -216,7 +215,7 @@ def run_matrix(config, given, matrix, rounds, path, picture, gpu=False, own=None
             "not_measured": {cell.title: why for cell, why in workers.failed.items()},
             "records": records,
         }
-        write_text(path, json.dumps(whole, indent=2) + "\n")
+        write_json(path, whole)
     if not records:
         raise UserError("; ".join(workers.failed.values()))
     for why in workers.failed.values():

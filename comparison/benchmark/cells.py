@@ -1,16 +1,12 @@
 """What `compare.py bench` measures, cell by cell, in order."""
 
 import itertools
-import re
-from pathlib import Path
 from typing import NamedTuple
 
 from common import shapes
 from common.config import PRESETS, Config, Size
 from comparison import columns
 from comparison.benchmark import roofline
-
-import numpy as np
 
 LIMIT = "limit"  # stands for an implementation: what the device can do at best
 # with --batch-norm fused keras_impl has v1's kernel for the normalization: this is what Keras has by itself
@@ -146,7 +142,4 @@ def expected_bytes(cell):
 
 def available_bytes():
     """Memory that new processes may take, or infinity where nobody says."""
-    try:  # Linux
-        return 1024 * int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1])
-    except (OSError, TypeError):
-        return np.inf
+    return 1024 * float(columns.found_in("/proc/meminfo", r"MemAvailable:\s*(\d+) kB") or "inf")

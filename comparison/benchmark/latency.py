@@ -1,10 +1,9 @@
 """How long does one image take, from the call to the answer? All three, folded and not, beside what users of Keras type."""
 
 import functools
-import json
 
 from common.device import tf
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from comparison.benchmark.worker import load_batch, seconds
 from comparison.machine import arithmetic, described, environment
@@ -54,5 +53,5 @@ def run(config, rounds, path):
         figures = "".join(f"{1000 * p:>9.2f}" for p in (p50, p90, p99))
         print(f"{f'{name}, {CALLS[call]}':<46}{figures}{p50 / records[0]['p50']:>18.2f}")
     record = dict(what=what, environment=about, config=config.as_dict(), rounds=rounds, records=records)
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"\n{rounds * TURN} calls each, one at a time, in {rounds} rounds in turns; written to {path}")

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import io
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import get_args
 from common import CORES
 from common.config import FIELDS
 from common.device import device_name, tf
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from data.loader import load_examples, training_batches, validation_batches
 
@@ -102,5 +101,5 @@ def run(config, rounds, path):
         ]
         for (name, what), found in trained.items()
     }
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"\nmedians of {rounds} rounds in turns; written to {path}")

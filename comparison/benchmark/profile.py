@@ -1,17 +1,16 @@
 """Where does the time of a step go? Its operations by kind, as TensorFlow's profiler times them, side by side."""
 
 import collections
-import json
 import re
 import tempfile
 from pathlib import Path
 
 from common.config import UserError
-from common.device import be_deterministic, tf
-from common.output import write_text
+from common.device import be_deterministic, on_gpu, tf
+from common.output import write_json
 from comparison import columns
 from comparison.benchmark.roofline import MODES
-from comparison.benchmark.worker import load_batch, on_gpu
+from comparison.benchmark.worker import load_batch
 from comparison.machine import arithmetic, described
 
 from tensorflow.tsl.profiler.protobuf import xplane_pb2  # the profiler's file format; TensorFlow's own wheel brings it
@@ -205,5 +204,5 @@ def run(config, steps, path):
         {"mode": mode, "implementation": name, "wall_ms": of["wall"], "rows_ms": add_up(of), "operations_ms": of["operations"]}
         for (mode, name), of in measured.items()
     ]
-    write_text(path, json.dumps({"what": what, "steps": steps, "records": records}, indent=2) + "\n")
+    write_json(path, {"what": what, "steps": steps, "records": records})
     print(f"\nmeans of {steps} steps; written to {path}")

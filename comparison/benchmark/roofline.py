@@ -4,7 +4,6 @@ Williams, Waterman, Patterson 2009: "Roofline: an insightful visual performance 
 """
 
 import math
-from typing import NamedTuple
 
 from common.colors import CLASS_COLORS
 from common.layers import table
@@ -20,28 +19,9 @@ MODES = {"train": "training", "infer": "inference", "folded": "inference, batch 
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float64": 8}  # of an activation
 
 
-class Convolution(NamedTuple):
-    """One convolution for one image: its name, how many numbers go in and out and are in its kernel, its operations."""
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int
-    flops: int  # a multiplication and an addition each
-
-
 def convolutions(network, height, width):
-    """Every convolution of the forward pass for one image of `height` x `width`, padded where that does not fit."""
-    found = []
-    for layer in table(network, (height, width)):
-        if layer.kind in ("conv", "deconv"):
-            kernel = math.prod(layer.weights["kernel"])
-            # applied once for every pixel that is written; the up-convolution's, with stride 2, for every one that is read
-            pixels = math.prod((layer.inputs if layer.kind == "deconv" else layer.outputs)[:2])
-            found.append(
-                Convolution(layer.name, math.prod(layer.inputs), math.prod(layer.outputs), kernel, 2 * kernel * pixels)
-            )
-    return found
+    """The layers that are convolutions, for one image of `height` x `width`, padded where that does not fit."""
+    return [layer for layer in table(network, (height, width)) if "kernel" in layer.weights]
 
 
 def convolution_flops(network, height, width):
@@ -50,7 +30,11 @@ def convolution_flops(network, height, width):
     Training: every convolution also has a gradient by its kernel and, but for the first, by its input, each as expensive as
     itself. What is not a convolution is left out: below 2 % of them from 16 filters on.
     """
-    flops = [convolution.flops for convolution in convolutions(network, height, width)]
+    flops = []  # a multiplication and an addition each
+    for layer in convolutions(network, height, width):
+        # applied once for every pixel that is written; the up-convolution's, with stride 2, for every one that is read
+        pixels = math.prod((layer.inputs if layer.kind == "deconv" else layer.outputs)[:2])
+        flops.append(2 * math.prod(layer.weights["kernel"]) * pixels)
     return sum(flops), 3 * sum(flops) - flops[0]
 
 
@@ -62,16 +46,14 @@ def least_bytes(config, precision, batch_size, height, width):
     the gradient of the output twice, the input and the kernel once, and write a gradient of each, but for the input of the
     first; Adam reads and writes a weight and its two moments and reads the gradient, SGD has one moment, in float32 or wider.
     """
-    size = BYTES[precision]
-    wide = 8 if precision == "float64" else 4
-    found = convolutions(config.network, height, width)
-    activations = batch_size * sum(c.inputs + c.outputs for c in found) * size
-    kernels = sum(c.kernel for c in found) * size
-    gradients = batch_size * sum(2 * c.inputs + 2 * c.outputs for c in found) * size + 2 * kernels
-    gradients -= (batch_size * (found[0].inputs + found[0].outputs) + found[0].kernel) * size  # nobody asks for that one
+    size, wide = BYTES[precision], 8 if precision == "float64" else 4
+    moved = []  # by each convolution in the forward pass
+    for layer in convolutions(config.network, height, width):
+        activations = batch_size * (math.prod(layer.inputs) + math.prod(layer.outputs))
+        moved.append(size * (activations + math.prod(layer.weights["kernel"])))
     parameters = sum(math.prod(shape) for name, shape in weight_shapes(config.network).items() if is_trainable(name))
     update = {"adam": 7, "sgd": 5}[config.training.optimizer] * parameters * wide
-    return activations + kernels, activations + kernels + gradients + update
+    return sum(moved), 3 * sum(moved) - moved[0] + update
 
 
 @styled

@@ -1,12 +1,11 @@
 """How much faster are several devices? The training step on each number of them, and what a sum over them costs."""
 
 import functools
-import json
 import statistics
 import time
 
 from common.config import UserError
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 
 
@@ -33,7 +32,7 @@ def run(config, counts, rounds, path):
             print(shown, flush=True)
     if rows[0]["kind"] == "CPU":
         print("the devices are copies of one CPU, which they share: this shows what several devices cost, not what they bring")
-    write_text(path, json.dumps(rows, indent=2) + "\n")
+    write_json(path, rows)
     print(f"written to {path}")
 
 

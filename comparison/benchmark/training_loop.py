@@ -3,14 +3,13 @@
 import contextlib
 import importlib
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
 
 from common import CORES
 from common.device import be_deterministic, tf
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from comparison.benchmark.worker import load_batch
 from comparison.machine import arithmetic, described
@@ -133,5 +132,5 @@ def run(config, rounds, path):
     records = [summarize(name, answers) for name, answers in found.items()]
     print(what)
     print_table(records)
-    write_text(path, json.dumps(dict(what=what, rounds=rounds, steps=STEPS, records=records), indent=2) + "\n")
+    write_json(path, dict(what=what, rounds=rounds, steps=STEPS, records=records))
     print(f"\nmedians of {rounds} rounds in turns; written to {path}")

@@ -3,13 +3,12 @@
 import contextlib
 import functools
 import gc
-import re
 import resource
 import time
 from pathlib import Path
 
 from common.config import UserError
-from common.device import tf
+from common.device import on_gpu, tf
 from comparison import columns
 from comparison.benchmark.cells import LIMIT, doubled
 from comparison.benchmark.roofline import BYTES
@@ -129,10 +128,6 @@ def seconds(step, count):
     return (time.perf_counter() - begin) / count
 
 
-def on_gpu():
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
 def forget_peak():
     """`peak_memory` begins anew."""
     if on_gpu():
@@ -145,10 +140,9 @@ def peak_memory():
     """On the device if that is a GPU, else of this process, in bytes."""
     if on_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    try:  # Linux; its getrusage would count the parent's memory, from before this process had its own program
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-    except (OSError, TypeError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    # Linux's getrusage would count the parent's memory, from before this process had its own program
+    known = columns.found_in("/proc/self/status", r"VmHWM:\s*(\d+) kB")
+    return 1024 * int(known) if known else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 # --- what the device is best at: the steps whose speeds are the two roofs of `roofline` ---

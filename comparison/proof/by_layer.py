@@ -18,7 +18,7 @@ def look(implementation, case, batches, weights):
     built, (images, masks), rungs = exact.build(implementation, case), batches[0], {}
     for training, mode in ((False, "inference"), (True, "training")):
         built.start(weights)
-        rungs[f"activations in {mode}"] = dict(finder.activations(built.model, case.config, images, training))
+        rungs[f"activations in {mode}"] = dict(finder.layers(built.model, case.config, images, training)[0])
     built.start(weights)
     return rungs | {"gradients": finder.gradients_backwards(built, images, masks)[1]}
 

@@ -65,16 +65,6 @@ def layers(model, config, images, training):
     return list(zip(names, values)), odd[0]
 
 
-def activations(model, config, images, training):
-    """The first of `layers`, of a model that has them all. Raises: ValueError when it has not."""
-    found, odd = layers(model, config, images, training)
-    if odd:
-        raise ValueError(
-            f"the layers do not come in the order of the U-Net: behind {found[-1][0] if found else 'the image'} {odd}"
-        )
-    return found
-
-
 def gradients_backwards(built, images, masks):
     """(loss, canonical name -> gradient), from the head on: the order in which the chain rule goes."""
     _, loss, gradients = built.backward(images, masks)

@@ -1,13 +1,12 @@
 """What does each implementation really execute? Its operations as traced, as TensorFlow optimizes them, and as StableHLO."""
 
 import collections
-import json
 import math
 import re
 from pathlib import Path
 
 from common.layers import table
-from common.output import write_text
+from common.output import write_json, write_text
 from common.shapes import margin
 from common.weights import is_trainable
 from comparison import columns
@@ -132,7 +131,7 @@ def run(config, args):
             n = len(mathematics[reference])
             print(f"{n} convolutions, reductions, poolings and so on, {reference} - {name}: {verdict}")
     record |= print_sizes(config, tuple(images.shape[1:3]))
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"written to {path}" + (f"; the StableHLO texts to {args.save}/" if args.save else ""))
     return same
 

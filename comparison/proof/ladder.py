@@ -6,7 +6,7 @@ import itertools
 import sys
 
 from common.config import Config, UserError
-from common.device import be_deterministic, tf
+from common.device import be_deterministic, on_gpu, tf
 from common.weights import initial_weights, weight_shapes
 from comparison import own
 from comparison.machine import arithmetic
@@ -305,10 +305,6 @@ def climb(case, batches, seen=None, explained=None):
     if where.startswith("none"):
         where = f"{check.rung}, {check.worst}: {check.difference:.1e} apart, where {check.tolerance:.1e} is rounding"
     return checks, losses, f"{own.short(a)} and {own.short(b)}: {where}"
-
-
-def on_gpu():
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def rounded(case, batches, known=None):

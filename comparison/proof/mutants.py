@@ -1,7 +1,6 @@
 """How much is the proof worth? Faults, planted one at a time in copies of the columns, and what the ladder says of each.
 
     python -m comparison.proof.mutants                    all of them: an hour on 2 cores
-    python -m comparison.proof.mutants --only "Adam"      those whose description holds a text
     python -m comparison.proof.mutants --limit 20         so many, evenly spread
 
 A fault is one place in the syntax tree that reads otherwise (another operator, constant, axis or variable, an order, a term or
@@ -26,7 +25,7 @@ from typing import NamedTuple
 
 from common.cli import count, run_script
 from common.config import Config, Size, UserError, Weights
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from comparison.proof.ways import EXACT_CONSTANTS, Case, prepare
 
@@ -109,7 +108,6 @@ class Mutant(NamedTuple):
     file: str
     line: int
     kind: str  # what was changed: "operator", "term left out", ...
-    place: str  # function and line, as they were
     change: str  # "old -> new"
     source: str  # of the whole file
 
@@ -182,10 +180,10 @@ def mutants_of(column, file, only=""):
             function = f"{function}.{node.name}".strip(".")
         for kind, new in variants(node, parent) if function and only in ("", function) else ():
             begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-            was, place = source[begin:end], f"{function}: {lines[node.lineno - 1].strip()}"
+            was = source[begin:end]
             if new != was:
                 words = f"{' '.join(was.split())[:70]} -> {new[:70]}"
-                found.append(Mutant(column, file, node.lineno, kind, place, words, source[:begin] + new + source[end:]))
+                found.append(Mutant(column, file, node.lineno, kind, words, source[:begin] + new + source[end:]))
         for child in ast.iter_child_nodes(node):
             if not isinstance(child, (ast.arguments, ast.JoinedStr)) and child not in getattr(node, "decorator_list", ()):
                 visit(child, node, function)
@@ -197,10 +195,8 @@ def mutants_of(column, file, only=""):
 def trap(column, file, old, new):
     """The `Mutant` that has `new` wherever `old` stands."""
     source = read(column, file)
-    above = source[: source.index(old)]
-    line, function = above.count("\n") + 1, re.findall(r"^ *(?:def|class) (\w+)", above, re.MULTILINE)[-1]
-    place, words = f"{function}: {source.splitlines()[line - 1].strip()}", f"{old[:70]} -> {new[:70]}".replace("\n", " ")
-    return Mutant(column, file, line, "trap", place, words, source.replace(old, new))
+    line, words = source[: source.index(old)].count("\n") + 1, f"{old[:70]} -> {new[:70]}".replace("\n", " ")
+    return Mutant(column, file, line, "trap", words, source.replace(old, new))
 
 
 def every_mutant():
@@ -293,7 +289,7 @@ def run(mutants, path):
             except UserError as error:  # the fault has ended the process
                 found, process = dict.fromkeys(("ladder", "numpy"), ["", "error", str(error)]), None
             records.append({**mutant._replace(source="")._asdict(), **found})
-            write_text(path, json.dumps(records, indent=1) + "\n")
+            write_json(path, records, indent=1)
             bar.update()
             if process and number % 60 == 59:  # graphs of many columns fill the memory
                 process = process.end()
@@ -327,16 +323,13 @@ def report(path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="those whose title or place holds this text")
     parser.add_argument("--limit", type=count, metavar="N", help="so many of them, evenly spread")
     parser.add_argument("--output", type=Path, default=Path("runs/compare/mutants.json"), help="default: %(default)s")
     parser.add_argument("--report", type=Path, metavar="FILE", help="print the report of such a file, and plant nothing")
     args = parser.parse_args(argv)
     if args.report:
         return report(args.report)
-    chosen = [mutant for mutant in every_mutant() if args.only in f"{mutant.title} {mutant.place}"]
-    if not chosen:
-        raise UserError(f"--only {args.only}: no mutant's description holds it")
+    chosen = every_mutant()
     step = max(1, len(chosen) // args.limit) if args.limit else 1
     args.output.parent.mkdir(parents=True, exist_ok=True)
     run(chosen[::step][: args.limit], args.output)

@@ -7,14 +7,13 @@ time.
 
 import dataclasses
 import itertools
-import json
 import math
 import sys
 from pathlib import Path
 
 from common.cli import count
 from common.config import Config, Size, UserError
-from common.output import write_text
+from common.output import write_json
 from common.weights import is_trainable, weight_shapes
 from comparison import columns
 from comparison.own import short
@@ -136,7 +135,7 @@ def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
         climbed += [ladder.beside_file(case)] if case.weights else []
         climbed += invariances.climb_all(*(last if own else prepare(invariant, batches))) if own or invariant else []
     every = [check for of_case in climbed for check in of_case]
-    write_text(path, json.dumps({"checks": [check.as_dict() for check in every], "losses": losses}, indent=2) + "\n")
+    write_json(path, {"checks": [check.as_dict() for check in every], "losses": losses})
     print(verdict(climbed[:inside], climbed[inside:], first))
     print()
     for of_case in climbed:

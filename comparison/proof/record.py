@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from common.config import Config, UserError, flag
 from common.device import be_deterministic
-from common.output import write_text
+from common.output import write_json, write_text
 from comparison import columns, machine
 from comparison.proof import rounding
 from comparison.proof.apart import Apart, apart, print_by_layer
@@ -181,7 +181,6 @@ def against(path, given):
     output = config.training.run_dir / "against.json"
     fields = ("who", "rung", "name", "relative", "ulp", "same", "allowed")
     rows = [dict(zip(fields, (*row, d.apart.relative, d.apart.ulp, d.same, d.allowed))) for *row, d in flat]
-    text = json.dumps({"record": str(path), "environment": new["environment"], "departures": rows}, indent=2)
-    write_text(output, text + "\n")
+    write_json(output, {"record": str(path), "environment": new["environment"], "departures": rows})
     print(f"every array in {output}")
     return not beyond

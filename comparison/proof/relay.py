@@ -4,10 +4,9 @@ To the last bit: with `comparison.proof.exact`, as the second tier of `compare.p
 """
 
 import itertools
-import json
 
 from common.config import Size, UserError
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 from comparison.proof.apart import difference
 from comparison.proof.ways import EXACT_CONSTANTS
@@ -61,6 +60,6 @@ def run(config, args):
             worst, d, _ = difference(ended, train(name, range(len(runners)), path))
             records.append(dict(precision=precision, alone=name, worst=worst, difference=d, tolerance=0.0))
             print(f"{precision:<9} relay - {name:<12}{d:>9.1e}  {f'DIFFERENT at {worst}' if d else 'ok'}", flush=True)
-    write_text(folder / "relay.json", json.dumps(records, indent=2) + "\n")
+    write_json(folder / "relay.json", records)
     print(f"\nwritten to {folder / 'relay.json'}; the checkpoints lie beside it")
     return not any(record["difference"] for record in records)

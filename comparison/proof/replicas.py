@@ -12,14 +12,13 @@ handed on               1, 2, 4 and 1 devices in turn, from checkpoint to checkp
 import contextlib
 import io
 import itertools
-import json
 import tempfile
 from pathlib import Path
 
 from common import see_one_gpu
 from common.cli import count
 from common.config import Addresses, Size, UserError, Weights
-from common.output import write_text
+from common.output import write_json
 from common.weights import assign_weights
 from comparison import columns
 from comparison.proof.apart import difference
@@ -89,7 +88,7 @@ def climb_all(config, steps, path):
             records.append(_compare(name, f"{title}: 2 hosts against 2 devices", found, two[title], 0.0, reason))
         for host in hosts:
             host.end()
-    write_text(path, json.dumps(records, indent=2) + "\n")
+    write_json(path, records)
     failed = sum(not record["passed"] for record in records)
     verdict = f"{failed} of {len(records)} FAILED" if failed else f"{len(records)} comparisons, the same training"
     if not any("2 devices" in record["way"] for record in records):

@@ -6,11 +6,10 @@ for the scatter that rounding makes. A permutation test says whether they do, an
 """
 
 import itertools
-import json
 
 from common.cli import count
 from common.config import Size, UserError
-from common.output import write_text
+from common.output import write_json
 from comparison import columns
 
 import numpy as np
@@ -57,7 +56,7 @@ def run(config, args):
     result = dict(difference=difference, p=p, level=LEVEL, power=POWER, detectable=smallest)
     path = config.training.run_dir / "seeds.json"
     record = {"config": config.as_dict(), "seeds": [*seeds], "dice": dict(zip(names, dice.T.tolist())), **result}
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"written to {path}")
     return p > LEVEL
 
