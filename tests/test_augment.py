@@ -2,18 +2,7 @@
 
 from common.streams import AUGMENT, generator
 from data import augment as augmentation
-from data.augment import (
-    another_camera,
-    augment,
-    displacements,
-    flips,
-    node_grid,
-    random_crop,
-    recolor,
-    sample,
-    spline,
-    tone_curves,
-)
+from data.augment import augment, displacements, flips, node_grid, random_crop, recolor, sample, spline, tone_curves
 from data.synthetic import make_cells
 
 import numpy as np
@@ -188,7 +177,7 @@ def test_another_camera_turns_colours_around_gray_and_blurs_half(monkeypatch):
     red = np.zeros((40, 40, 3), np.uint8) + np.uint8([150, 90, 90])
     hue, saturation, blurred = [], [], []
     for seed in range(400):
-        shown = another_camera(np.hstack([gray, red]), np.random.default_rng(seed))
+        shown = augmentation.another_camera(np.hstack([gray, red]), np.random.default_rng(seed))
         assert np.ptp(shown[:, :36].astype(int), axis=-1).max() <= 1, "gray stays gray"
         r, g, b = shown[20, 60].astype(float)
         assert abs(r + g + b - 330) <= 2
@@ -200,7 +189,7 @@ def test_another_camera_turns_colours_around_gray_and_blurs_half(monkeypatch):
     assert 0.3 < np.mean(blurred) < 0.5, "half, of which the least blurred round to the same"
     monkeypatch.setattr(augmentation, "BLUR", 0.1)
     bands = NOISE[..., :2]
-    np.testing.assert_array_equal(another_camera(bands, np.random.default_rng(0)), bands, "not a colour")
+    np.testing.assert_array_equal(augmentation.another_camera(bands, np.random.default_rng(0)), bands, "not a colour")
 
 
 @pytest.mark.parametrize("cut, channels", [(0, 1), (1, 3)])

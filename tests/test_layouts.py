@@ -967,7 +967,6 @@ def write(path, content=b""):
 
 
 FOLDERS = {
-    "no folder": (lambda d: None, lambda d: d / "nowhere", ["nowhere", "--data-dir"]),
     "a file": (lambda d: None, lambda d: d / "images/0.png", ["--data-dir", "images/0.png is a file: name the folder"]),
     "no masks": (lambda d: shutil.rmtree(d / "masks"), lambda d: d, ["images/ with 2 .png: images/0.png, images/1.png"]),
     "empty": (lambda d: [p.unlink() for p in d.glob("*/*")], lambda d: d, ["lie no files"]),
@@ -976,7 +975,6 @@ FOLDERS = {
         lambda d: d,
         ["images/a00.png has no mask", "images/a09.png has no mask", ", and 2 more"],
     ),
-    "mask only": (lambda d: write(d / "masks/zebra.gif"), lambda d: d, ["masks/zebra.gif has no image"]),
     "masks of another kind": (
         lambda d: [p.rename(p.with_suffix(".npz")) for p in d.glob("masks/*")],
         lambda d: d,

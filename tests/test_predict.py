@@ -532,11 +532,6 @@ def test_bad_files_can_be_skipped(trained, folder, tmp_path, capsys, no_figures)
         (None, ["images", "--output", "images"], "images/a.png is an input and would be overwritten"),
         (lambda path: noise_file(path / "a.jpg"), ["images", "a.jpg"], "would both become a.png"),
         (lambda path: noise_file(path / "mask/b.png"), ["images/b.tif", "--evaluate", "mask", "--output", "mask"], "an input"),
-        (
-            lambda path: (path / "file").touch(),
-            ["images", "--output", "file/out"],
-            "file is a file: name a folder, or move it away",
-        ),
         (None, ["images", "--implementation", "torch"], "--implementation"),
         (None, [], "name images to predict, or a kind of --export, and not both"),
         (None, ["images", "--export", "keras"], "name images to predict, or a kind of --export, and not both"),
