@@ -45,7 +45,7 @@ def train_as_told(implementation, train, argv, description):
             raise UserError(f"out of memory with --batch-size {batch}: {words}; what was saved before stays")
     except Stopped as stopped:
         file = Path(sys.modules[train.__module__].__file__)
-        script = f"-m {implementation}.train" if Path.cwd() in file.resolve().parents else shlex.quote(str(file))
+        script = f"-m {implementation}.train" if file.resolve().parents[1] == Path.cwd() else shlex.quote(str(file))
         command = f"python {script} --resume --run-dir={shlex.quote(str(config.training.run_dir))}"
         if config.training.workers:
             command += f" --workers {config.training.workers} --worker {config.training.worker}"
