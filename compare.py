@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and PYTHON
 from common.cli import OF_A_RUN, count, given_options, make_parser, parse, read_config, refuse_idle, run_script
 from common.config import FIELDS, UserError
 from common.output import prepare, take_results
+from common.text import printable
 
 COMMANDS = ("parity", "graph", "relay", "replicas", "seeds", "bench", "runs")
 
@@ -34,7 +35,7 @@ def read_command_line(argv):
     """
     name = argv[0] if argv and not argv[0].startswith("-") else None
     if name and name not in COMMANDS:
-        raise UserError(f"compare.py {name[:60]}: the commands are {', '.join(COMMANDS)}")
+        raise UserError(f"compare.py {printable(name[:60])}: the commands are {', '.join(COMMANDS)}")
     room = "benchmark" if name == "bench" else "proof"
     command = importlib.import_module(f"comparison.{room}.{name}") if name else None
     sets = command.SETS if name else {"jit", "deterministic", "epochs"}

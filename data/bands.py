@@ -78,7 +78,8 @@ def images_in(path):
             from tifffile import TiffFile  # takes 0.1 s
 
             with TiffFile(path) as file:
-                kinds = [page.tags.valueof("NewSubfileType", 0) for page in file.pages]
+                every = range(len(file.pages))  # whose count sees where pages of a damaged file go in a circle
+                kinds = [file.pages[k].tags.valueof("NewSubfileType", 0) for k in every]
             if found := [k for k, kind in enumerate(kinds) if not kind & (SMALLER | MASK)]:
                 return found
     with Image.open(path, formats=FORMATS) as image:  # an MPO is a phone's JPEG with a preview behind it

@@ -314,3 +314,16 @@ def test_prediction_and_its_overlay(tmp_path):
     save_overlay(tmp_path / "o.png", image, mask, config)
     overlay = np.asarray(Image.open(tmp_path / "o.png"))
     np.testing.assert_allclose(overlay[mask == 0], DEEP[mask == 0][:, [2, 1, 0]] * 0.0255, atol=0.51)
+
+
+def test_pages_in_a_circle_are_counted_once(tmp_path):
+    """The last page of a damaged file names the first as the next one: tifffile iterates over that for ever."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 4, 4), np.uint8), photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, last = file.pages[0].offset, file.pages[len(file.pages) - 1].offset
+    data = bytearray(path.read_bytes())
+    entries = int.from_bytes(data[last : last + 2], "little")
+    data[last + 2 + 12 * entries : last + 6 + 12 * entries] = first.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert bands.images_in(path) == [0], "what it holds beside the first, nobody can tell"
