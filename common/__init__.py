@@ -5,7 +5,9 @@ settled here. TensorFlow itself is imported by `common.device`, and not before i
 No module of this package chooses between TensorFlow's APIs.
 """
 
+import contextlib
 import os
+import re
 import signal
 import sys
 
@@ -37,6 +39,12 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 def asks_for_gpu():
     """Whether there is an NVIDIA driver, and nobody has hidden its GPUs. It takes no TensorFlow to know that."""
     return os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def found_in(path, pattern):
+    """What the group of `pattern` matches in a file of Linux's /proc, proc(5); None where there is none."""
+    with contextlib.suppress(OSError, TypeError), open(path) as file:
+        return re.search(pattern, file.read())[1]
 
 
 def recorded():

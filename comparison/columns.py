@@ -6,7 +6,6 @@ import functools
 import importlib
 import multiprocessing
 import pkgutil
-import re
 import signal
 import types
 from multiprocessing import resource_tracker
@@ -181,12 +180,6 @@ def shrunk(config, small, given):
 
 
 # --- processes ---
-
-
-def found_in(path, pattern):
-    """What the group of `pattern` matches in a file of Linux's /proc, proc(5); None where there is none."""
-    with contextlib.suppress(OSError, TypeError):
-        return re.search(pattern, Path(path).read_text())[1]
 
 
 class Process:

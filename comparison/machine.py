@@ -6,9 +6,8 @@ import platform
 import time
 from importlib.metadata import version
 
-from common import recorded
+from common import found_in, recorded
 from common.device import device_name, tf
-from comparison.columns import found_in
 
 
 def has_tf32():

@@ -25,7 +25,8 @@ import numpy as np
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: of Slurm, before the time is up
 WAIT = 300  # seconds in which all hosts have to come
-OF_A_HOST = ("worker", "data_dir", "run_dir", "cache", "checkpoint", "resume")  # what hosts need not have in common
+# what hosts need not have in common; whether they read the same images `Run` asks
+OF_A_HOST = ("worker", "data_dir", "run_dir", "split", "cache", "checkpoint", "resume")
 
 
 def with_cluster(config):

@@ -3,7 +3,7 @@
 import itertools
 from typing import NamedTuple
 
-from common import shapes
+from common import found_in, shapes
 from common.config import PRESETS, Config, Size
 from comparison import columns
 from comparison.benchmark import roofline
@@ -142,4 +142,4 @@ def expected_bytes(cell):
 
 def available_bytes():
     """Memory that new processes may take, or infinity where nobody says."""
-    return 1024 * float(columns.found_in("/proc/meminfo", r"MemAvailable:\s*(\d+) kB") or "inf")
+    return 1024 * float(found_in("/proc/meminfo", r"MemAvailable:\s*(\d+) kB") or "inf")

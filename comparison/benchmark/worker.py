@@ -7,6 +7,7 @@ import resource
 import time
 from pathlib import Path
 
+from common import found_in
 from common.config import UserError
 from common.device import on_gpu, tf
 from comparison import columns
@@ -141,7 +142,7 @@ def peak_memory():
     if on_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     # Linux's getrusage would count the parent's memory, from before this process had its own program
-    known = columns.found_in("/proc/self/status", r"VmHWM:\s*(\d+) kB")
+    known = found_in("/proc/self/status", r"VmHWM:\s*(\d+) kB")
     return 1024 * int(known) if known else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 

@@ -12,6 +12,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import struct
 import sys
 import time
@@ -237,12 +238,21 @@ FILES = {
 }
 
 
+class Hung(BaseException):
+    """A reader has not come back: no `except Exception` on its way hides it."""
+
+
+def hang(*_):
+    raise Hung
+
+
 class Tried:
     """What came of the inputs so far."""
 
     def __init__(self, folder, seed):
         self.folder, self.seed = folder, seed
         self.counts, self.faults, self.slowest = {}, [], 0.0
+        signal.signal(signal.SIGALRM, hang)
 
     def call(self, name, what, function, *arguments):
         """Runs a reader. what: the input, for who looks for a fault."""
@@ -250,6 +260,7 @@ class Tried:
         count = self.counts.setdefault(name, {"inputs": 0, "taken": 0, "refused": 0})
         count["inputs"] += 1
         started, fault = time.perf_counter(), None
+        signal.alarm(3 * SECONDS)
         try:
             function(*arguments)
             count["taken"] += 1
@@ -261,6 +272,7 @@ class Tried:
             fault = error.code and f"exit {error.code}"
         except BaseException:
             fault = traceback.format_exc(limit=-3)
+        signal.alarm(0)
         seconds = time.perf_counter() - started
         self.slowest = max(self.slowest, seconds)
         if seconds > SECONDS:
