@@ -4,6 +4,7 @@
   const [dock, content, search, found, heat] = ["dock", "content", "search", "found", "heat"].map(at);
   const rows = all(".row"), top = document.querySelector(".top"), wide = matchMedia("(min-width: 901px)");
   const maps = JSON.parse(at("maps").textContent), tip = at("number"), sheets = {};
+  const nothing = content.textContent;  // of a row without a panel
   let current = null, kept = false, open = true, matches = [], hit = -1, soon = 0, pointer = "", before = null;
 
   root.classList.add("js");
@@ -33,7 +34,7 @@
     for (const link of links) link.classList.toggle("here", link === own);
     at("what").textContent = row.id;
     const panel = row.querySelector(".panel");
-    content.replaceChildren(panel ? panel.cloneNode(true) : "This row makes no operation of a training step.");
+    content.replaceChildren(panel ? panel.cloneNode(true) : nothing);
     content.scrollTop = 0;
     place();
   }
@@ -100,6 +101,7 @@
     const row = rowOf(event);
     if (!row || event.target.closest(".more, a:not(.mark)") || String(getSelection())) return;
     event.preventDefault();
+    if (before) { before = null; search.value = ""; find(); }  // found: the search is over, and the page stays where it is
     if (wide.matches && kept && row === current) letGo(); else choose(row);
   });
   document.addEventListener("keydown", event => {
@@ -110,7 +112,7 @@
     }
     else if (event.target.closest("input, select, summary, #content")) return;
     else if (by) { event.preventDefault(); walk(by); }
-    else if (event.key === "Enter" && row && !event.target.closest("a")) { event.preventDefault(); choose(row); }
+    else if (event.key === "Enter" && (row || !open) && !event.target.closest("a, button")) { event.preventDefault(); choose(row || current); }
     else if (event.key === "/") { event.preventDefault(); search.focus({ preventScroll: true }); }
     else if ("123".includes(event.key)) all(".columns button")[event.key - 1].click();
   });
@@ -166,14 +168,29 @@
   }
   function go(to) {
     for (const place of places) place.classList.remove("match");
+    mark([]);
     if (!matches.length) return;
     hit = (to + matches.length) % matches.length;
     const place = matches[hit], row = rows.includes(place);
+    open = true;  // the words may stand in the panel
     found.textContent = `${hit + 1} of ${matches.length}`;
     if (row) (kept ? keep : light)(place); else place.classList.add("match");
     const words = plain(search.value.trim()).split(" ");
     for (const code of place.querySelectorAll("details:not(.more)")) code.open = words.every(word => plain(code.textContent).includes(word));
+    mark(words, place, content);
     place.scrollIntoView({ block: place.offsetHeight < innerHeight / 2 ? "center" : "start" });
+  }
+  function mark(words, ...inside) {  // where the words stand
+    if (!CSS.highlights) return;
+    const ranges = [];
+    for (const of of inside) for (let walker = document.createTreeWalker(of, NodeFilter.SHOW_TEXT), node; (node = walker.nextNode());)
+      for (const word of words) for (let k = -1; (k = node.data.toLowerCase().indexOf(word, k + 1)) >= 0;) {
+        const range = new Range();
+        range.setStart(node, k);
+        range.setEnd(node, k + word.length);
+        ranges.push(range);
+      }
+    CSS.highlights.set("found", new Highlight(...ranges));
   }
   search.addEventListener("input", find);
   search.addEventListener("keydown", event => {

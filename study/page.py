@@ -115,7 +115,7 @@ def traps():
     text, found = TRAPS.read_text(encoding="utf-8"), {}
     sizes = dict(re.findall(r"^\| \[[^\]]*\]\(#([^)]*)\) \| (.*?) \|", text, re.MULTILINE))
     for title, body in sections(text):
-        body = re.sub(r"^!\[.*\n\n", "", body, flags=re.MULTILINE)  # the page loads no picture
+        body = re.sub(r"^!\[.*\n\n(.+\n)+\n", "", body, flags=re.MULTILINE)  # no picture and its caption
         prose, _, code = body.partition("```python\n")
         found[slug(title)] = title, sizes[slug(title)], prose, code.partition("```")[0]
     return found
@@ -144,14 +144,17 @@ def size(number):
         number /= 1000
 
 
-def matrix():
-    """[(what, [(word, row)])] of the table in the README, with the row of the line that each cell leads to."""
+def matrix(told):
+    """[(what, [(word, row)])] of the table in the README: the row of the line that a cell leads to, or of its function, if only
+    that has a note. told: the notes.
+    """
     parts = [(name, row.name, part) for row in rows.all_rows() for name, part in row.parts.items()]
     line = r"\[([^\]]*)\]\((\w+)/(\w+)\.py#L(\d+)\)"
 
     def lead(column, module, n):
         of = ((name, part) for implementation, name, part in parts if implementation == column and name.startswith(module))
-        return next(name for name, part in of if part.first <= int(n) <= part.last)
+        row, part = next((name, part) for name, part in of if part.first <= int(n) <= part.last)
+        return next((name for name in (row, f"{module}/{part.function}") if name in told), row)
 
     for text in (rows.ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         if found := re.findall(line, text):
@@ -203,10 +206,11 @@ class Figures:
         first = IMPLEMENTATIONS[0]
         return size(sum(self.of(self.at[name], "kept", first) for name in names) or self.totals[first]["kept"])
 
-    def share(self, name):
-        """The row's time in words, such as "10 to 12 %"."""
-        shares = sorted(of for of in self.time(self.at[name]) if of)
-        return f"{shares[0]:.0f} to {shares[-1]:.0f} %" if shares else "nothing"
+    def share(self, *names):
+        """The time of rows together in words, such as "10 to 12 %"."""
+        shares = (sum(filter(None, of)) for of in zip(*(self.time(self.at[name]) for name in names)))
+        said = [f"{share:.2g}" for share in sorted(filter(None, shares))]
+        return " to ".join(dict.fromkeys(said[:1] + said[-1:])) + " %" if said else "nothing"
 
     def total(self, row, name):
         """A mark if what a row makes in a column is counted again at rows that it calls."""
@@ -226,6 +230,8 @@ class Figures:
         """[(caption, [(name, the map's figures)])] of what a row does to an image, in the order of the pass."""
         maps, depth = self.measured["maps"], str(self.measured["config"]["depth"])
         wanted = next((of for pattern, of in MAPS if re.search(pattern, row.name)), {})
+        if "model/batch_norm/" in row.name and row.name not in self.rows:
+            return []  # of the way that was not measured
         found = []
         for caption, pattern in wanted.items():
             names = [name for name in maps if re.fullmatch(pattern.replace("{depth}", depth), name)]
@@ -312,7 +318,9 @@ class Figures:
             steps += [line(f"operations {title}", key), *[lost] * any(count != "0" for count in lost[1])]
         steps += [line("of StableHLO, the mathematics", "mathematics"), line("kernels that run", "kernels")]
         ranked = self.ranking()
-        makers = sorted(ranked, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
+        # with them the row of all gradients, which are no row's own as traced: then the table adds up
+        makers = [*ranked, self.at[STEP[2]]]
+        makers = sorted(makers, key=lambda row: -max(self.traced(row, n) for n in IMPLEMENTATIONS))
         shares = [(row.name, self.time(row)) for row in ranked]
         shares.append(("together", [sum(of) for of in zip(*map(self.time, ranked))]))
         proofs = [(row.name, *of) for row in self.table for of in self.proofs(row).get("as written", {}).items()]
@@ -356,7 +364,7 @@ def make_page(measured):
     operations = measured["totals"]["keras_impl"]["traced"]
     return env.get_template("page.html").render(
         columns=IMPLEMENTATIONS, pairs=PAIRS, tiers=TIERS, step=STEP, files=files, glossary=glossary, traps=traps(),
-        measured=measured, summary=figures.summary(), matrix=list(matrix()),
+        measured=measured, summary=figures.summary(), matrix=list(matrix(told)),
         phases=("forward", "loss", "backward", "optimizer", "loop", "around"),
         questions={text.format(operations=operations): row for text, row in QUESTIONS.items()},
     )  # fmt: skip

@@ -165,10 +165,19 @@ def test_figures_in_the_notes_are_those_measured(measured):
     assert "stands 5 times" in told["model/double_conv"]["text"] and "12,345 operations" in told[f"{STEP}/apply"]["text"]
 
 
-def test_the_matrix_is_that_of_the_readme():
-    cells = {what: [row for _, row in of] for what, of in page.matrix()}
+def test_the_matrix_is_that_of_the_readme(measured):
+    told, _ = page.notes(measured)
+    cells = {what: [row for _, row in of] for what, of in page.matrix(told)}
     assert cells["batch statistics"] == ["model/batch_norm/moving_mean-3", "model/double_conv/bn", "model/double_conv/bn-2"]
     assert len(cells) == 11 and all(len(of) == 3 for of in cells.values())
+    assert not [row for of in cells.values() for row in of if not told[row]["text"]], "each cell leads to a note"
+
+
+def test_the_rows_that_make_the_operations_add_up(measured):
+    makers = page.Figures(measured).summary()["makers"]
+    for k, name in enumerate(IMPLEMENTATIONS):
+        counts = [int(re.sub(r"\D", "", cells[k])) for _, cells in makers]
+        assert sum(counts) == measured["totals"][name]["traced"]
 
 
 def numbers(measured, key, k, image=0):

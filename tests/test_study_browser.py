@@ -204,9 +204,27 @@ def test_find_reaches_everything(look):
         hit = page.locator(f"{place}.match")
         assert page.locator("#found").text_content().startswith("1 of ") and text in hit.text_content()
         hit.get_by_text(text, exact=False).first.wait_for()
+        assert page.evaluate("CSS.highlights.get('found').size") > 0
         assert hit.evaluate(
             "hit => { const box = hit.getBoundingClientRect(); return box.top < innerHeight && box.bottom > 0; }"
         )
+
+
+def test_what_was_found_and_clicked_stays(look):
+    page = look()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")  # wherever the focus is, as the line says
+    assert page.locator("#dock").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#dock").is_hidden()
+    page.fill("#search", "stateless")
+    assert page.locator("#dock").is_visible(), "the words may stand in it"
+    found = row(page, lit(page)[0])
+    at = page.evaluate("scrollY")
+    found.click()
+    assert page.input_value("#search") == "" and not page.locator(".dim").count() and at > 0
+    page.keyboard.press("Escape")
+    assert page.evaluate("scrollY") == at, "the search was over: nothing to undo"
 
 
 @pytest.mark.parametrize("width", [1200, 390])
