@@ -234,6 +234,8 @@ def train(implementation):
         (compare.main, "graph --cache a", ["--cache does nothing beside --dataset synthetic"]),
         (compare.main, "bench --folds 2", ["--folds"]),
         (compare.main, "bench --deterministic", ["--deterministic goes with --loop or --profile"]),
+        (compare.main, "bench --data --gpu", ["--gpu goes with --quick or --full"]),
+        (compare.main, "bench --loop --format svg", ["--format goes with --quick or --full"]),
         (compare.main, "bench --quick --full", ["not allowed with"]),
         (compare.main, "bench --devices 1,2 --jit", ["leave --jit out"]),
         (compare.main, "bench --warmup 5", ["unrecognized arguments: --warmup"]),

@@ -56,8 +56,9 @@ def run(config, args):
     folder, rounds = config.training.run_dir, args.rounds or ROUNDS[args.what]
     if config.training.deterministic and args.what not in ("loop", "profile"):
         raise UserError("bench times what training runs by default; --deterministic goes with --loop or --profile")
-    if args.column and (args.scaling or args.what in OTHERS):
-        raise UserError("--column goes with --quick or --full, or with neither")
+    of_the_list = {"--column": args.column, "--format": args.format != "png", "--gpu": args.gpu}
+    for name in filter(of_the_list.get, of_the_list if args.scaling or args.what in OTHERS else ()):
+        raise UserError(f"{name} goes with --quick or --full, or with neither")
     if args.column:
         columns.load(args.column)  # what is wrong with it is said at once
     if args.scaling:
