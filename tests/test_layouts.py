@@ -20,6 +20,7 @@ from data.splits import split
 from tests.drawn import BLOBS, GRAY, NOISE, RNG, save, save_pairs
 from tests.helpers import refused
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -334,10 +335,13 @@ def test_masks_of_colours(tmp_path):
     palette = np.zeros((256, 3), np.uint8)
     palette[:3] = (128, 128, 128), (128, 0, 0), (128, 64, 128)
     save_pairs(tmp_path, [palette[indices], palette_image(palette.ravel().tolist(), indices), palette[0 * indices]])
+    wide = (palette[indices].astype(np.uint16) << 8) + RNG.integers(0, 256, (40, 48, 1), dtype=np.uint16)
+    save(tmp_path / "images/3.png", NOISE)
+    cv2.imwrite(str(tmp_path / "masks/3.png"), wide[..., ::-1])  # of 16 bits: the upper 8 tell the class
     colors = tmp_path / "colors.txt"
     colors.write_text("\ufeff" + COLORS, encoding="utf-8")  # as Windows' editor saves it
     config, layout = layout_of("folder", tmp_path, colors=colors)
-    for (_, mask), expected in zip(read_all(layout), [indices, indices, 0 * indices]):
+    for (_, mask), expected in zip(read_all(layout), [indices, indices, 0 * indices, indices]):
         np.testing.assert_array_equal(mask, expected)
     meaning = meaning_of(config, layout)
     assert (meaning.classes, meaning.void_label, layout.class_names) == (3, VOID, ("sky", "building", "road marking"))
