@@ -113,7 +113,9 @@ def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
     """
     if not todo:
         raise UserError(NOTHING)
-    print(f"parity: {len(todo)} ways to climb, some seconds each; the verdict comes first when all are done", flush=True)
+    print(f"parity: {len(todo)} ways to climb; the verdict comes first when all are done", flush=True)
+    if any("16" in case.config.network.precision for case in todo):
+        print("those in 16 bits take minutes each on a processor that has no instructions for them", flush=True)
     from comparison.proof import invariances, ladder, outside, reducer
 
     own, losses, batches, known, climbed, first = todo[0].own, {}, {}, {}, [], ""
