@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,9 +111,10 @@ def test_roofline_tells_who_is_how_far_from_which_roof(tmp_path, monkeypatch):
     assert 20 < bottom < 40 and 400 < top < 800 and not training.get_legend(), "GFLOP/s that were measured, none hidden"
 
 
-def settings(matrix, given=(), kind="CPU", has_tf32=False, precision="float32"):
+def settings(matrix, given=(), kind="CPU", precision="float32"):
     """[(variant, precision, XLA, batch or None, image size)] of the cells, in order; the limit is measured in each."""
-    found = cells.find_cells(Config.of(precision=precision), set(given), matrix, Size(128, 128), kind, has_tf32)
+    of_device = {"CPU": ["float32", "bfloat16"], "GPU": ["float32", "tf32", "bfloat16", "float16"]}[kind]
+    found = cells.find_cells(Config.of(precision=precision), set(given), matrix, Size(128, 128), kind, of_device)
     known = [(c.variant, c.precision, c.config.training.jit, None if c.doubles else c.batch_size, c.image_size) for c in found]
     limits = [of for of, cell in zip(known, found) if cell.implementation == cells.LIMIT]
     assert limits == list(dict.fromkeys(known))
@@ -126,27 +128,31 @@ def test_the_cells_of_a_cpu(monkeypatch):
     assert len(settings("full")) == 2 * 2 * 3 * 2
     given = settings("full", {"precision", "batch_size"})
     assert given == [("", "float32", jit, 8, side) for side in (size, "256x256") for jit in both]
-    assert [s[1] for s in settings("quick", has_tf32=True)] == ["float32", "tf32", "bfloat16"]
     stock = [c for c in cells.find_cells(Config(), set(), "quick", Size(16, 16)) if c.implementation == cells.STOCK]
-    assert len(stock) == 2 and all(c.config.network.batch_norm == "explicit" and c.column == "keras_impl" for c in stock)
+    assert len(stock) == 1 and all(c.config.network.batch_norm == "explicit" and c.column == "keras_impl" for c in stock)
     monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: True)
     for there, precision in ((False, "float32"), (True, "tf32")):
         monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)
+        assert machine.precisions(gpu=True) == ["float32", *["tf32"] * there, "bfloat16", "float16"]
         assert [machine.arithmetic(Config.of(precision=p)) for p in ("float32", "bfloat16")] == [precision, "bfloat16"]
     assert machine.arithmetic(Config.of(deterministic=True)) == "float32"
+    for flags, narrow in (("sse2 avx avx2", []), ("avx2 avx512f avx512_bf16", ["bfloat16"]), ("asimd bf16", ["bfloat16"])):
+        monkeypatch.setattr(machine, "found_in", lambda path, pattern, flags=flags: re.search(pattern, flags))
+        monkeypatch.setattr(machine, "has_tf32", lambda: False)
+        assert machine.precisions(gpu=False) == ["float32", *narrow]
 
 
 def test_the_cells_of_a_gpu():
     """In order of worth: what is first is there when the time on the machine is over."""
     every = ["float32", "tf32", "bfloat16", "float16"]
     plain = [("", p, False, None, "128x128") for p in every]
-    assert settings("quick", (), "GPU", True) == plain + [("", p, True, None, "128x128") for p in every[2:]]
-    default = settings("default", (), "GPU", True)
+    assert settings("quick", (), "GPU") == plain + [("", p, True, None, "128x128") for p in every[2:]]
+    default = settings("default", (), "GPU")
     assert default[:8] == plain + [("", p, True, None, "128x128") for p in every]
     assert default[8:10] == [("paper", "float16", True, batch, "388x388") for batch in (8, 16)], "NVIDIA's"
     assert {s[-1] for s in default if s[0] == ""} == {"128x128", "512x512"}
     assert {s[:3] for s in default if s[0] == "ReLU"} == {("ReLU", p, jit) for p in every[2:] for jit in (False, True)}
-    given = settings("quick", {"precision", "batch_size"}, "GPU", True, "float16")
+    given = settings("quick", {"precision", "batch_size"}, "GPU", "float16")
     assert given == [("", "float16", jit, 8, "128x128") for jit in (False, True)]
     paper = [c for c in cells.find_cells(Config(), set(), "default", Size(128, 128), "GPU") if c.variant == "paper"]
     assert [paper[0].published(mode) for mode in MODES] == [119, None, None]

@@ -184,16 +184,18 @@ def run_matrix(config, given, matrix, rounds, path, picture, gpu=False, own=None
             workers.start(implementation)
     from common.device import tf
     from comparison.benchmark.worker import peak_work
-    from comparison.machine import described, environment, has_tf32
+    from comparison.machine import described, environment, precisions
     from data.loader import load_examples
 
     if on_gpu and not gpu and not tf.config.list_physical_devices("GPU"):
         raise UserError("there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU")
     config, training, _ = load_examples(config)
     image_size = config.data.crop_size or Size(*training.sizes[0])
-    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if on_gpu else "CPU", has_tf32(), own)
+    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if on_gpu else "CPU", precisions(on_gpu), own)
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
+    if "precision" not in given and "bfloat16" not in precisions(on_gpu):
+        print("without bfloat16, which takes ten times as long on a processor that has no AVX-512: --precision bfloat16")
     about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)

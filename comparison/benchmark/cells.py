@@ -75,13 +75,12 @@ def settings_of_gpu(matrix, precisions, sizes, variants):
     return [setting for setting in small + paper + sum(large, []) + relu if setting[0] in variants]
 
 
-def find_cells(config, given, matrix, image_size, kind="CPU", has_tf32=False, own=None):
+def find_cells(config, given, matrix, image_size, kind="CPU", precisions=("float32",), own=None):
     """The cells of a `matrix`, "quick", "default" or "full", for a kind of device, "CPU" or "GPU".
 
     given: names of the options that the user has set, which every cell has. image_size: of the images that are there; only
-    drawn ones can have another. own: the folder of a column of the reader's own.
+    drawn ones can have another. precisions: as `machine.precisions`. own: the folder of a column of the reader's own.
     """
-    precisions = ["float32", *["tf32"] * has_tf32, "bfloat16", *["float16"] * (kind == "GPU")]
     if "precision" in given:
         precisions = [config.network.precision]
     drawn, batch_size = config.data.dataset == "synthetic" and not config.data.crop_size, config.training.batch_size

@@ -114,9 +114,12 @@ def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
     if not todo:
         raise UserError(NOTHING)
     print(f"parity: {len(todo)} ways to climb; the verdict comes first when all are done", flush=True)
-    if any("16" in case.config.network.precision for case in todo):
-        print("those in 16 bits take minutes each on a processor that has no instructions for them", flush=True)
+    from common.device import on_gpu
+    from comparison.machine import precisions
     from comparison.proof import invariances, ladder, outside, reducer
+
+    if "bfloat16" not in precisions(on_gpu()) and any("16" in case.config.network.precision for case in todo):
+        print("those in 16 bits take minutes each: this processor has no instructions for them", flush=True)
 
     own, losses, batches, known, climbed, first = todo[0].own, {}, {}, {}, [], ""
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
