@@ -128,8 +128,9 @@ def test_the_cells_of_a_cpu(monkeypatch):
     assert len(settings("full")) == 2 * 2 * 3 * 2
     given = settings("full", {"precision", "batch_size"})
     assert given == [("", "float32", jit, 8, side) for side in (size, "256x256") for jit in both]
-    stock = [c for c in cells.find_cells(Config(), set(), "quick", Size(16, 16)) if c.implementation == cells.STOCK]
-    assert len(stock) == 1 and all(c.config.network.batch_norm == "explicit" and c.column == "keras_impl" for c in stock)
+    found = cells.find_cells(Config(), set(), "quick", Size(16, 16), precisions=["float32", "bfloat16"])
+    stock = [c for c in found if c.implementation == cells.STOCK]
+    assert len(stock) == 2 and all(c.config.network.batch_norm == "explicit" and c.column == "keras_impl" for c in stock)
     monkeypatch.setattr(tf.config.experimental, "tensor_float_32_execution_enabled", lambda: True)
     for there, precision in ((False, "float32"), (True, "tf32")):
         monkeypatch.setattr(machine, "has_tf32", lambda there=there: there)

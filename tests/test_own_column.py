@@ -176,8 +176,8 @@ def test_a_column_without_training_and_one_in_the_benchmark(copy):
     )
     from comparison.benchmark.cells import find_cells
 
-    cells = find_cells(Config(), set(), "quick", Size(16, 16), own=str(folder))
-    assert [cell.column for cell in cells].count(str(folder)) == 1
+    cells = find_cells(Config(), set(), "quick", Size(16, 16), precisions=["float32", "bfloat16"], own=str(folder))
+    assert [cell.column for cell in cells].count(str(folder)) == 2, "float32 and bfloat16"
 
 
 @pytest.mark.slow

@@ -191,11 +191,12 @@ def run_matrix(config, given, matrix, rounds, path, picture, gpu=False, own=None
         raise UserError("there is a driver, but TensorFlow finds no GPU: CUDA_VISIBLE_DEVICES= in front measures the CPU")
     config, training, _ = load_examples(config)
     image_size = config.data.crop_size or Size(*training.sizes[0])
-    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if on_gpu else "CPU", precisions(on_gpu), own)
+    of_device = precisions(on_gpu)
+    todo = cells.find_cells(config, given, matrix, image_size, "GPU" if on_gpu else "CPU", of_device, own)
     what = f"{described(config)}, {config.network.activation}, batch_norm {config.network.batch_norm}"
     print(what, flush=True)
-    if "precision" not in given and "bfloat16" not in precisions(on_gpu):
-        print("without bfloat16, which takes ten times as long on a processor that has no AVX-512: --precision bfloat16")
+    if "precision" not in given and "bfloat16" not in of_device:
+        print("bfloat16 is left out: without AVX-512 training takes ten times as long in it; --precision bfloat16 measures it")
     about = environment()
     if (load := about["load_before"] or 0) > 0.5 and sys.stderr.isatty():
         print(f"note: the machine is busy (load {load:.1f}); what else runs on it changes the figures", file=sys.stderr)

@@ -119,7 +119,8 @@ def climb_all(todo, path, verbose=False, reduce=False, invariant=None):
     from comparison.proof import invariances, ladder, outside, reducer
 
     if "bfloat16" not in precisions(on_gpu()) and any("16" in case.config.network.precision for case in todo):
-        print("those in 16 bits take minutes each: this processor has no instructions for them", file=sys.stderr, flush=True)
+        words = "those in 16 bits take up to ten times as long: this processor has no instructions for them"
+        print(words, file=sys.stderr, flush=True)
 
     own, losses, batches, known, climbed, first = todo[0].own, {}, {}, {}, [], ""
     todo = sorted(todo, key=lambda case: case.exact)  # determinism cannot be switched off again
