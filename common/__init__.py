@@ -7,6 +7,7 @@ No module of this package chooses between TensorFlow's APIs.
 
 import contextlib
 import os
+import platform
 import re
 import signal
 import sys
@@ -62,6 +63,10 @@ for name, why in REFUSED.items():
         print(f"error: {name} is {value!r}, but {why}", file=sys.stderr)
         raise SystemExit(2)
 os.environ |= PINNED
+# The convolutions of oneDNN: by itself TensorFlow 2.21 takes them only where there is AVX-512 or AMX for neural networks
+# (tensorflow/core/util/util.cc), and with AVX2 alone a training step takes two thirds of the time with them (docs/results.md).
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 STDERR = os.dup(2)  # `device.filtered_stderr` holds back what is written to 2

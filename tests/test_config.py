@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import platform
 import re
 from pathlib import Path
 
@@ -240,6 +241,15 @@ def test_the_environment_changes_no_number(variables, code, words, tmp_path):
     variables = {name: value.format(tmp_path=tmp_path) for name, value in variables.items()}
     done = python("-c", program, TF_CPP_MIN_LOG_LEVEL="3", **variables)
     assert done.returncode == code and re.match(words, done.stdout if code == 0 else done.stderr), done
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN of TensorFlow's wheels is for x86")
+@pytest.mark.parametrize("said", [None, "0"])
+def test_onednn_computes_unless_the_environment_says_no(said, monkeypatch):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)  # this process has set it by importing common
+    program = "import common.device; from tensorflow.python.util import _pywrap_util_port as port; print(port.IsMklEnabled())"
+    done = python("-c", program, **{"TF_ENABLE_ONEDNN_OPTS": said} if said else {})
+    assert done.stdout.split() == [str(said is None)], done
 
 
 def test_what_changes_speed_and_last_places_is_recorded(monkeypatch):
