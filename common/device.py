@@ -161,4 +161,4 @@ def device_name():
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return f"GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'unnamed')})"
-    return f"CPU ({common.CORES} cores)"
+    return f"CPU ({common.CORES} core{'s' * (common.CORES > 1)})"
