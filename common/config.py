@@ -255,7 +255,7 @@ class Data:
     augment: Literal["none", "flips", "elastic", "paper", "photo", "recolor"] = option(
         "flips",
         "flips: mirrored, and turned by right angles; elastic: scaled, tilted a little, elastically deformed, in other light; "
-        "paper: and mirrored, turned by any angle; photo: and mirrored, near or far, in other colours, less sharp; "
+        "paper: and mirrored, turned by any angle; photo: and mirrored, near or far, of other exposure and hue, less sharp; "
         "recolor: and mirrored, half of the regions in random colours",
         val=False,
     )

@@ -9,7 +9,7 @@ its colour tells nothing about it, and its outline all. Random appearance for a 
 arXiv 1703.06907.
 
 Photographs show things near and far, by all kinds of cameras: hence scales of 0.5 to 2, as Chen et al. 2016 have them (arXiv
-1606.00915), other hue and saturation, as Liu et al. 2016 (arXiv 1512.02325), and some that are not sharp.
+1606.00915), other hue and saturation, as Liu et al. 2016 (arXiv 1512.02325), another exposure, and some that are not sharp.
 """
 
 import functools
@@ -30,6 +30,7 @@ TILT = np.pi / 18  # at most, of elastic, photo, recolor: photographs have a top
 ZOOM = 2.0  # photo: in the place of SCALE
 HUE = np.pi / 10  # photo: at most so far around the circle of colours
 SATURATION = (0.5, 1.5)  # photo
+EXPOSURE = 2.0  # photo: v, from 0 to 1, becomes v**gamma, for a gamma between 1 / EXPOSURE and EXPOSURE
 BLUR = 1.0  # photo: pixels, the largest standard deviation; half of the images stay sharp
 RECOLOR = 0.5  # share of the regions that get other colours
 GRAY = 0.25  # share of the colour images that turn gray before, so that the curves alone give them colour
@@ -124,9 +125,10 @@ def deform(image, mask, size, rng, angles, mirrors, zoom=SCALE, white=255):
 
 
 def another_camera(image, rng, white=255):
-    """Another hue and saturation, where there are three bands, and half of the time less sharp: [H, W, C] -> the same.
+    """Another exposure, hue and saturation, these of three bands, and half of the time less sharp: [H, W, C] -> the same.
 
-    Both keep grays: hue turns colours around the gray axis of the cube of RGB, saturation is the distance from it.
+    Exposure makes dusk of day and day of dusk: black and white stay. Hue and saturation keep grays: hue turns colours around
+    the gray axis of the cube of RGB, saturation is the distance from it.
     """
     values, kind = image, image.dtype
     if image.shape[-1] == 3:
@@ -134,9 +136,11 @@ def another_camera(image, rng, white=255):
         across = np.float64([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # at right angles to the colour and to gray
         turned = gray + saturation * (np.cos(angle) * (np.eye(3) - gray) + np.sin(angle) * across)
         values = cv2.transform(values, turned)  # rounds, and cuts off at what its type holds
+    exposed = (white * np.linspace(0, 1, white + 1) ** EXPOSURE ** rng.uniform(-1, 1)).round()
+    values = look_up(np.broadcast_to(exposed, (image.shape[-1], white + 1)), np.minimum(values, white).astype(kind, copy=False))
     if rng.random() < 0.5:
         values = cv2.GaussianBlur(values, (0, 0), rng.uniform(0.1, BLUR)).reshape(image.shape)
-    return np.minimum(values, white).astype(kind, copy=False)
+    return values
 
 
 def recolor(image, mask, rng, white=255):

@@ -172,6 +172,7 @@ def test_ranges_of_angle_scale_place_and_light(monkeypatch, kind):
 
 
 def test_another_camera_turns_colours_around_gray_and_blurs_half(monkeypatch):
+    monkeypatch.setattr(augmentation, "EXPOSURE", 1)
     y, x = np.mgrid[:40, :40]
     gray = np.repeat((6 * y)[..., None], 3, -1).astype(np.uint8)
     red = np.zeros((40, 40, 3), np.uint8) + np.uint8([150, 90, 90])
@@ -190,6 +191,24 @@ def test_another_camera_turns_colours_around_gray_and_blurs_half(monkeypatch):
     monkeypatch.setattr(augmentation, "BLUR", 0.1)
     bands = NOISE[..., :2]
     np.testing.assert_array_equal(augmentation.another_camera(bands, np.random.default_rng(0)), bands, "not a colour")
+
+
+@pytest.mark.parametrize("white, kind", [(255, np.uint8), (4095, np.uint16)])
+def test_another_camera_exposes_from_dusk_to_day(monkeypatch, white, kind):
+    """Black and white stay, what lies between gets darker or lighter by one curve for all bands, a dark one of them too."""
+    monkeypatch.setattr(augmentation, "BLUR", 0.1)
+    ramp = np.linspace(0, white, 64).round().astype(kind)
+    image = np.stack([ramp, ramp // 2], axis=-1)[None]
+    gammas = []
+    for seed in range(400):
+        shown = augmentation.another_camera(image, np.random.default_rng(seed), white)
+        assert shown.dtype == kind and shown.shape == image.shape and (np.diff(shown[..., 0].astype(int)) >= 0).all()
+        assert shown[0, [0, -1], 0].tolist() == [0, white]
+        bands = shown[0, ..., 1] / white, shown[0, ..., 0] / white
+        gamma = np.log2(np.log(bands[1][32]) / np.log(ramp[32] / white))
+        np.testing.assert_allclose(bands[0], (image[0, :, 1] / white) ** 2**gamma, atol=0.02)  # 8 bits round by 0.002
+        gammas.append(gamma)
+    assert -1.02 < min(gammas) < -0.97 and 0.97 < max(gammas) < 1.02 and abs(np.mean(gammas)) < 0.09  # 3 sigma
 
 
 @pytest.mark.parametrize("cut, channels", [(0, 1), (1, 3)])
